@@ -1,0 +1,273 @@
+"""Clips for pretraining and evaluation: which frames, which crop, at which size.
+
+Shapes: V views or clips of a video, B batch, T frames, H height, W width, 3 RGB; uint8 throughout.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dclr.data.datasets import DatasetError, VideoDataset
+from dclr.data.video import VideoError, count_frames, read_clips, read_video
+
+TEST_CROPS = ("square_resize", "native", "short128")
+REPLACEMENTS = 10
+
+
+class Batch(NamedTuple):
+    """What a loader yields.
+
+    clips: uint8 (V, B, T, H, W, 3); T counts one more than the encoder's frames in pretraining (DCLR Eq. 4).
+    video_id: int64 (B,), the video's number in the dataset: equal numbers, same video.
+    label: int64 (B,), class number, -1 unknown.
+    failures: the videos that could not be read. In pretraining others stand in for them; in evaluation they
+        are left out of the batch.
+    """
+
+    clips: Tensor
+    video_id: Tensor
+    label: Tensor
+    failures: Sequence[VideoError] = ()
+
+
+class Sample(NamedTuple):
+    """One video of a `Batch`: clips (V, T, H, W, 3). `video_id` is -1 where it could not be read."""
+
+    clips: Tensor
+    video_id: int
+    label: int
+    failures: tuple[VideoError, ...] = ()
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stacks the samples that could be read and gathers the failures of all."""
+    read = [sample for sample in samples if sample.video_id >= 0]
+    clips = [sample.clips for sample in read]
+    views, *shape = samples[0].clips.shape
+    return Batch(
+        torch.stack(clips, dim=1) if clips else torch.empty((views, 0, *shape), dtype=torch.uint8),
+        torch.tensor([sample.video_id for sample in read], dtype=torch.int64),
+        torch.tensor([sample.label for sample in read], dtype=torch.int64),
+        tuple(failure for sample in samples for failure in sample.failures),
+    )
+
+
+def sample_starts(n_frames: int, span: int, views: int, rng: np.random.Generator) -> list[int]:
+    """First frames of `views` clips of `span` raw frames: distinct, uniform over all n_frames - span + 1 starts.
+
+    A video with fewer starts than views is a loop, and every one of its frames a start; they repeat only where
+    there are fewer frames than views.
+    """
+    starts = n_frames - span + 1
+    if starts < views:
+        starts = n_frames
+    return rng.choice(starts, size=views, replace=starts < views).tolist()
+
+
+def uniform_starts(n_frames: int, span: int, clips: int) -> list[int]:
+    """First frames of `clips` test clips: floor(linspace(0, n_frames - span, clips)), 0 for a shorter video."""
+    last = max(n_frames - span, 0)
+    return [i * last // max(clips - 1, 1) for i in range(clips)]
+
+
+def random_resized_crop_box(
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """A box (top, left, height, width) of random area, as a share of the frame, and aspect ratio (width / height).
+
+    The area is uniform in `scale`, the logarithm of the ratio uniform; after ten boxes that do not fit, the
+    largest centred one whose ratio is allowed.
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    h = max(min(height, round(width / aspect)), 1)
+    w = max(min(width, round(height * aspect)), 1)
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resize(clip_thwc: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear resize with antialiasing of a uint8 clip (T, H, W, 3) to (T, height, width, 3)."""
+    if clip_thwc.shape[1:3] == (height, width):
+        return clip_thwc.contiguous()
+    # THWC memory is channels-last, which the uint8 kernel is fastest in.
+    clip_tchw = clip_thwc.permute(0, 3, 1, 2)
+    clip_tchw = F.interpolate(clip_tchw, size=(height, width), mode="bilinear", antialias=True)
+    return clip_tchw.permute(0, 2, 3, 1).contiguous()
+
+
+def crop_resize(clip_thwc: Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:
+    """The box (top, left, height, width) of every frame of a clip, resized: uint8 (T, size, size, 3)."""
+    top, left, height, width = box
+    return resize(clip_thwc[:, top : top + height, left : left + width], size, size)
+
+
+def centre_crop(clip_thwc: Tensor, size: int, test_crop: str) -> Tensor:
+    """The centre of a clip for evaluation: uint8 (T, size, size, 3).
+
+    "square_resize": the largest square, resized; "native": `size` pixels of the frame as it is, or the largest
+    square of a smaller frame, resized; "short128": the frame resized to a short side of 128 (or `size` if that
+    is more), then `size` pixels of it.
+    """
+    height, width = clip_thwc.shape[1:3]
+    if test_crop == "short128":
+        zoom = max(128, size) / min(height, width)
+        height, width = round(height * zoom), round(width * zoom)
+        clip_thwc = resize(clip_thwc, height, width)
+    side = min(height, width)
+    if test_crop != "square_resize":
+        side = min(side, size)
+    return crop_resize(clip_thwc, ((height - side) // 2, (width - side) // 2, side, side), size)
+
+
+class _Videos:
+    """The videos of a dataset by number; remembers frame counts (in every worker) and, if asked, whole videos."""
+
+    def __init__(self, paths: Sequence[str], cache: str | None):
+        if cache not in (None, "memory"):
+            raise ValueError(f'cache must be None or "memory", got {cache!r}')
+        self.paths = paths
+        # Counting takes a decoding pass; in shared memory all workers together do it once a video.
+        self.counts = torch.zeros(len(paths), dtype=torch.int64).share_memory_()
+        self.whole: dict[int, np.ndarray] | None = {} if cache == "memory" else None
+
+    def count(self, index: int) -> int:
+        if not self.counts[index]:
+            self.counts[index] = count_frames(self.paths[index]) if self.whole is None else len(self._video(index))
+        return int(self.counts[index])
+
+    def clips(self, index: int, starts: Sequence[int], frames: int, stride: int) -> Tensor:
+        """uint8 (V, T, H, W, 3), as `read_clips`."""
+        if self.whole is None:
+            return torch.from_numpy(read_clips(self.paths[index], starts, frames, stride))
+        video = self._video(index)
+        numbers_vt = np.add.outer(np.asarray(starts), stride * np.arange(frames)) % len(video)
+        return torch.from_numpy(video[numbers_vt])
+
+    def _video(self, index: int) -> np.ndarray:
+        if index not in self.whole:
+            self.whole[index] = read_video(self.paths[index])
+        return self.whole[index]
+
+
+class PretrainClips(Dataset):
+    """Randomly placed and cropped clips by (epoch, index): `Sample`s of (views, frames + 1, size, size, 3).
+
+    Every draw comes from a generator seeded by (seed, epoch, index), so a sample is the same whoever loads it.
+    The crop is one for all frames of a clip and is not mirrored. A video that cannot be read is replaced by
+    another of the dataset, and named in `failures`; `DatasetError` after ten in a row.
+
+    frames, stride: frames + 1 are taken, every stride-th raw frame (DCLR Eq. 4 needs one more than the encoder).
+    scale, ratio: of `random_resized_crop_box`.
+    cache: "memory" keeps whole decoded videos, in each worker its own; for sets that fit several times.
+    """
+
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        *,
+        frames: int = 16,
+        stride: int = 2,
+        size: int = 112,
+        views: int = 2,
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        seed: int = 0,
+        cache: str | None = None,
+    ):
+        self.dataset = dataset
+        self.frames, self.stride, self.size, self.views = frames, stride, size, views
+        self.scale, self.ratio, self.seed = scale, ratio, seed
+        self.span = 1 + frames * stride
+        self.videos = _Videos(dataset.paths, cache)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        # A seed's trailing zeros are not told apart, and (seed, epoch) seeds the order of the epoch.
+        rng = np.random.default_rng((self.seed, epoch, index + 1))
+        failures = []
+        for _ in range(REPLACEMENTS):
+            try:
+                return Sample(self._draw(index, rng), index, int(self.dataset.labels[index]), tuple(failures))
+            except VideoError as error:
+                failures.append(error)
+                index = int(rng.integers(len(self.dataset)))
+        raise DatasetError(f"{REPLACEMENTS} videos in a row cannot be read, the last one {failures[-1]}")
+
+    def _draw(self, index: int, rng: np.random.Generator) -> Tensor:
+        starts = sample_starts(self.videos.count(index), self.span, self.views, rng)
+        clips = self.videos.clips(index, starts, self.frames + 1, self.stride)
+        height, width = clips.shape[2:4]
+        boxes = [random_resized_crop_box(height, width, self.scale, self.ratio, rng) for _ in starts]
+        return torch.stack([crop_resize(clip, box, self.size) for clip, box in zip(clips, boxes)])
+
+    def check_span(self) -> None:
+        """Raises `DatasetError` where every readable video is shorter than one clip. Counts until one is not."""
+        longest = 0
+        for index in range(len(self)):
+            try:
+                longest = max(longest, self.videos.count(index))
+            except VideoError:
+                continue
+            if longest >= self.span:
+                return
+        raise DatasetError(
+            f"{self.dataset.name}: a clip spans {self.span} raw frames ({self.frames} + 1 frames, "
+            f"stride {self.stride}), but the longest of the {len(self)} videos has {longest}"
+        )
+
+
+class EvaluationClips(Dataset):
+    """Evenly spaced, centred clips of each video: a `Sample` with clips (clips, frames, size, size, 3).
+
+    Starts are those of `uniform_starts` with a span of frames * stride raw frames. A video that cannot be read
+    comes back with `video_id` -1 and its failure; `collate` leaves it out.
+    """
+
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        *,
+        frames: int = 16,
+        stride: int = 2,
+        size: int = 112,
+        clips: int = 10,
+        test_crop: str = "square_resize",
+        cache: str | None = None,
+    ):
+        if test_crop not in TEST_CROPS:
+            raise ValueError(f"test_crop must be one of {', '.join(TEST_CROPS)}, got {test_crop!r}")
+        self.dataset = dataset
+        self.frames, self.stride, self.size, self.clips = frames, stride, size, clips
+        self.test_crop = test_crop
+        self.videos = _Videos(dataset.paths, cache)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            starts = uniform_starts(self.videos.count(index), self.frames * self.stride, self.clips)
+            clips = self.videos.clips(index, starts, self.frames, self.stride)
+        except VideoError as error:
+            nothing = torch.empty((self.clips, self.frames, self.size, self.size, 3), dtype=torch.uint8)
+            return Sample(nothing, -1, -1, (error,))
+        centres = torch.stack([centre_crop(clip, self.size, self.test_crop) for clip in clips])
+        return Sample(centres, index, int(self.dataset.labels[index]))

@@ -1,0 +1,107 @@
+"""Pooled backbone features of the clips of a dataset, computed once for every evaluation.
+
+Shapes: V videos, n clips a video, T frames, H x W pixels, D = `encoder.feature_dim`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dclr.data import EvaluationClips, VideoError, build_evaluation_loader
+
+
+class Features(NamedTuple):
+    """Features of the videos of a dataset that could be read, in its order.
+
+    Attributes:
+        clips: (V, n, D) float32 on the CPU, average-pooled over time and space, not normalised.
+        labels: (V,) int64 class indices, -1 unknown.
+        failures: the videos that could not be read, which have no row.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    failures: Sequence[VideoError] = ()
+
+
+def extract_features(
+    encoder: nn.Module,
+    dataset: EvaluationClips,
+    *,
+    device: torch.device | str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_videos: int = 4,
+    workers: int = 0,
+    progress: bool = True,
+    max_failures: float = 0.01,
+) -> Features:
+    """Features of every clip of `dataset` by `encoder` in evaluation mode, without gradient.
+
+    The encoder is moved to `device`; its parameters, buffers and modes, and torch's CPU generator, are
+    afterwards as before.
+
+    Args:
+        encoder: (B, 3, T, H, W) float32 -> (B, D, T', H', W').
+        dataset: n clips a video, uint8 (n, T, H, W, 3).
+        mean, std: of each channel, for frames in [0, 1]: those of the pretraining.
+        batch_videos: videos in one forward, so n times as many clips.
+        workers: processes that decode; 0 decodes in this one.
+        max_failures: share of the videos that may be unreadable; they are left out.
+
+    Raises:
+        ValueError: the dataset is empty, more videos are unreadable than `max_failures` or all of them, or a
+            video's features are not finite.
+    """
+    if len(dataset) == 0:
+        raise ValueError("dataset has no videos: there is nothing to extract features of")
+    loader = build_evaluation_loader(dataset, batch_videos, workers=workers)
+    features, labels, failures = [], [], []
+    # A loader draws a seed from the global generator even though nothing is shuffled.
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(), _evaluating(encoder.to(device)):
+        for batch in tqdm(loader, "features", unit="batch", disable=not progress):
+            failures += batch.failures
+            if len(batch.label):
+                pooled_vnd = _pooled(encoder, batch.clips.to(device, non_blocking=True), mean, std).cpu()
+                _require_finite(pooled_vnd, batch.video_id)
+                features.append(pooled_vnd)
+                labels.append(batch.label)
+    _require_few(failures, len(dataset), max_failures)
+    return Features(torch.cat(features), torch.cat(labels), tuple(failures))
+
+
+def _pooled(encoder: nn.Module, clips_nvthwc: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    clips, videos = clips_nvthwc.shape[:2]
+    clip_bcthw = clips_nvthwc.transpose(0, 1).flatten(0, 1).permute(0, 4, 1, 2, 3).float() / 255
+    mean_c111, std_c111 = (clip_bcthw.new_tensor(values)[:, None, None, None] for values in (mean, std))
+    features_bcthw = encoder((clip_bcthw - mean_c111) / std_c111)
+    return features_bcthw.float().mean((2, 3, 4)).unflatten(0, (videos, clips))
+
+
+def _require_finite(features_vnd: Tensor, video_id: Tensor) -> None:
+    finite = features_vnd.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise ValueError(f"the encoder's features of video {int(video_id[~finite][0])} are not finite")
+
+
+def _require_few(failures: Sequence[VideoError], videos: int, max_failures: float) -> None:
+    if len(failures) > max_failures * videos or len(failures) == videos:
+        listed = "; ".join(map(str, failures))
+        count = f"{len(failures)} of {videos} videos could not be read"
+        raise ValueError(f"{count}, more than the share of {max_failures:g} that is allowed: {listed}")
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each submodule is in the mode in which it was."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, training in modes:
+            submodule.training = training

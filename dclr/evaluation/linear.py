@@ -1,0 +1,149 @@
+"""Linear probe: one linear layer trained on cached features of a frozen encoder (DCLR Sec. 4.1).
+
+V videos, n clips a video, D features, K classes. Hyper-parameters are those of DCLR's released script.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from dclr.evaluation.features import Features
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """SGD of the linear layer, and how a video is scored."""
+
+    lr: float = 5.0
+    """Learning rate of the first epoch."""
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch: int = 128
+    """Clips in a step."""
+    epochs: int = 10
+    """Passes over all clips of all training videos."""
+    milestones: tuple[int, ...] = (6, 8)
+    """Epochs before which the learning rate is multiplied by 0.1."""
+    l2: bool = True
+    """L2-normalise each clip's feature."""
+    average: Literal["logits", "prob"] = "logits"
+    """What is averaged over the clips of a test video: logits or softmax probabilities."""
+
+
+def linear_probe(
+    train: Features,
+    test: Features,
+    config: LinearConfig | None = None,
+    *,
+    classes: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> dict[str, float | str]:
+    """Train a linear layer on the clips of `train`, test it on those of `test`.
+
+    Args:
+        train, test: features (V, n, D) and labels (V,).
+        config: hyper-parameters, by default DCLR's.
+        classes: K; by default the largest label + 1.
+        seed: of the initial weights and of the order of clips.
+        device: where the layer is trained.
+
+    Returns:
+        In percent "top1" (a test video by the average over its clips), "clip_top1" (a test clip by itself)
+        and "train_clip_top1"; and "protocol".
+
+    Raises:
+        ValueError: features that don't fit together, a label outside of the classes, an unknown `average`.
+    """
+    config = config or LinearConfig()
+    _check_features(train, test)
+    if classes is None:
+        classes = 1 + int(max(train.labels.max(), test.labels.max()))
+    _check_labels(train, test, classes)
+    if config.average not in ("logits", "prob"):
+        raise ValueError(f"average must be logits or prob, got {config.average!r}")
+    generator = torch.Generator().manual_seed(seed)
+    train_vnd, test_vnd = (_inputs(features, config, device) for features in (train, test))
+    layer = _initial_layer(train_vnd.shape[2], classes, generator).to(device)
+    _fit(layer, train_vnd, train.labels.to(device), config, generator)
+    with torch.inference_mode():
+        train_logits, test_logits = layer(train_vnd).cpu(), layer(test_vnd).cpu()
+    return {
+        "top1": _percent(_video_scores(test_logits, config.average), test.labels),
+        "clip_top1": _percent(test_logits, test.labels[:, None]),
+        "train_clip_top1": _percent(train_logits, train.labels[:, None]),
+        "protocol": _protocol(train_vnd, test_vnd, config, classes, seed),
+    }
+
+
+def _inputs(features: Features, config: LinearConfig, device: torch.device | str) -> Tensor:
+    clips_vnd = features.clips.to(device, torch.float32)
+    return normalize(clips_vnd, dim=2) if config.l2 else clips_vnd
+
+
+def _initial_layer(dim: int, classes: int, generator: torch.Generator) -> nn.Linear:
+    # Without PyTorch's own initialisation, which would draw from the global generator.
+    layer = nn.utils.skip_init(nn.Linear, dim, classes)
+    nn.init.normal_(layer.weight, std=0.01, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _fit(
+    layer: nn.Linear, clips_vnd: Tensor, labels_v: Tensor, config: LinearConfig, generator: torch.Generator
+) -> None:
+    clips_bd = clips_vnd.flatten(0, 1)
+    labels_b = labels_v.repeat_interleave(clips_vnd.shape[1])
+    optimizer = torch.optim.SGD(
+        layer.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(config.milestones), gamma=0.1)
+    for _ in range(config.epochs):
+        # The order is drawn on the CPU: the same on every device.
+        order = torch.randperm(len(clips_bd), generator=generator).to(clips_bd.device)
+        for rows in order.split(config.batch):
+            optimizer.zero_grad()
+            cross_entropy(layer(clips_bd[rows]), labels_b[rows]).backward()
+            optimizer.step()
+        schedule.step()
+
+
+def _video_scores(logits_vnk: Tensor, average: str) -> Tensor:
+    scores_vnk = logits_vnk.softmax(2) if average == "prob" else logits_vnk
+    return scores_vnk.mean(1)
+
+
+def _percent(scores: Tensor, labels: Tensor) -> float:
+    return 100 * (scores.argmax(-1) == labels).double().mean().item()
+
+
+def _check_features(train: Features, test: Features) -> None:
+    for name, features in (("train", train), ("test", test)):
+        clips, labels = features.clips, features.labels
+        if clips.ndim != 3 or 0 in clips.shape or labels.shape != clips.shape[:1]:
+            shapes = f"{tuple(clips.shape)} and {tuple(labels.shape)}"
+            raise ValueError(f"{name} must have features (V, n, D), not empty, and labels (V,), got {shapes}")
+    if train.clips.shape[2] != test.clips.shape[2]:
+        raise ValueError(f"train has {train.clips.shape[2]} features a clip, test {test.clips.shape[2]}")
+
+
+def _check_labels(train: Features, test: Features, classes: int) -> None:
+    for name, labels in (("train", train.labels), ("test", test.labels)):
+        if labels.min() < 0 or labels.max() >= classes:
+            span = f"{labels.min()}..{labels.max()}"
+            raise ValueError(f"{name} labels must be class indices in 0..{classes - 1}, got {span}")
+
+
+def _protocol(train_vnd: Tensor, test_vnd: Tensor, config: LinearConfig, classes: int, seed: int) -> str:
+    steps = ",".join(map(str, config.milestones)) or "never"
+    averaged = "logits" if config.average == "logits" else "softmax probabilities"
+    return (
+        f"linear probe, encoder frozen in evaluation mode, cached features{' l2-normalised' * config.l2}: "
+        f"{len(train_vnd)} training videos x {train_vnd.shape[1]} clips, {classes} classes, SGD "
+        f"lr {config.lr:g} wd {config.weight_decay:g} m {config.momentum:g} batch {config.batch}, "
+        f"{config.epochs} epochs, x0.1 at {steps}, seed {seed}; "
+        f"top-1 of {len(test_vnd)} test videos by the mean {averaged} of {test_vnd.shape[1]} clips"
+    )

@@ -1,0 +1,288 @@
+"""DCLR: dual contrastive learning for spatio-temporal representation (Ding, Qian, Xiong, ACM MM 2022).
+
+A clip v is contrasted with its static frame s and its frame difference d, which are pushed apart from each other;
+activation maps align and separate the features of the three; a search across videos replaces in-batch positives.
+
+Shapes: n videos on this rank, two views each; rows of 2n hold view i before view j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from dclr.augment import Augment, AugmentConfig, Draw, Streams
+from dclr.data.clips import Batch
+from dclr.distributed import gather_rows
+from dclr.kernels import decoupled_pool
+from dclr.methods.base import Method, Output
+from dclr.methods.contrast import Denominator, Term, contrast, gather_views, own_rows, similarities
+from dclr.methods.search import CrossVideoSearch, Entries, Mode, SearchConfig, cross_video_loss
+from dclr.models import ProjectionHead
+
+
+@dataclass
+class LossWeights:
+    """Weights of the contrastive terms; 0 leaves a term out. L_SD is maximised: its weight is subtracted."""
+
+    vv: float = 0.0
+    vs: float = 1.0
+    vd: float = 1.0
+    sd: float = 1.0
+
+
+@dataclass
+class LossStart:
+    """First epoch of each contrastive term: the curriculum."""
+
+    vv: int = 0
+    vs: int = 0
+    vd: int = 0
+    sd: int = 0
+
+
+@dataclass
+class AlignmentConfig:
+    """Activation alignment L_ac (DCLR Eq. 12)."""
+
+    lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.5
+    """Weight; 0 leaves the term out."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Over the positions of a map."""
+    start: int = 0
+
+
+@dataclass
+class RefineConfig:
+    """Refined pooling of the clip's features by the activation of s and of d (DCLR Eq. 13-15)."""
+
+    s: bool = True
+    d: bool = True
+    start: int = 10
+
+
+@dataclass
+class DCLRConfig:
+    """Dual contrastive learning; the defaults are the paper's on UCF-101, and ours where it is silent."""
+
+    losses: LossWeights = field(default_factory=LossWeights)
+    loss_start: LossStart = field(default_factory=LossStart)
+    same_view: bool = False
+    """Positives of L_VS and L_VD from the same view instead of the other."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    ac: AlignmentConfig = field(default_factory=AlignmentConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    tau: float = 0.07
+    dim: int = 128
+    hidden: int = 512
+    denom: Denominator = "others"
+    symmetric: bool = False
+    """Add the reverse directions s -> v and d -> v to L_VS and L_VD."""
+    heads: Literal["separate", "shared"] = "separate"
+    bn: Literal["mixed", "per_modality"] = "mixed"
+    """One encoder forward for v, s and d, whose batch statistics mix, or one for each."""
+    static_crop: Literal["shared", "independent"] = "shared"
+    diff: Literal["forward17", "roll16"] = "forward17"
+    diff_source: Literal["raw", "augmented"] = "raw"
+    color_shared: bool = False
+    """Give v and s the same colour augmentation."""
+    variant: Literal["paper", "official_release"] = "paper"
+
+    def __post_init__(self) -> None:
+        if self.tau <= 0:
+            raise ValueError(f"method.tau: got {self.tau}, expected a temperature above 0")
+        if not any(asdict(self.losses).values()):
+            raise ValueError("method.losses: every weight is 0, expected at least one term")
+
+    @property
+    def crops(self) -> int:
+        """Independent spatial crops that each view of a video needs from the loader."""
+        return 2 if self.static_crop == "independent" else 1
+
+
+# Projection heads of each term: that of its anchor and that of its key (paper Sec. 3.1; the released code's names).
+HEADS = {"vv": ("vv", "vv"), "vs": ("vs", "s"), "vd": ("vd", "d"), "sd": ("s", "d")}
+
+
+class DCLR(Method):
+    """The whole objective L_VS + L_VD - L_SD + lambda L_ac (DCLR Eq. 16).
+
+    Args:
+        config: which terms, and how.
+        encoder: (b, 3, T, h, w) to (b, C, T', h', w'), with `feature_dim`.
+        augment: flip and colour augmentation.
+    """
+
+    def __init__(self, config: DCLRConfig, encoder: nn.Module, augment: AugmentConfig) -> None:
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        augment.color_shared = config.color_shared
+        self.augment = Augment(augment, config.diff, config.diff_source)
+        weights = asdict(config.losses)
+        self.terms = [name for name in HEADS if weights[name]]
+        names = sorted({head for term in self.terms for head in HEADS[term]})
+        if config.heads == "shared":
+            names = ["shared"]
+        self.heads = nn.ModuleDict(
+            {name: ProjectionHead(encoder.feature_dim, config.hidden, config.dim) for name in names}
+        )
+        searched: list[Mode] = [mode for mode in config.search.on if f"v{mode}" in self.terms]
+        self.search = None
+        if searched:
+            head = {mode: self._head_name(mode) for mode in searched}
+            self.search = CrossVideoSearch(config.search, encoder, self.heads, head, encoder.feature_dim, config.dim)
+        starts = asdict(config.loss_start)
+        self.conditional = any(starts[term] for term in self.terms)
+        self._pending: list[tuple[Mode, Entries]] = []
+        self.start_epoch(0, resumed=True)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        weights = asdict(self.config.losses)
+        signed = {name: -weights[name] if name == "sd" else weights[name] for name in self.active}
+        return {**signed, "ac": self.config.ac.lambda_} if self.aligning else signed
+
+    def check(self, global_batch: int, steps_per_epoch: int) -> None:
+        if self.search is not None:
+            self.search.check(global_batch, steps_per_epoch)
+
+    def start_epoch(self, epoch: int, resumed: bool = False) -> None:
+        config = self.config
+        starts = asdict(config.loss_start)
+        self.active = [term for term in self.terms if epoch >= starts[term]]
+        if not self.active:
+            raise ValueError(f"method.loss_start: no term is active in epoch {epoch}, expected one to start at epoch 0")
+        self.aligning = bool(config.ac.lambda_) and epoch >= config.ac.start
+        refining = epoch >= config.refine.start
+        self.refine_static, self.refine_difference = refining and config.refine.s, refining and config.refine.d
+        if self.search is not None:
+            self.search.start_epoch(epoch, self.encoder, self.heads, resumed)
+
+    def forward(self, batch: Batch, draw: Draw) -> Output:
+        """Losses of this rank's videos against the global batch.
+
+        Args:
+            batch: `clips` (2, n, T+1, h, w, 3) uint8, or (4, ...) with `static_crop = independent`.
+        """
+        clips, static_clips = batch.clips[:2], batch.clips[2:] if self.config.crops > 1 else None
+        streams = self.augment.streams(clips, draw, static_clips)
+        pooled, alignment = self._pool(self._encode(streams))
+        projected = {name: self._head(name, pooled[name]) for name in self._names()}
+        losses, statistics = self._contrast(projected)
+        if self.search is not None and self.search.filling:
+            self._cross_video(batch, streams, projected, losses, statistics)
+        if self.aligning:
+            losses["ac"] = alignment
+        return Output(losses, statistics)
+
+    def after_step(self) -> None:
+        for mode, entries in self._pending:
+            self.search.enqueue(mode, entries)
+        self._pending.clear()
+
+    def _head_name(self, name: str) -> str:
+        return "shared" if self.config.heads == "shared" else name
+
+    def _head(self, name: str, pooled: Tensor) -> Tensor:
+        return self.heads[self._head_name(name)](pooled)
+
+    def _names(self) -> list[str]:
+        """Projections that the active terms need."""
+        return sorted({head for term in self.active for head in HEADS[term]})
+
+    def _encode(self, streams: Streams) -> dict[str, Tensor]:
+        """Feature maps of the modalities in use: `v` always, `s` and `d` where a term or a map needs them."""
+        maps_needed = self.aligning or self.refine_static or self.refine_difference
+        names = self._names()
+        used = {"v": streams.rgb}
+        if maps_needed or "s" in names:
+            used["s"] = streams.static
+        if maps_needed or "d" in names:
+            used["d"] = streams.difference
+        if self.config.bn == "per_modality":
+            return {name: self.encode(clip) for name, clip in used.items()}
+        features = self.encode(torch.cat(list(used.values())))
+        return dict(zip(used, features.chunk(len(used))))
+
+    def _pool(self, features: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Input of each head, (2n, C) float32, and L_ac.
+
+        f_s(v) and f_d(v) (DCLR Eq. 13-15) feed the heads `vs` and `vd` once refinement has started.
+        """
+        if not (self.aligning or self.refine_static or self.refine_difference):
+            average = {name: feature.mean((2, 3, 4), dtype=torch.float32) for name, feature in features.items()}
+            return {**average, **dict.fromkeys(("vv", "vs", "vd"), average["v"])}, None
+        pools = decoupled_pool(features["v"], features["s"], features["d"])
+        alignment = pools.alignment.mean()
+        if self.config.ac.reduction == "sum":
+            alignment = alignment * features["v"].shape[2:].numel()
+        pooled = {
+            "vv": pools.rgb,
+            "vs": pools.rgb_static if self.refine_static else pools.rgb,
+            "vd": pools.rgb_difference if self.refine_difference else pools.rgb,
+            "s": pools.static,
+            "d": pools.difference,
+        }
+        return pooled, alignment
+
+    def _contrast(self, projected: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """L_VV, L_VS, L_VD, L_SD (DCLR Eq. 1, 6-8), all in one launch; those that the search replaces excepted."""
+        gathered = {name: gather_views(value) for name, value in projected.items()}
+        terms: dict[str, list[Term]] = {}
+        for name in self.active:
+            anchor, key = HEADS[name]
+            same_view = name == "sd" or (self.config.same_view and name != "vv")
+            terms[name] = [Term(projected[anchor], gathered[key], same_view)]
+            if self.config.symmetric and name in ("vs", "vd"):
+                terms[name].append(Term(projected[key], gathered[anchor], same_view))
+        statistics = {}
+        for name, (term, *_) in terms.items():
+            statistics[f"similarity/{name}_positive"], statistics[f"similarity/{name}_negative"] = similarities(term)
+        replaced = {f"v{mode}" for mode in "sd" if self.search is not None and self.search.ready(mode)}
+        flat = [(name, term) for name, group in terms.items() if name not in replaced for term in group]
+        losses: dict[str, Tensor] = {}
+        if flat:
+            values = contrast([term for _, term in flat], self.config.tau, self.config.denom)
+            for (name, _), value in zip(flat, values):
+                losses[name] = losses[name] + value if name in losses else value
+        return losses, statistics
+
+    def _cross_video(
+        self,
+        batch: Batch,
+        streams: Streams,
+        projected: dict[str, Tensor],
+        losses: dict[str, Tensor],
+        statistics: dict[str, Tensor],
+    ) -> None:
+        """Eq. 10 for view i where the queue is full; the entries of view j wait for the end of the step."""
+        n = batch.video_id.shape[0]
+        rows = own_rows(n, batch.video_id.device)
+        for mode, clip in (("s", streams.static), ("d", streams.difference)):
+            term = f"v{mode}"
+            if mode not in self.search.queues or term not in self.active:
+                continue
+            described = self.search.describe(mode, clip)
+            queue = self.search.queues[mode]
+            if self.search.ready(mode):
+                found = queue.retrieve(described[:n], self.config.search, batch.video_id)
+                losses[term] = cross_video_loss(
+                    projected[term][:n],
+                    gather_views(projected[mode]),
+                    rows.same_view[:n],
+                    rows.other_view[:n],
+                    gather_rows(batch.video_id, dim=0),
+                    found,
+                    self.config.tau,
+                )
+                known = (found.video_id >= 0) & (batch.label[:, None] >= 0)
+                hits = (found.label == batch.label[:, None]) & known
+                statistics[f"search/{term}_hit_rate"] = hits.sum() / known.sum().clamp(min=1)
+            statistics[f"search/{term}_queue_fill"] = torch.tensor(queue.size / queue.length)
+            view_j = (value[n:].detach() for value in (described, projected[term], projected[mode]))
+            self._pending.append((mode, Entries(*view_j, batch.video_id, batch.label)))

@@ -1,0 +1,29 @@
+"""I3D: Inception-v1 inflated to 3D, with TensorFlow's "SAME" padding (Carreira and Zisserman, CVPR 2017)."""
+
+from torch import nn
+
+from dclr.models.inception import InceptionEncoder, Triple
+
+
+def i3d() -> InceptionEncoder:
+    """I3D on RGB: 12,287,264 parameters, 1024 channels."""
+    return InceptionEncoder(_unit, _pool)
+
+
+def _unit(channels: int, width: int, kernel: int, stride: int) -> nn.Sequential:
+    conv = nn.Conv3d(channels, width, kernel, stride, bias=False)
+    padding = _same_padding((kernel,) * 3, (stride,) * 3)
+    return nn.Sequential(padding, conv, nn.BatchNorm3d(width), nn.ReLU(inplace=True))
+
+
+def _pool(kernel: Triple, stride: Triple) -> nn.Sequential:
+    return nn.Sequential(_same_padding(kernel, stride), nn.MaxPool3d(kernel, stride, ceil_mode=True))
+
+
+def _same_padding(kernel: Triple, stride: Triple) -> nn.Module:
+    """k - s zeros an axis, the odd one on the far side; to a max-pool of ReLU's outputs they are neutral."""
+    total = [max(k - s, 0) for k, s in zip(kernel, stride)]
+    if not any(total):
+        return nn.Identity()
+    # ConstantPad3d counts from the last axis.
+    return nn.ConstantPad3d([side for n in reversed(total) for side in (n // 2, n - n // 2)], 0.0)

@@ -1,0 +1,75 @@
+"""What the kernel files share: is Triton here, which path runs, argument checks.
+
+`kernels/` knows torch and triton and nothing else, so that a file can be borrowed on its own with this one.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # macOS, Windows: the references still work
+    triton = tl = None
+
+# Triton reads the variable when a kernel is decorated, so it counts at import time, not per call.
+INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def runs_triton(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` goes to the Triton kernel; the plain PyTorch reference takes everything else.
+
+    float64 always runs the reference; a CPU tensor runs Triton only under `TRITON_INTERPRET=1`.
+    """
+    if triton is None or tensor.dtype == torch.float64:
+        return False
+    return tensor.is_cuda or INTERPRET
+
+
+def check(condition: bool, argument: str, got: object, expected: str, error: type = ValueError) -> None:
+    """Raise `error` naming the argument, what it was and what it must be."""
+    if not condition:
+        raise error(f"{argument}: got {got}, expected {expected}")
+
+
+def check_float(argument: str, tensor: torch.Tensor, rank: int | tuple[int, ...]) -> None:
+    """A floating tensor of one of the ranks, or a TypeError/ValueError that names it."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{argument}: got {type(tensor).__name__}, expected a torch.Tensor")
+    check(
+        tensor.dtype in FLOAT_DTYPES,
+        argument,
+        tensor.dtype,
+        "float32, bfloat16, float16 or float64",
+        TypeError,
+    )
+    ranks = (rank,) if isinstance(rank, int) else rank
+    check(
+        tensor.dim() in ranks,
+        argument,
+        f"shape {tuple(tensor.shape)}",
+        f"{' or '.join(map(str, ranks))} dimensions",
+    )
+
+
+def check_same_device(**tensors: torch.Tensor | None) -> None:
+    """All given tensors on one device, or a ValueError that lists where each is."""
+    devices = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        listing = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"tensors on different devices: {listing}; expected one device")
+
+
+def device_class(device: torch.device) -> str:
+    """Key into a kernel's config table: `sm_90`, `gfx942`, or `default` for what has no row of its own."""
+    if device.type != "cuda":
+        return "default"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"

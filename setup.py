@@ -1,0 +1,36 @@
+"""Packaging. `kernels/` installs as `dclr.kernels`, never as a top-level module of its own."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+test = ["pytest>=8", "pytest-xdist>=3.5", "pytest-benchmark>=5", "ruff>=0.6"]
+
+setup(
+    name="dclr",
+    version="0.1.0",
+    description="Self-supervised video pretraining that learns motion as well as scene, on Triton kernels",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    package_dir={"dclr": "dclr", "dclr.kernels": "kernels"},
+    packages=[*find_packages(include=["dclr", "dclr.*"]), "dclr.kernels"],
+    install_requires=[
+        "torch>=2.11",
+        "triton>=3.6; platform_system == 'Linux'",
+        "numpy>=1.26",
+        "av>=14",
+        "kornia>=0.8",
+        "nvtx>=0.2.10",
+        "tyro>=0.9",
+        "pyyaml>=6",
+        "tqdm>=4.66",
+        "tensorboard>=2.16",
+    ],
+    extras_require={
+        "test": test,
+        "bench": ["pytest-benchmark>=5", "matplotlib>=3.8"],
+    },
+    entry_points={"console_scripts": ["dclr = dclr.cli:main"]},
+)

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+
+from dclr.data import (
+    DatasetError,
+    EpochSampler,
+    EvaluationClips,
+    PretrainClips,
+    VideoDataset,
+    build_evaluation_loader,
+    build_pretrain_loader,
+)
+
+
+def dataset_of(*paths):
+    return VideoDataset("test", tuple(map(str, paths)), tuple(range(len(paths))), ())
+
+
+def pretrain_clips(files, **options):
+    videos = dataset_of(files["h264"], files["avi"], files["text"], files["header"], files["variable rate"])
+    return PretrainClips(videos, frames=3, size=16, **options)
+
+
+def test_every_epoch_is_another_permutation():
+    sampler = EpochSampler(20, 5, seed=3)
+    epochs = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == 4
+        assert all(at == epoch for batch in batches for at, _ in batch)
+        epochs.append([index for batch in batches for _, index in batch])
+        assert sorted(epochs[-1]) == list(range(20))
+    assert len({tuple(order) for order in epochs}) == 3
+    assert list(EpochSampler(20, 5, seed=3)) == [[(0, i) for i in row] for row in np.reshape(epochs[0], (4, 5))]
+    assert list(EpochSampler(20, 5, seed=4)) != list(EpochSampler(20, 5, seed=3))
+
+
+def test_ranks_share_out_each_global_batch():
+    whole = list(EpochSampler(26, 8, seed=1))
+    ranks = [list(EpochSampler(26, 8, seed=1, rank=rank, world=4)) for rank in range(4)]
+    assert len(whole) == 3
+    assert [[key for part in parts for key in part] for parts in zip(*ranks)] == whole
+
+
+def test_resume_continues_the_epoch():
+    sampler = EpochSampler(26, 8)
+    sampler.set_epoch(5)
+    whole = list(sampler)
+    sampler.set_epoch(5, start_step=2)
+    assert list(sampler) == whole[2:] and len(sampler) == 1
+
+
+@pytest.mark.parametrize(
+    "length, batch_size, world, message",
+    [
+        (9, 10, 1, "a batch of 10 does not fit a dataset of 9 videos"),
+        (9, 0, 1, "a batch of 0"),
+        (9, 6, 4, "a batch of 6 does not divide among 4 processes"),
+    ],
+)
+def test_batches_that_cannot_be(length, batch_size, world, message):
+    with pytest.raises(ValueError, match=message):
+        EpochSampler(length, batch_size, world=world)
+
+
+def test_a_clip_longer_than_every_video(files):
+    with pytest.raises(DatasetError, match="the longest of the 1 videos has 30"):
+        build_pretrain_loader(PretrainClips(dataset_of(files["h264"])), 1)
+
+
+def test_batches_do_not_depend_on_workers_ranks_or_resuming(files):
+    """Two worker processes, two ranks and a resumed epoch give the batches of a plain run."""
+    clips = pretrain_clips(files, seed=7)
+    plain = build_pretrain_loader(clips, 2)
+    parallel = build_pretrain_loader(pretrain_clips(files, seed=7), 2, workers=2)
+    ranks = [build_pretrain_loader(clips, 2, rank=rank, world=2) for rank in range(2)]
+    for epoch in range(2):
+        for loader in (plain, parallel, *ranks):
+            loader.batch_sampler.set_epoch(epoch)
+        expected = list(plain)
+        assert len(expected) == 2
+        for batch, got, *parts in zip(expected, parallel, *ranks):
+            assert batch.clips.shape == (2, 2, 4, 16, 16, 3)
+            shared = torch.cat([part.clips for part in parts], dim=1)
+            assert torch.equal(got.clips, batch.clips) and torch.equal(shared, batch.clips)
+            assert torch.equal(got.video_id, batch.video_id) and torch.equal(got.label, batch.label)
+            assert list(map(str, got.failures)) == list(map(str, batch.failures))
+        parallel.batch_sampler.set_epoch(epoch, start_step=1)
+        [resumed] = parallel
+        assert torch.equal(resumed.clips, expected[1].clips)
+    # What the workers counted is known here: five videos, one of them unreadable.
+    assert sorted(parallel.dataset.videos.counts.tolist()) == [0, 30, 30, 30, 30]
+
+
+def test_failures_reach_the_loop(files):
+    loader = build_pretrain_loader(pretrain_clips(files), 5)
+    [batch] = loader
+    assert str(files["text"]) in [failure.path for failure in batch.failures]
+    assert batch.video_id.shape == (5,) and 2 not in batch.video_id.tolist()
+
+
+def test_evaluation_covers_every_video_once(files):
+    clips = EvaluationClips(pretrain_clips(files).dataset, frames=3, size=16, clips=2)
+    whole = list(build_evaluation_loader(clips, 3))
+    assert [batch.video_id.tolist() for batch in whole] == [[0, 1], [3, 4]]
+    assert [len(batch.failures) for batch in whole] == [1, 0]
+    ranks = [list(build_evaluation_loader(clips, 3, rank=rank, world=2)) for rank in range(2)]
+    assert [batch.video_id.tolist() for rank in ranks for batch in rank] == [[0, 4], [1, 3]]

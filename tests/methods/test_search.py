@@ -1,0 +1,183 @@
+"""Cross-video search (DCLR Sec. 3.2, Eq. 9-10): the worked example, the queue's order, the slow encoder."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from dclr.methods.search import (
+    CrossVideoSearch,
+    Entries,
+    SearchConfig,
+    SearchQueue,
+    SlowEncoder,
+    cross_video_loss,
+)
+
+from .fixtures import TAU, D, V
+
+CONFIG = SearchConfig(k=2, queue=4)
+KEYS = normalize(torch.tensor([[3, 4, 0], [4, 3, 0], [0, 0, 1], [12, 5, 0]], dtype=torch.float32), dim=1)
+P_RGB = torch.tensor([[1, 1], [2, 1], [0, 1], [1, 0]], dtype=torch.float32)
+P_MODE = torch.tensor([[1, 3], [3, 1], [-1, 0], [0, 1]], dtype=torch.float32)
+QUERY = torch.tensor([[1.0, 0, 0]])
+
+
+def filled_queue():
+    queue = SearchQueue(4, 3, 2)
+    queue.enqueue(Entries(KEYS, P_RGB, P_MODE, torch.tensor([7, 8, 9, 5]), torch.tensor([0, 1, 2, 3])))
+    return queue
+
+
+def eq10(config, video_id=5):
+    """Row 0 of the two-video example as query; the in-batch negatives are rows 1 and 3."""
+    found = filled_queue().retrieve(QUERY, config, torch.tensor([video_id]))
+    found = found._replace(rgb=found.rgb.double(), mode=found.mode.double(), weight=found.weight.double())
+    return cross_video_loss(V[:1], D, torch.tensor([0]), torch.tensor([2]), torch.tensor([5, 6]), found, TAU).item()
+
+
+def test_prior_of_the_worked_example():
+    found = filled_queue().retrieve(QUERY, CONFIG, torch.tensor([5]))
+    assert found.video_id.tolist() == [[8, 7]]
+    assert found.label.tolist() == [[1, 0]]
+    torch.testing.assert_close(found.weight, torch.tensor([[0.571429, 0.428571]]), atol=1e-6, rtol=0)
+
+
+def test_prior_with_the_own_video():
+    found = filled_queue().retrieve(QUERY, replace(CONFIG, exclude_same_video=False), torch.tensor([5]))
+    assert found.video_id.tolist() == [[5, 8]]
+    torch.testing.assert_close(found.weight, torch.tensor([[0.535714, 0.464286]]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [(CONFIG, 0.258703), (replace(CONFIG, dist="uniform"), 0.270634), (replace(CONFIG, k=1), 0.187117)],
+)
+def test_eq10_of_the_worked_example(config, expected):
+    assert eq10(config) == pytest.approx(expected, abs=1e-6)
+
+
+def test_rows_of_the_retrieved_video_are_no_negatives():
+    """With entry 8's video in the batch too, its rows leave the denominator of its own positive only."""
+    found = filled_queue().retrieve(QUERY, CONFIG, torch.tensor([5]))
+    found = found._replace(rgb=found.rgb.double(), mode=found.mode.double(), weight=found.weight.double())
+    torch.manual_seed(0)
+    key, rgb = torch.randn(6, 2, dtype=torch.float64), V[:1]
+    ids = torch.tensor([5, 6, 8])
+    got = cross_video_loss(rgb, key, torch.tensor([0]), torch.tensor([3]), ids, found, TAU)
+    expected = 0.0
+    unit = lambda x: normalize(x, dim=-1)  # noqa: E731
+    for entry, weight in enumerate(found.weight[0]):
+        negative = [row for row in range(6) if ids[row % 3] not in (5, found.video_id[0, entry])]
+        for anchor, positive in ((rgb[0], found.mode[0, entry]), (found.rgb[0, entry], key[0])):
+            logits = unit(torch.stack([positive, *key[negative]])) @ unit(anchor) / TAU
+            expected += weight * (logits.logsumexp(0) - logits[0])
+    torch.testing.assert_close(got, expected)
+
+
+def test_negative_similarity_has_no_weight():
+    queue = SearchQueue(2, 2, 2)
+    angle = torch.tensor([0.2, -0.1]).acos()
+    key = torch.stack([angle.cos(), angle.sin()], dim=1)
+    queue.enqueue(Entries(key, P_RGB[:2], P_MODE[:2], torch.tensor([1, 2]), torch.tensor([0, 0])))
+    found = queue.retrieve(torch.tensor([[1.0, 0]]), SearchConfig(k=2, queue=2), torch.tensor([5]))
+    torch.testing.assert_close(found.weight, torch.tensor([[1.0, 0.0]]))
+
+
+def test_copies_of_the_query_weigh_the_same():
+    queue = SearchQueue(8, 3, 2)
+    queue.enqueue(Entries(QUERY.expand(8, 3), torch.ones(8, 2), torch.ones(8, 2), torch.arange(8), torch.arange(8)))
+    found = queue.retrieve(QUERY, SearchConfig(k=5, queue=8), torch.tensor([2]))
+    assert found.video_id.tolist() == [[0, 1, 3, 4, 5]]
+    torch.testing.assert_close(found.weight, torch.full((1, 5), 0.2))
+
+
+def test_too_few_entries_leave_no_weight_behind():
+    queue = SearchQueue(4, 3, 2)
+    queue.enqueue(Entries(KEYS[:2], P_RGB[:2], P_MODE[:2], torch.tensor([7, 5]), torch.tensor([0, 0])))
+    found = queue.retrieve(QUERY, replace(CONFIG, k=3), torch.tensor([5]))
+    assert found.video_id.tolist() == [[7, -1, -1]]
+    assert found.weight.tolist() == [[1, 0, 0]]
+
+
+def test_queue_wraps_first_in_first_out():
+    queue, pointers = SearchQueue(8, 1, 1), []
+    for batch in range(4):
+        ids = torch.arange(3) + 3 * batch
+        value = ids[:, None].float()
+        queue.enqueue(Entries(value, value, value, ids, ids))
+        pointers.append(queue.pointer)
+    assert pointers == [3, 6, 1, 4]
+    assert queue.video_id.tolist() == [8, 9, 10, 11, 4, 5, 6, 7]
+    assert queue.full
+    restored = SearchQueue(8, 1, 1)
+    restored.load_state_dict(queue.state_dict())
+    assert (restored.pointer, restored.size) == (4, 8)
+
+
+def test_batch_longer_than_the_queue_keeps_the_last():
+    queue = SearchQueue(2, 1, 1)
+    ids = torch.arange(5)
+    queue.enqueue(Entries(ids[:, None].float(), torch.zeros(5, 1), torch.zeros(5, 1), ids, ids))
+    assert sorted(queue.video_id.tolist()) == [3, 4]
+
+
+def encoder_and_heads():
+    encoder = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4))
+    return encoder, nn.ModuleDict({"d": nn.Linear(4, 2)})
+
+
+def test_slow_encoder_moves_only_at_refresh():
+    torch.manual_seed(0)
+    encoder, heads = encoder_and_heads()
+    search = CrossVideoSearch(SearchConfig(queue=4, k=2, start=4, refresh=2), encoder, heads, {"d": "d"}, 4, 2)
+    search.train()
+    assert not any(module.training for module in search.slow.modules())
+    assert not any(parameter.requires_grad for parameter in search.parameters())
+    for epoch in range(7):
+        with torch.no_grad():
+            for parameter in encoder.parameters():
+                parameter.add_(1)
+        before = encoder.state_dict()
+        search.start_epoch(epoch, encoder, heads)
+        same = all(torch.equal(value, before[name]) for name, value in search.slow.encoder.state_dict().items())
+        assert same == (epoch in (4, 6)), epoch
+        assert search.filling == (epoch >= 4)
+        assert not search.ready("d")
+
+
+def test_flush_or_keep_at_refresh():
+    encoder, heads = encoder_and_heads()
+    for on_refresh, size in (("flush", 0), ("keep", 4)):
+        config = SearchConfig(queue=4, start=0, refresh=2, on_refresh=on_refresh, k=2)
+        search = CrossVideoSearch(config, encoder, heads, {"d": "d"}, 4, 2)
+        search.start_epoch(0, encoder, heads)
+        search.queues["d"] = SearchQueue(4, 2, 2)
+        search.enqueue("d", Entries(torch.ones(4, 2), P_RGB, P_MODE, torch.arange(4), torch.arange(4)))
+        assert search.ready("d")
+        search.start_epoch(1, encoder, heads)
+        assert search.ready("d")
+        search.start_epoch(2, encoder, heads)
+        assert search.queues["d"].size == size
+
+
+def test_queue_that_can_never_fill():
+    encoder, heads = encoder_and_heads()
+    search = CrossVideoSearch(SearchConfig(queue=2048, refresh=10), encoder, heads, {"d": "d"}, 4, 2)
+    search.check(global_batch=64, steps_per_epoch=149)
+    with pytest.raises(ValueError, match=r"2048 entries can never fill .* 1600"):
+        search.check(global_batch=16, steps_per_epoch=10)
+
+
+@pytest.mark.parametrize("bad", [{"k": 0}, {"queue": 0}, {"refresh": 0}, {"k": 5, "queue": 4}])
+def test_bad_configuration(bad):
+    with pytest.raises(ValueError, match=r"search\."):
+        SearchConfig(**bad)
+
+
+def test_slow_encoder_has_no_gradient():
+    encoder, heads = encoder_and_heads()
+    slow = SlowEncoder(encoder, heads)
+    assert not slow(torch.randn(2, 3, 1, 2, 2), "d").requires_grad
