@@ -20,7 +20,7 @@ setup(
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=1.26",
-        "av>=14",
+        "av>=17",
         "kornia>=0.8",
         "nvtx>=0.2.10",
         "tyro>=0.9",

@@ -172,6 +172,7 @@ class PretrainClips(Dataset):
     another of the dataset, and named in `failures`; `DatasetError` after ten in a row.
 
     frames, stride: frames + 1 are taken, every stride-th raw frame (DCLR Eq. 4 needs one more than the encoder).
+    crops: crops of each view, each with a box of its own: (crops * views, ...), all views of a crop together.
     scale, ratio: of `random_resized_crop_box`.
     cache: "memory" keeps whole decoded videos, in each worker its own; for sets that fit several times.
     """
@@ -184,13 +185,14 @@ class PretrainClips(Dataset):
         stride: int = 2,
         size: int = 112,
         views: int = 2,
+        crops: int = 1,
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         seed: int = 0,
         cache: str | None = None,
     ):
         self.dataset = dataset
-        self.frames, self.stride, self.size, self.views = frames, stride, size, views
+        self.frames, self.stride, self.size, self.views, self.crops = frames, stride, size, views, crops
         self.scale, self.ratio, self.seed = scale, ratio, seed
         self.span = 1 + frames * stride
         self.videos = _Videos(dataset.paths, cache)
@@ -207,15 +209,16 @@ class PretrainClips(Dataset):
             try:
                 return Sample(self._draw(index, rng), index, int(self.dataset.labels[index]), tuple(failures))
             except VideoError as error:
-                failures.append(error)
+                failures.append(_bare(error))
                 index = int(rng.integers(len(self.dataset)))
         raise DatasetError(f"{REPLACEMENTS} videos in a row cannot be read, the last one {failures[-1]}")
 
     def _draw(self, index: int, rng: np.random.Generator) -> Tensor:
         starts = sample_starts(self.videos.count(index), self.span, self.views, rng)
         clips = self.videos.clips(index, starts, self.frames + 1, self.stride)
+        clips = clips.repeat(self.crops, 1, 1, 1, 1)
         height, width = clips.shape[2:4]
-        boxes = [random_resized_crop_box(height, width, self.scale, self.ratio, rng) for _ in starts]
+        boxes = [random_resized_crop_box(height, width, self.scale, self.ratio, rng) for _ in clips]
         return torch.stack([crop_resize(clip, box, self.size) for clip, box in zip(clips, boxes)])
 
     def check_span(self) -> None:
@@ -268,6 +271,11 @@ class EvaluationClips(Dataset):
             clips = self.videos.clips(index, starts, self.frames, self.stride)
         except VideoError as error:
             nothing = torch.empty((self.clips, self.frames, self.size, self.size, 3), dtype=torch.uint8)
-            return Sample(nothing, -1, -1, (error,))
+            return Sample(nothing, -1, -1, (_bare(error),))
         centres = torch.stack([centre_crop(clip, self.size, self.test_crop) for clip in clips])
         return Sample(centres, index, int(self.dataset.labels[index]))
+
+
+def _bare(error: VideoError) -> VideoError:
+    # The traceback would keep the frames of all callers alive, and the loader's workers with them.
+    return VideoError(error.path, error.reason)

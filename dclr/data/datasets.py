@@ -131,6 +131,8 @@ def diving48(request: Request) -> VideoDataset:
     folders = _descend(request.root, ("Diving48", "diving48", "rgb", "videos"))
     listing = _split_file(request, folders, f"Diving48_V2_{request.subset}.json")
     entries = lists.read_json(listing)
+    for entry in entries:
+        lists.require(entry, ("vid_name", "label"), listing)
     vocabulary = listing.with_name("Diving48_vocab.json")
     classes = tuple(str(number) for number in range(48))
     if vocabulary.is_file():
@@ -150,12 +152,14 @@ def kinetics400(request: Request) -> VideoDataset:
     stems = {"train": ("train",), "test": ("val", "validate", "validation")}[request.subset]
     listing = _split_file(request, folders, *(f"{stem}.csv" for stem in stems))
     rows = lists.read(listing)
+    official = "youtube_id" in rows[0]
+    lists.require(rows[0], ("label", "time_start", "time_end") if official else ("label",), listing)
     root = folders[-1]
     inside = [name for name in SUBSET_FOLDERS[request.subset] if (root / name).is_dir()]
     label_map = listing.with_name("label_map.txt")
     classes = tuple(lists.lines(label_map)) if label_map.is_file() else None
     labels, classes = lists.encode([row["label"] for row in rows], listing, classes)
-    if "youtube_id" in rows[0]:
+    if official:
         names = [_kinetics_names(row, inside) for row in rows]
     else:
         names = [[row["path"], *(f"{name}/{row['path']}" for name in inside)] for row in rows]
@@ -200,8 +204,8 @@ def _listed(request: Request, listing: Path) -> VideoDataset:
     rows = lists.read(listing)
     columns = rows[0].keys()
     label = request.label or "label"
-    if request.label and label not in columns:
-        raise DatasetError(f"folder: {listing} has no column {label!r}; it has {', '.join(columns)}")
+    if request.label:
+        lists.require(rows[0], (label,), listing)
     # Classes come from every row, so that train and test number them alike.
     labels, classes = lists.encode([row.get(label, "") for row in rows], listing)
     where = request.where or (f"split={request.subset}" if "split" in columns else "")
@@ -258,25 +262,23 @@ def _descend(root: Path, names: Iterable[str]) -> list[Path]:
 
 def _split_file(request: Request, folders: list[Path], *names: str) -> Path:
     """The first file of one of the `names` (or patterns): in `annotations` if given, else beside the videos."""
-    if request.annotations is not None:
-        given = request.annotations
-        if not given.exists():
-            given = request.root / given
-        if given.is_file():
-            # A file stands for itself, and its folder for the other files a dataset needs.
-            named = any(given.match(name) for name in names)
-            if named or request.name in ("folder", "kinetics400", "diving48"):
-                return given
-            given = given.parent
-        folders = [given]
-    else:
+    given = request.annotations
+    if given is None:
         folders = [*reversed(folders), request.root.parent]
+    else:
+        given = given if given.exists() else request.root / given
+        if given.is_file() and (request.name == "folder" or any(given.match(name) for name in names)):
+            return given
+        # A file of another subset stands for its folder.
+        folders = [given.parent if given.is_file() else given]
     for base in folders:
         for below in SPLIT_FOLDERS:
             for name in names:
                 found = sorted((base / below).glob(name))
                 if found:
                     return found[0]
+    if given is not None and given.is_file() and request.name in ("kinetics400", "diving48"):
+        return given
     raise DatasetError(
         f"{request.name}: no split file {' or '.join(names)}; looked in {', '.join(map(str, folders))} and "
         f"their folders {', '.join(SPLIT_FOLDERS[1:])}; name its place with annotations"

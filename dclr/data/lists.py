@@ -57,6 +57,8 @@ def read(path: Path) -> list[dict[str, str]]:
     for number, row in enumerate(table[1:], start=2):
         if len(row) != len(header):
             raise DatasetError(f"{path}, row {number}: {len(row)} columns, but the header has {len(header)}")
+    if len(table) == 1:
+        raise DatasetError(f"{path} has a header, but no row")
     header = ["path" if column == path_column else column for column in header]
     return [dict(zip(header, row)) for row in table[1:]]
 
@@ -68,6 +70,13 @@ def _plain_row(line: str, path: Path) -> dict[str, str]:
     if len(words) < 2:
         raise DatasetError(f"{path}: {line!r} is not of the form `path label`")
     return {"path": words[0], "label": words[-1]}
+
+
+def require(row: dict, columns: tuple[str, ...], source: Path) -> None:
+    """Raises `DatasetError` where a row lacks one of the columns."""
+    for column in columns:
+        if column not in row:
+            raise DatasetError(f"{source} has no column {column!r}; it has {', '.join(row)}")
 
 
 def encode(
@@ -96,10 +105,8 @@ def select(rows: list[dict[str, str]], where: str, source: Path) -> list[int]:
     """The numbers of the rows that meet every condition of `where` ("column=value,column=value")."""
     conditions = [part.partition("=")[::2] for part in where.split(",") if part.strip()]
     conditions = [(column.strip(), value.strip()) for column, value in conditions]
-    columns = rows[0].keys()
     for column, value in conditions:
         if not column or not value:
             raise DatasetError(f"where={where!r} is not of the form column=value")
-        if column not in columns:
-            raise DatasetError(f"{source} has no column {column!r} (where={where!r}); it has {', '.join(columns)}")
+        require(rows[0], (column,), source)
     return [i for i, row in enumerate(rows) if all(row[column] == value for column, value in conditions)]

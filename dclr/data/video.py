@@ -130,7 +130,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
     """The stream's packets as far as the file goes, then None, which draws the last frames from the decoder."""
     try:
         for packet in container.demux(stream):
-            # A decoder takes an empty packet (a dropped frame in an AVI) for the end of the stream.
+            # A decoder takes an empty packet (a dropped frame) for the end of the stream.
             if packet.size:
                 yield packet
     except av.FFmpegError:

@@ -1,0 +1,21 @@
+"""Pretraining: the loop, its checkpoints and its log."""
+
+from dclr.training.checkpoint import CheckpointError, load_checkpoint, load_method, save_checkpoint
+from dclr.training.failures import TooManyFailures
+from dclr.training.interrupts import Stopped
+from dclr.training.metrics import append_metrics, read_metrics
+from dclr.training.trainer import NonFiniteLoss, Trainer, pretrain
+
+__all__ = [
+    "CheckpointError",
+    "NonFiniteLoss",
+    "Stopped",
+    "TooManyFailures",
+    "Trainer",
+    "append_metrics",
+    "load_checkpoint",
+    "load_method",
+    "pretrain",
+    "read_metrics",
+    "save_checkpoint",
+]

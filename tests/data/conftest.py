@@ -114,6 +114,8 @@ def files(tmp_path_factory) -> dict[str, Path]:
         "metadata": patch(named, folder / "metadata.mp4", b"METADATA", 0, b"\xe9\xff\xfe\x80caf\xe9"),
         "header": patch(avi, folder / "header.avi", b"avih", 8 + 16, struct.pack("<I", 32)),
         "colon": write(folder / "a: b %d #1.mp4", pictures),
+        # The AVI writer fills gaps in time with empty chunks.
+        "gaps": write(folder / "gaps.avi", pictures, "mpeg4", times=[i + i // 7 for i in range(30)]),
         "truncated": folder / "truncated.avi",
         "no index": folder / "no_index.mp4",
         "audio": write_tone(folder / "audio.wav"),

@@ -135,6 +135,22 @@ def test_kinetics400_as_a_list_of_paths(tmp_path, row):
         load_dataset("kinetics400", tmp_path, annotations=listing)
 
 
+def test_kinetics400_annotations_of_the_other_subset(tmp_path):
+    touch(tmp_path, "train/a.mp4", "val/b.mp4")
+    header = "label,youtube_id,time_start,time_end,split"
+    train = write(tmp_path / "lists" / "train.csv", header, "zumba,a,1,11,train")
+    write(tmp_path / "lists" / "val.csv", header, "zumba,b,1,11,val")
+    for subset, name in (("train", "train/a.mp4"), ("test", "val/b.mp4")):
+        dataset = load_dataset("kinetics400", tmp_path, subset=subset, annotations=train)
+        assert names_of(dataset, tmp_path) == [name]
+    write(train, "youtube_id,time_start,time_end,split", "a,1,11,train")
+    with pytest.raises(DatasetError, match=r"train.csv has no column 'label'; it has youtube_id"):
+        load_dataset("kinetics400", tmp_path, annotations=train)
+    write(train, header)
+    with pytest.raises(DatasetError, match=r"train.csv has a header, but no row"):
+        load_dataset("kinetics400", tmp_path, annotations=train)
+
+
 def test_diving48(tmp_path):
     touch(tmp_path / "rgb", "a_00001.mp4", "b_00002.mp4")
     entry = {"vid_name": "b_00002", "label": 47, "start_frame": 0, "end_frame": 9}

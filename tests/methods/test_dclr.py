@@ -177,8 +177,8 @@ def test_state_dict_holds_queue_and_slow_encoder():
 def test_simclr_equals_the_vanilla_term_of_dclr():
     simclr = build(SimCLRConfig(hidden=8, dim=4))
     assert isinstance(simclr, SimCLR)
-    dclr = build(DCLRConfig(hidden=8, dim=4, losses=LossWeights(1, 0, 0, 0), ac=AlignmentConfig(0), search=SearchConfig(on=()),
-                            refine=RefineConfig(False, False)))  # fmt: skip
+    off = {"ac": AlignmentConfig(0), "search": SearchConfig(on=()), "refine": RefineConfig(False, False)}
+    dclr = build(DCLRConfig(hidden=8, dim=4, losses=LossWeights(1, 0, 0, 0), **off))
     assert isinstance(dclr, DCLR)
     dclr.load_state_dict({name.replace("head.", "heads.vv."): v for name, v in simclr.state_dict().items()})
     for one in (simclr, dclr):

@@ -1,0 +1,227 @@
+"""Configuration of a pretraining run: nested dataclasses, from a preset, then a YAML file, then flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import yaml
+
+from dclr.augment import AugmentConfig
+from dclr.methods import METHODS, DCLRConfig, method_name
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used, in one line."""
+
+
+@dataclass
+class DataConfig:
+    """Videos and the clips that are cut from them."""
+
+    dataset: str = "ucf101"
+    """ucf101, hmdb51, kinetics400, diving48, or folder."""
+    root: str = ""
+    """Folder of the dataset."""
+    annotations: str | None = None
+    """Split file or folder of split files, where they are not beside the videos; for `folder` a csv or txt list."""
+    label: str | None = None
+    """Column of the list with the class."""
+    where: str | None = None
+    """Rows of the list to take, as COLUMN=VALUE."""
+    split: int = 1
+    subset: Literal["train", "test"] = "train"
+    frames: int = 16
+    stride: int = 2
+    """Raw frames from one frame of a clip to the next."""
+    size: int = 112
+    """Height and width of a clip, pixels."""
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Range of the crop's share of the frame's area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the crop's aspect ratio."""
+    workers: int = 4
+    """Loader processes on each rank."""
+    cache: Literal["memory"] | None = None
+    """Keep decoded videos in memory: for sets that fit, with `workers` 0."""
+    allow_missing: bool = False
+    """Go on without the videos that the split names but the folder lacks, and report their number."""
+    max_failed_share: float = 0.01
+    """Stop when more than this share of the videos cannot be decoded."""
+
+    def __post_init__(self) -> None:
+        _at_least("data", self, frames=1, stride=1, size=1, workers=0)
+
+
+@dataclass
+class OptimConfig:
+    """Optimiser and learning rate."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    """For a global batch of 64; scaled linearly with it."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    milestones: tuple[float, ...] = (0.6, 0.8)
+    """Shares of the epochs after which the step schedule multiplies the rate by 0.1."""
+    warmup: int = 0
+    """Steps of linear warm-up."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ConfigError(f"optim.lr: got {self.lr}, expected a learning rate above 0")
+
+
+@dataclass
+class TrainConfig:
+    """The run."""
+
+    epochs: int = 200
+    batch: int = 64
+    """Videos in the global batch."""
+    accumulate: int = 1
+    """Forward and backward passes whose gradients make one step; each sees batch / accumulate videos."""
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 runs the encoder under autocast; auto is bf16 on GPUs."""
+    sync_bn: bool = True
+    """Batch statistics over all GPUs."""
+    compile: bool = False
+    """`torch.compile` the encoder."""
+    checkpoint_every: int = 10
+    """Epochs between checkpoints that are kept; the last one is saved after every epoch."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least("train", self, epochs=1, batch=1, accumulate=1, checkpoint_every=1, log_every=1)
+        if self.batch % self.accumulate:
+            raise ConfigError(
+                f"train.accumulate: got {self.accumulate}, expected a divisor of train.batch {self.batch}"
+            )
+
+
+MethodConfig = TypeVar("MethodConfig")
+
+
+@dataclass
+class PretrainConfig(Generic[MethodConfig]):
+    """Everything of a pretraining run; saved resolved in its folder as config.yaml."""
+
+    output: str = "runs/pretrain"
+    """Run folder: configuration, metrics, checkpoints, TensorBoard events."""
+    encoder: str = "r2plus1d_vcop"
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    method: MethodConfig = field(default_factory=DCLRConfig)
+
+
+def _at_least(section: str, config: Any, **least: int) -> None:
+    for name, low in least.items():
+        if getattr(config, name) < low:
+            raise ConfigError(f"{section}.{name}: got {getattr(config, name)}, expected at least {low}")
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """`; did you mean X?` for the known name closest to `name`, or the list of known names."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(known)}"
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain values; the method also says its `name`. A trailing underscore, as of `lambda_`, is left out."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name.rstrip("_"): plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return list(value) if isinstance(value, tuple) else value
+
+    values = plain(config)
+    if isinstance(config, PretrainConfig):
+        values["method"] = {"name": method_name(config.method), **values["method"]}
+    return values
+
+
+def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
+    """A copy of `config` with the values of a nested dictionary, of which every key must be a field.
+
+    Raises:
+        ConfigError: an unknown key, with the nearest known one, or a value of the wrong kind.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where or 'configuration'}: got {values!r}, expected keys and values")
+    values = dict(values)
+    if where == "method":
+        config = _named_method(config, values.pop("name", method_name(config)))
+    fields = {f.name.rstrip("_"): f for f in dataclasses.fields(config)}
+    hints = typing.get_type_hints(type(config), include_extras=False)
+    changed = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in fields:
+            raise ConfigError(f"unknown configuration key {path}{nearest(str(key), fields)}")
+        name = fields[key].name
+        current = getattr(config, name)
+        if dataclasses.is_dataclass(current):
+            changed[name] = update(current, value, path)
+        else:
+            changed[name] = _converted(value, hints[name], path)
+    return dataclasses.replace(config, **changed)
+
+
+def _named_method(config: Any, name: str) -> Any:
+    if name not in METHODS:
+        raise ConfigError(f"unknown method {name}{nearest(name, METHODS)}")
+    kind = METHODS[name][0]
+    return config if type(config) is kind else kind()
+
+
+def _converted(value: Any, hint: Any, path: str) -> Any:
+    """YAML's value as the field's type: lists become tuples, whole numbers floats."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _converted(value, next(a for a in arguments if a is not type(None)), path)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{path}: got {value!r}, expected one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        if not isinstance(value, (list, tuple)) or len(kinds) != len(value):
+            raise ConfigError(f"{path}: got {value!r}, expected {len(kinds)} values")
+        return tuple(_converted(v, kind, path) for v, kind in zip(value, kinds))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(hint, type) or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{path}: got {value!r}, expected {getattr(hint, '__name__', hint)}")
+    return value
+
+
+def save(config: PretrainConfig, path: Path, **extra: Any) -> None:
+    """Write the resolved configuration as YAML; `extra` (versions, commit) goes under `run`, which loading ignores."""
+    Path(path).write_text(yaml.safe_dump({**to_dict(config), "run": extra}, sort_keys=False))
+
+
+def load(path: str | Path, base: PretrainConfig | None = None) -> PretrainConfig:
+    """Configuration of a YAML file over `base` (default: the defaults)."""
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: got {type(values).__name__}, expected keys and values")
+    values.pop("run", None)
+    return update(base or PretrainConfig(), values)

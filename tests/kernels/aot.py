@@ -1,0 +1,150 @@
+"""Compile Triton kernels ahead of time, for targets that need not be present, and read what came out.
+
+    case = Case("copy", copy_kernel, {"x": "*fp32", "y": "*fp32", "n": "i32"}, {"BLOCK": 1024}, num_warps=4)
+    report = compile_case(case, "sm_90")
+    check_report(report, "sm_90", contains="st.global")
+
+Registers and stack come from the binary: `cuobjdump` for NVIDIA, the code object's metadata for AMD.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+# Bytes of shared memory that one block can have.
+SHARED_LIMITS = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One specialisation of a kernel.
+
+    `signature` types the run-time arguments (`"*bf16"`, `"i32"`, `"fp32"`); every other parameter stands in
+    `constexprs`, where an argument that is absent at launch is None. `attrs` maps an argument to the divisor that a
+    launch would find in its value (16 is the only one Triton knows); None gives it to every pointer, as PyTorch's
+    allocator does.
+    """
+
+    name: str
+    kernel: JITFunction
+    signature: dict[str, str]
+    constexprs: dict[str, Any] = field(default_factory=dict)
+    num_warps: int = 4
+    num_stages: int = 3
+    attrs: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one compilation needs. `spill_bytes` is the stack frame per thread, where the register allocator spills.
+
+    On AMD, `registers` counts vector registers (AGPRs included), `spill_bytes` 4 bytes for each spilled vector or
+    scalar register and `local_bytes` the private segment.
+    """
+
+    registers: int
+    spill_bytes: int
+    local_bytes: int
+    shared_bytes: int
+    asm: str
+
+
+def compile_case(case: Case, target: str) -> Report:
+    """Compile `case` for one of `TARGETS`; no such device and no driver are needed. Triton's cache is used.
+
+    Raises `ValueError` for parameters that neither `signature` nor `constexprs` has, for unknown ones and targets, and
+    `TypeError` where the kernel is an interpreted one.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target: got {target!r}, expected one of {', '.join(TARGETS)}")
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    compiled = triton.compile(_source(case), target=TARGETS[target], options=options)
+    if TARGETS[target].backend == "hip":
+        return _amd_report(compiled.asm["amdgcn"], compiled.metadata.shared)
+    return _nvidia_report(compiled.asm["cubin"], compiled.metadata.shared, compiled.asm["ptx"])
+
+
+def check_report(report: Report, target: str, *, contains: str | tuple[str, ...] = (), spill_bytes: int = 0) -> None:
+    """Assert that nothing was spilled (beyond `spill_bytes`), that no local memory is used, that a block of the target
+    has the shared memory, and that each regular expression of `contains` is found in the assembly."""
+    assert report.spill_bytes <= spill_bytes, f"{target}: {report.spill_bytes} bytes of spills per thread"
+    assert report.local_bytes <= spill_bytes, f"{target}: {report.local_bytes} bytes of local memory per thread"
+    limit = SHARED_LIMITS[target]
+    assert report.shared_bytes <= limit, f"{target}: {report.shared_bytes} bytes of shared memory, a block has {limit}"
+    for pattern in (contains,) if isinstance(contains, str) else contains:
+        assert re.search(pattern, report.asm), f"{target}: no {pattern!r} in the assembly"
+
+
+def access_bits(asm: str, kind: str) -> Counter[int]:
+    """Width in bits -> number of global-memory instructions of `kind` ("load" or "store"), of PTX or of amdgcn."""
+    widths: Counter[int] = Counter()
+    if ".amdgcn_target" in asm:
+        for words in re.findall(rf"\b(?:global|flat|buffer)_{kind}_(\w+)", asm):
+            lanes = re.search(r"dwordx(\d)", words)
+            widths[32 * int(lanes[1]) if lanes else 32 if "dword" in words else 16 if "short" in words else 8] += 1
+        return widths
+    mnemonic = {"load": "ld", "store": "st"}[kind]
+    instruction = rf"(?<!\w){mnemonic}\.global[.\w:]*?(?:\.v(\d))?\.[busf](\d+)\b"
+    for lanes, bits in re.findall(instruction, asm):
+        widths[int(lanes or 1) * int(bits)] += 1
+    for size in re.findall(r"cp\.async\.c[ag]\.shared\.global[.\w:]* \[[^]]*\], \[[^]]*\], (0x\w+|\d+)", asm):
+        widths[8 * int(size, 0)] += kind == "load"
+    return +widths
+
+
+def _source(case: Case) -> ASTSource:
+    kernel = case.kernel
+    if not isinstance(kernel, JITFunction):
+        raise TypeError(
+            f"{case.name}: got {type(kernel).__name__}, expected a `triton.jit` function; unset TRITON_INTERPRET"
+        )
+    given = {**case.constexprs, **case.signature}
+    wrong = set(given) ^ set(kernel.arg_names)
+    if wrong or len(given) != len(case.constexprs) + len(case.signature):
+        missing = sorted(wrong - set(given)) or "none"
+        twice = sorted(set(case.constexprs) & set(case.signature)) or "none"
+        unknown = sorted(wrong & set(given)) or "none"
+        raise ValueError(f"{case.name}: parameters missing: {missing}, given twice: {twice}, unknown: {unknown}")
+    signature = {name: case.signature.get(name, "constexpr") for name in kernel.arg_names}
+    divisors = case.attrs
+    if divisors is None:
+        divisors = {name: 16 for name, kind in case.signature.items() if kind.startswith("*")}
+    attrs = {(kernel.arg_names.index(name),): [["tt.divisibility", divisor]] for name, divisor in divisors.items()}
+    return ASTSource(kernel, signature, constexprs=case.constexprs, attrs=attrs)
+
+
+def _nvidia_report(cubin: bytes, shared_bytes: int, ptx: str) -> Report:
+    tool = triton.knobs.nvidia.cuobjdump.path
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers, stack, local = (int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
+    return Report(registers, stack, local, shared_bytes, ptx)
+
+
+def _amd_report(amdgcn: str, shared_bytes: int) -> Report:
+    def count(name: str) -> int:
+        found = re.search(rf"^\s*(?:- )?\.{name}:\s*(\d+)", amdgcn, re.MULTILINE)
+        return int(found[1]) if found else 0
+
+    spills = 4 * (count("vgpr_spill_count") + count("sgpr_spill_count"))
+    return Report(count("vgpr_count"), spills, count("private_segment_fixed_size"), shared_bytes, amdgcn)
