@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -37,6 +38,7 @@ class DataConfig:
     split: int = 1
     subset: Literal["train", "test"] = "train"
     frames: int = 16
+    """Frames that the encoder sees; one more is decoded for the frame difference."""
     stride: int = 2
     """Raw frames from one frame of a clip to the next."""
     size: int = 112
@@ -52,10 +54,12 @@ class DataConfig:
     allow_missing: bool = False
     """Go on without the videos that the split names but the folder lacks, and report their number."""
     max_failed_share: float = 0.01
-    """Stop when more than this share of the videos cannot be decoded."""
+    """Stop when more than this share of the videos could not be decoded; others stand in for them until then."""
 
     def __post_init__(self) -> None:
-        _at_least("data", self, frames=1, stride=1, size=1, workers=0)
+        _at_least("data", self, frames=1, stride=1, size=1, workers=0, max_failed_share=0)
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError(f"data.scale: got {self.scale}, expected two shares of the frame, 0 < low <= high <= 1")
 
 
 @dataclass
@@ -74,7 +78,10 @@ class OptimConfig:
     """Steps of linear warm-up."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
+        _at_least("optim", self, momentum=0, weight_decay=0, warmup=0)
+        if not all(0 <= share <= 1 for share in self.milestones):
+            raise ConfigError(f"optim.milestones: got {self.milestones}, expected shares of the epochs, 0 to 1")
+        if not self.lr > 0:
             raise ConfigError(f"optim.lr: got {self.lr}, expected a learning rate above 0")
 
 
@@ -95,14 +102,21 @@ class TrainConfig:
     """Batch statistics over all GPUs."""
     compile: bool = False
     """`torch.compile` the encoder."""
+    deterministic: bool = False
+    """Only algorithms that give the same result each time; slower on GPUs."""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves it to torch."""
     checkpoint_every: int = 10
     """Epochs between checkpoints that are kept; the last one is saved after every epoch."""
+    save_every: int = 500
+    """Steps between saves of the last checkpoint within an epoch."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        _at_least("train", self, epochs=1, batch=1, accumulate=1, checkpoint_every=1, log_every=1)
+        least = {"epochs": 1, "batch": 1, "accumulate": 1, "seed": 0, "threads": 0}
+        _at_least("train", self, **least, checkpoint_every=1, save_every=1, log_every=1)
         if self.batch % self.accumulate:
             raise ConfigError(
                 f"train.accumulate: got {self.accumulate}, expected a divisor of train.batch {self.batch}"
@@ -126,9 +140,9 @@ class PretrainConfig(Generic[MethodConfig]):
     method: MethodConfig = field(default_factory=DCLRConfig)
 
 
-def _at_least(section: str, config: Any, **least: int) -> None:
+def _at_least(section: str, config: Any, **least: float) -> None:
     for name, low in least.items():
-        if getattr(config, name) < low:
+        if not getattr(config, name) >= low:
             raise ConfigError(f"{section}.{name}: got {getattr(config, name)}, expected at least {low}")
 
 
@@ -203,8 +217,10 @@ def _converted(value: Any, hint: Any, path: str) -> Any:
         if not isinstance(value, (list, tuple)) or len(kinds) != len(value):
             raise ConfigError(f"{path}: got {value!r}, expected {len(kinds)} values")
         return tuple(_converted(v, kind, path) for v, kind in zip(value, kinds))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and not isinstance(value, bool):
+        # YAML 1.1 reads 1e-3, which has no point, as a string.
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)
     if not isinstance(hint, type) or not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{path}: got {value!r}, expected {getattr(hint, '__name__', hint)}")
     return value

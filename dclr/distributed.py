@@ -1,14 +1,17 @@
-"""One process or many under `torchrun`: the same calls, and the identity where there is no process group."""
+"""Processes of a run, and features gathered from all of them with gradient.
+
+Everything here works without a process group, as the only process. Each process' loss is the mean over its own rows
+against the keys of all; with the mean of the processes' gradients (what DDP takes), R processes then compute what one
+does on the whole batch.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch import distributed as dist
 
 
 def _initialized() -> bool:
@@ -16,12 +19,12 @@ def _initialized() -> bool:
 
 
 def world() -> int:
-    """How many processes train together."""
+    """Number of processes."""
     return dist.get_world_size() if _initialized() else 1
 
 
 def rank() -> int:
-    """This process among them."""
+    """Number of this process, from 0."""
     return dist.get_rank() if _initialized() else 0
 
 
@@ -32,38 +35,60 @@ def is_first() -> bool:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor: Tensor, dim: int) -> Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor, dim: int) -> Tensor:
         ctx.dim, ctx.rows = dim, tensor.shape[dim]
         parts = [torch.empty_like(tensor) for _ in range(world())]
         dist.all_gather(parts, tensor)
         return torch.cat(parts, dim)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.narrow(ctx.dim, rank() * ctx.rows, ctx.rows), None
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        # Every process' loss reaches these rows. A copy is summed: autograd may use the gradient elsewhere.
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.narrow(ctx.dim, rank() * ctx.rows, ctx.rows), None
 
 
 def gather_rows(tensor: Tensor, dim: int = 0) -> Tensor:
-    """Rows of every rank, concatenated along `dim` in rank order; every rank must bring equally many.
+    """Rows of all processes along `dim`, in rank order, with gradient to the rows of each.
 
-    The gradient is summed over ranks. With each rank's loss the mean over its own rows, and gradients averaged over
-    ranks, as DistributedDataParallel does, R ranks train like one process with the same global batch.
+    Args:
+        tensor: any dtype; of one shape on every process.
+
+    Returns:
+        `tensor` itself where there is one process.
     """
+    return tensor if world() == 1 else _GatherRows.apply(tensor.contiguous(), dim)
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """Mean of a floating-point tensor over the processes, without gradient."""
     if world() == 1:
         return tensor
-    return _GatherRows.apply(tensor.contiguous(), dim)
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total / world()
 
 
-@contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Join the group that `torchrun` describes in the environment; nothing to do without one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _initialized():
-        yield
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+def largest_over_ranks(*values: int) -> list[int]:
+    """Largest of each number over the processes; exchanged through CPU memory, no device waits."""
+    if world() == 1:
+        return list(values)
+    largest = torch.tensor(values)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest.tolist()
+
+
+def gather_objects(value: object) -> list:
+    """A picklable value of every process, in rank order, on all of them."""
+    values = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with those of process 0."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)

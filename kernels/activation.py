@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._common import check, check_float, check_same_device
+from ._common import check, check_float, check_same_device, runs_triton, tl, triton
+from ._tiles import CONFIGS, empty_gradient, tile_sizes, wide_dtype
+
+if triton is not None:
+    from ._tiles import sign, tile_mask, tile_offset, tile_positions
 
 _library = torch.library.Library("dclr", "FRAGMENT")
-
-
-def wide_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype of sums and results: float32, or float64 where an input has it."""
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
 # Reference
@@ -63,21 +62,167 @@ def map_alignment_slope(rgb_map: Tensor, target_map: Tensor) -> Tensor:
     return torch.where(high == low, 0, slope)
 
 
+# Triton
+
+if triton is not None:
+
+    @triton.jit
+    def _map_kernel(
+        x_ptr, x_stride_b, x_stride_c, x_stride_p, map_ptr, map_stride_b, C, P,
+        VEC_C: tl.constexpr, VEC_P: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
+        STAGES: tl.constexpr,
+    ):  # fmt: skip
+        """Eq. 11 for one sample and one tile of positions."""
+        C, P = C // VEC_C * VEC_C, P // VEC_P * VEC_P
+        b = tl.program_id(0).to(tl.int64)
+        p = tile_positions(tl.program_id(1) * (ROWS * LANES), ROWS, LANES)
+        total = tl.zeros((ROWS, BLOCK_C, LANES), tl.float32)
+        for first in tl.range(0, C, BLOCK_C, num_stages=STAGES):
+            c = first + tl.arange(0, BLOCK_C)
+            offset = tile_offset(b, c, p, x_stride_b, x_stride_c, x_stride_p, VEC_C, VEC_P)
+            total += tl.abs(tl.load(x_ptr + offset, mask=tile_mask(c, p, C, P), other=0).to(tl.float32))
+        tl.store(map_ptr + b * map_stride_b + p, tl.sum(total, 1), mask=p < P)
+
+    @triton.jit
+    def _map_backward_kernel(
+        grad_ptr, grad_stride_b, grad_stride_p, x_ptr, x_stride_b, x_stride_c, x_stride_p,
+        out_ptr, out_stride_b, out_stride_c, out_stride_p, C, P,
+        VEC_C: tl.constexpr, VEC_P: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
+    ):  # fmt: skip
+        """grad[b, p] * sign(x[b, c, p]) for one tile."""
+        C, P = C // VEC_C * VEC_C, P // VEC_P * VEC_P
+        b = tl.program_id(0).to(tl.int64)
+        c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+        p = tile_positions(tl.program_id(2) * (ROWS * LANES), ROWS, LANES)
+        mask = tile_mask(c, p, C, P)
+        grad = tl.load(grad_ptr + b * grad_stride_b + p.to(tl.int64) * grad_stride_p, mask=p < P, other=0)
+        x_offset = tile_offset(b, c, p, x_stride_b, x_stride_c, x_stride_p, VEC_C, VEC_P)
+        out_offset = tile_offset(b, c, p, out_stride_b, out_stride_c, out_stride_p, VEC_C, VEC_P)
+        x = tl.load(x_ptr + x_offset, mask=mask, other=0).to(tl.float32)
+        out = tl.expand_dims(grad.to(tl.float32), 1) * sign(x)
+        tl.store(out_ptr + out_offset, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+    @triton.jit
+    def load_map(maps_ptr, index, p, chunks, P):
+        """Positions `p` of map `index`, summed over the partial maps (chunks, 3, P) of one sample."""
+        total = tl.zeros(p.shape, tl.float32)
+        for chunk in range(chunks):
+            total += tl.load(maps_ptr + (chunk * 3 + index) * P + p, mask=p < P, other=0)
+        return total
+
+    @triton.jit
+    def _rgb_and_target(maps_ptr, p, chunks, P):
+        return load_map(maps_ptr, 0, p, chunks, P), load_map(maps_ptr, 1, p, chunks, P) + load_map(
+            maps_ptr, 2, p, chunks, P
+        )
+
+    @triton.jit
+    def _min_max(activation, low, high):
+        extent = high - low
+        return tl.div_rn(activation - low, tl.where(extent == 0, 1.0, extent))
+
+    @triton.jit
+    def align_maps(maps_ptr, chunks, P, alignment_ptr, slope_ptr, BLOCK_P: tl.constexpr):
+        """Eq. 12 of one sample from its maps (chunks, 3, P), and its derivative (P,) with respect to the RGB map."""
+        lanes = tl.arange(0, BLOCK_P)
+        rgb_low = tl.full((BLOCK_P,), float("inf"), tl.float32)
+        rgb_high = tl.full((BLOCK_P,), float("-inf"), tl.float32)
+        target_low, target_high = rgb_low, rgb_high
+        for first in range(0, P, BLOCK_P):
+            inside = first + lanes < P
+            rgb, target = _rgb_and_target(maps_ptr, first + lanes, chunks, P)
+            rgb_low = tl.minimum(rgb_low, tl.where(inside, rgb, float("inf")))
+            rgb_high = tl.maximum(rgb_high, tl.where(inside, rgb, float("-inf")))
+            target_low = tl.minimum(target_low, tl.where(inside, target, float("inf")))
+            target_high = tl.maximum(target_high, tl.where(inside, target, float("-inf")))
+        low, high = tl.min(rgb_low, 0), tl.max(rgb_high, 0)
+        goal_low, goal_high = tl.min(target_low, 0), tl.max(target_high, 0)
+
+        distance = tl.zeros((BLOCK_P,), tl.float32)
+        to_low, to_high, lowest, highest = distance, distance, distance, distance
+        for first in range(0, P, BLOCK_P):
+            inside = first + lanes < P
+            rgb, target = _rgb_and_target(maps_ptr, first + lanes, chunks, P)
+            scaled = _min_max(rgb, low, high)
+            gap = tl.where(inside, scaled - _min_max(target, goal_low, goal_high), 0.0)
+            distance += tl.abs(gap)
+            to_low += sign(gap) * tl.where(inside, 1 - scaled, 0.0)
+            to_high += sign(gap) * tl.where(inside, scaled, 0.0)
+            lowest += (inside & (rgb == low)).to(tl.float32)
+            highest += (inside & (rgb == high)).to(tl.float32)
+        tl.store(alignment_ptr, tl.sum(distance, 0) / P)
+        # Positions that tie for the minimum or the maximum share its derivative, as in amin and amax.
+        low_share = tl.sum(to_low, 0) / tl.sum(lowest, 0)
+        high_share = tl.sum(to_high, 0) / tl.sum(highest, 0)
+
+        extent = high - low
+        for first in range(0, P, BLOCK_P):
+            rgb, target = _rgb_and_target(maps_ptr, first + lanes, chunks, P)
+            gap = _min_max(rgb, low, high) - _min_max(target, goal_low, goal_high)
+            slope = sign(gap) - tl.where(rgb == low, low_share, 0.0) - tl.where(rgb == high, high_share, 0.0)
+            slope = tl.where(extent == 0, 0.0, tl.div_rn(slope, tl.where(extent == 0, 1.0, extent) * P))
+            tl.store(slope_ptr + first + lanes, slope, mask=first + lanes < P)
+
+    @triton.jit
+    def _align_kernel(maps_ptr, alignment_ptr, slope_ptr, P, BLOCK_P: tl.constexpr):
+        b = tl.program_id(0).to(tl.int64)
+        align_maps(maps_ptr + b * 3 * P, 1, P, alignment_ptr + b, slope_ptr + b * P, BLOCK_P)
+
+
+def _launch_map(features: Tensor, out_bp: Tensor) -> None:
+    features_bcp = features.flatten(2)
+    sizes = tile_sizes(CONFIGS, "read", features_bcp)
+    batch, channels, positions = features_bcp.shape
+    grid = (batch, triton.cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
+    with torch.cuda.device_of(features):
+        _map_kernel[grid](features_bcp, *features_bcp.stride(), out_bp, out_bp.stride(0), channels, positions, **sizes)
+
+
 # Ops
 
 
 def _forward(features: Tensor) -> Tensor:
-    return activation_map_reference(features)
+    if not runs_triton(features):
+        return activation_map_reference(features)
+    activation = features.new_empty((len(features), *features.shape[2:]), dtype=torch.float32)
+    if len(features):
+        _launch_map(features, activation.flatten(1))
+    return activation
 
 
 def _backward(grad: Tensor, features: Tensor) -> Tensor:
-    return torch.empty_like(features).copy_(grad.unsqueeze(1) * features.sign())
+    out = empty_gradient(features)
+    if not runs_triton(features):
+        return out.copy_(grad.unsqueeze(1) * features.sign())
+    if len(features):
+        features_bcp, out_bcp, grad_bp = features.flatten(2), out.flatten(2), grad.flatten(1)
+        sizes = tile_sizes(CONFIGS, "write", features_bcp, out_bcp)
+        batch, channels, positions = features_bcp.shape
+        grid = (batch, triton.cdiv(channels, sizes["BLOCK_C"]), triton.cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
+        with torch.cuda.device_of(features):
+            _map_backward_kernel[grid](
+                grad_bp, *grad_bp.stride(), features_bcp, *features_bcp.stride(), out_bcp, *out_bcp.stride(),
+                channels, positions, **sizes,
+            )  # fmt: skip
+    return out
 
 
 def _alignment_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
-    rgb_map = activation_map_reference(rgb)
-    target_map = activation_map_reference(static) + activation_map_reference(difference)
-    return map_alignment_reference(rgb_map, target_map), map_alignment_slope(rgb_map, target_map)
+    if not runs_triton(rgb):
+        rgb_map = activation_map_reference(rgb)
+        target_map = activation_map_reference(static) + activation_map_reference(difference)
+        return map_alignment_reference(rgb_map, target_map), map_alignment_slope(rgb_map, target_map)
+    batch, _, *shape = rgb.shape
+    maps, slope = (rgb.new_empty((batch, *sizes, *shape), dtype=torch.float32) for sizes in ((3,), ()))
+    alignment = rgb.new_empty(batch, dtype=torch.float32)
+    if batch:
+        for features, out in zip((rgb, static, difference), maps.flatten(2).unbind(1)):
+            _launch_map(features, out)
+        positions = slope[0].numel()
+        with torch.cuda.device_of(rgb):
+            block_p = min(1024, triton.next_power_of_2(positions))
+            _align_kernel[(batch,)](maps, alignment, slope, positions, BLOCK_P=block_p)
+    return alignment, slope
 
 
 for _name, _schema, _run in (
@@ -101,7 +246,7 @@ def _(features):
 
 @torch.library.register_fake("dclr::activation_map_backward", lib=_library)
 def _(grad, features):
-    return torch.empty_like(features)
+    return empty_gradient(features)
 
 
 @torch.library.register_fake("dclr::activation_alignment", lib=_library)

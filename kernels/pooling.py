@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._common import check, check_float, check_same_device
+from ._common import check, check_float, check_same_device, runs_triton, tl, triton
+from ._head import head_backward, head_forward
+from ._tiles import CONFIGS, empty_gradient, tile_sizes, wide_dtype
 from .activation import (
     activation_map_reference,
     check_features,
     map_alignment_reference,
     map_alignment_slope,
-    wide_dtype,
 )
+
+if triton is not None:
+    from ._tiles import load_pool, pool_weight, sum_positions, tile_mask, tile_offset, tile_positions
 
 _library = torch.library.Library("dclr", "FRAGMENT")
 
@@ -75,22 +79,114 @@ def _pool_by_maps(rgb, static, difference, rgb_map, static_map, difference_map) 
     )
 
 
+# Triton
+
+if triton is not None:
+
+    @triton.jit
+    def _activation_total(a_ptr, stride_p, P, ROWS: tl.constexpr, LANES: tl.constexpr):
+        total = tl.zeros((ROWS, LANES), tl.float32)
+        for first in range(0, P, ROWS * LANES):
+            p = tile_positions(first, ROWS, LANES)
+            total += tl.load(a_ptr + p.to(tl.int64) * stride_p, mask=p < P, other=0).to(tl.float32)
+        return tl.sum(tl.sum(total, 0), 0)
+
+    @triton.jit
+    def _pool_kernel(
+        x_ptr, x_stride_b, x_stride_c, x_stride_p, a_ptr, a_stride_b, a_stride_p, pooled_ptr, C, P,
+        VEC_C: tl.constexpr, VEC_P: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
+        STAGES: tl.constexpr,
+    ):  # fmt: skip
+        """Eq. 13 for one sample and one block of channels."""
+        C, P = C // VEC_C * VEC_C, P // VEC_P * VEC_P
+        b = tl.program_id(0).to(tl.int64)
+        c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+        a_ptr += b * a_stride_b
+        total = _activation_total(a_ptr, a_stride_p, P, ROWS, LANES)
+        pooled = tl.zeros((BLOCK_C,), tl.float32)
+        for first in tl.range(0, P, ROWS * LANES, num_stages=STAGES):
+            p = tile_positions(first, ROWS, LANES)
+            activation = tl.load(a_ptr + p.to(tl.int64) * a_stride_p, mask=p < P, other=0).to(tl.float32)
+            offset = tile_offset(b, c, p, x_stride_b, x_stride_c, x_stride_p, VEC_C, VEC_P)
+            x = tl.load(x_ptr + offset, mask=tile_mask(c, p, C, P), other=0).to(tl.float32)
+            pooled += sum_positions(x * tl.expand_dims(pool_weight(activation, total, P), 1))
+        tl.store(pooled_ptr + b * C + c, pooled, mask=c < C)
+
+    @triton.jit
+    def _pool_backward_kernel(
+        grad_ptr, grad_stride_b, grad_stride_c, x_ptr, x_stride_b, x_stride_c, x_stride_p,
+        a_ptr, a_stride_b, a_stride_p, pooled_ptr,
+        dx_ptr, dx_stride_b, dx_stride_c, dx_stride_p, da_ptr, C, P,
+        VEC_C: tl.constexpr, VEC_P: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
+    ):  # fmt: skip
+        """Both gradients for one sample and one tile of positions."""
+        C, P = C // VEC_C * VEC_C, P // VEC_P * VEC_P
+        b = tl.program_id(0).to(tl.int64)
+        p = tile_positions(tl.program_id(1) * (ROWS * LANES), ROWS, LANES)
+        a_ptr += b * a_stride_b
+        total = _activation_total(a_ptr, a_stride_p, P, ROWS, LANES)
+        activation = tl.load(a_ptr + p.to(tl.int64) * a_stride_p, mask=p < P, other=0).to(tl.float32)
+        weight = tl.expand_dims(pool_weight(activation, total, P), 1)
+        by_position = tl.zeros((ROWS, BLOCK_C, LANES), tl.float32)
+        for first in range(0, C, BLOCK_C):
+            c = first + tl.arange(0, BLOCK_C)
+            mask = tile_mask(c, p, C, P)
+            x_offset = tile_offset(b, c, p, x_stride_b, x_stride_c, x_stride_p, VEC_C, VEC_P)
+            dx_offset = tile_offset(b, c, p, dx_stride_b, dx_stride_c, dx_stride_p, VEC_C, VEC_P)
+            grad = load_pool(grad_ptr, b * grad_stride_b, c, grad_stride_c, C)
+            pooled = load_pool(pooled_ptr, b * C, c, 1, C)
+            x = tl.load(x_ptr + x_offset, mask=mask, other=0).to(tl.float32)
+            by_position += grad * (x - pooled)
+            tl.store(dx_ptr + dx_offset, (grad * weight).to(dx_ptr.dtype.element_ty), mask=mask)
+        da = tl.div_rn(tl.sum(by_position, 1), tl.where(total == 0, 1.0, total))
+        da = tl.where(total == 0, 0.0, da).to(da_ptr.dtype.element_ty)
+        tl.store(da_ptr + b * P + p, da, mask=p < P)
+
 # Ops
 
 
 def _pool_forward(features: Tensor, activation: Tensor) -> Tensor:
-    return weighted_pool_reference(features, activation)
+    if not (runs_triton(features) and runs_triton(activation)):
+        return weighted_pool_reference(features, activation)
+    pooled = features.new_empty(features.shape[:2], dtype=torch.float32)
+    if len(features):
+        features_bcp, activation_bp = features.flatten(2), activation.flatten(1)
+        sizes = tile_sizes(CONFIGS, "read", features_bcp)
+        batch, channels, positions = features_bcp.shape
+        grid = (batch, triton.cdiv(channels, sizes["BLOCK_C"]))
+        with torch.cuda.device_of(features):
+            _pool_kernel[grid](
+                features_bcp, *features_bcp.stride(), activation_bp, *activation_bp.stride(), pooled,
+                channels, positions, **sizes,
+            )  # fmt: skip
+    return pooled
 
 
 def _pool_backward(grad: Tensor, features: Tensor, activation: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
-    weights = pool_weights_reference(activation.to(pooled.dtype))
-    total = activation.to(pooled.dtype).sum((1, 2, 3), keepdim=True)
-    by_position = (_spread(grad) * (features.to(pooled.dtype) - _spread(pooled))).sum(1)
-    grad_activation = torch.where(total == 0, 0, by_position / total)
-    return _laid_out(_spread(grad) * weights.unsqueeze(1), features), _laid_out(grad_activation, activation)
+    to_features = empty_gradient(features)
+    to_activation = torch.empty_like(activation, memory_format=torch.contiguous_format)
+    if not (runs_triton(features) and runs_triton(activation)):
+        wide = activation.to(pooled.dtype)
+        total = wide.sum((1, 2, 3), keepdim=True)
+        by_position = (_spread(grad) * (features.to(pooled.dtype) - _spread(pooled))).sum(1)
+        to_activation.copy_(torch.where(total == 0, 0, by_position / total))
+        return to_features.copy_(_spread(grad) * pool_weights_reference(wide).unsqueeze(1)), to_activation
+    if len(features):
+        features_bcp, out_bcp, activation_bp = features.flatten(2), to_features.flatten(2), activation.flatten(1)
+        sizes = tile_sizes(CONFIGS, "write", features_bcp, out_bcp)
+        batch, channels, positions = features_bcp.shape
+        grid = (batch, triton.cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
+        with torch.cuda.device_of(features):
+            _pool_backward_kernel[grid](
+                grad, *grad.stride(), features_bcp, *features_bcp.stride(), activation_bp, *activation_bp.stride(),
+                pooled, out_bcp, *out_bcp.stride(), to_activation, channels, positions, **sizes,
+            )  # fmt: skip
+    return to_features, to_activation
 
 
 def _head_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, ...]:
+    if runs_triton(rgb):
+        return head_forward(rgb, static, difference)
     maps = [activation_map_reference(features) for features in (rgb, static, difference)]
     rgb_map, static_map, difference_map = maps
     slope = map_alignment_slope(rgb_map, static_map + difference_map)
@@ -100,22 +196,21 @@ def _head_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tens
 
 def _head_backward(rgb: Tensor, saved: Tensor, *grads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """`grads` are those of `DecoupledPool`'s fields, None for zero; `saved` is what `_head_forward` returns last."""
+    if runs_triton(rgb):
+        return head_backward(rgb, saved, *grads)
     grad = DecoupledPool(*(saved.new_zeros(()) if grad is None else _spread(grad) for grad in grads))
     static_weights, difference_weights, slope = saved.unsqueeze(2).unbind(1)
     uniform = 1 / rgb.shape[2:].numel()
     to_rgb = grad.rgb * uniform + grad.rgb_static * static_weights + grad.rgb_difference * difference_weights
-    to_rgb = to_rgb + grad.alignment * slope * rgb.sign()
-    return _laid_out(to_rgb, rgb), _laid_out(grad.static * uniform, rgb), _laid_out(grad.difference * uniform, rgb)
+    if grad.alignment.dim():
+        to_rgb = to_rgb + grad.alignment * slope * rgb.sign()
+    to_maps = to_rgb, grad.static * uniform, grad.difference * uniform
+    return tuple(empty_gradient(rgb).copy_(value) for value in to_maps)
 
 
 def _spread(tensor: Tensor) -> Tensor:
     """(B, C) or (B,) made to broadcast over (B, C, T, H, W)."""
     return tensor.view(*tensor.shape, *[1] * (5 - tensor.dim()))
-
-
-def _laid_out(value: Tensor, like: Tensor) -> Tensor:
-    """`value`, broadcast, in the shape, strides and dtype of `like`."""
-    return torch.empty_like(like).copy_(value)
 
 
 for _name, _schema, _run in (
@@ -149,7 +244,7 @@ def _(features, activation):
 
 @torch.library.register_fake("dclr::weighted_pool_backward", lib=_library)
 def _(grad, features, activation, pooled):
-    return torch.empty_like(features), torch.empty_like(activation)
+    return empty_gradient(features), torch.empty_like(activation, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("dclr::decoupled_pool", lib=_library)
@@ -162,7 +257,7 @@ def _(rgb, static, difference):
 
 @torch.library.register_fake("dclr::decoupled_pool_backward", lib=_library)
 def _(rgb, saved, *grads):
-    return tuple(torch.empty_like(rgb) for _ in range(3))
+    return tuple(empty_gradient(rgb) for _ in range(3))
 
 
 class _WeightedPool(torch.autograd.Function):

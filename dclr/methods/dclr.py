@@ -8,7 +8,8 @@ Shapes: n videos on this rank, two views each; rows of 2n hold view i before vie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Literal
 
@@ -84,6 +85,8 @@ class DCLRConfig:
     symmetric: bool = False
     """Add the reverse directions s -> v and d -> v to L_VS and L_VD."""
     heads: Literal["separate", "shared"] = "separate"
+    center: bool = False
+    """Standardise the input of the heads over the batch; not in the paper, for short runs."""
     bn: Literal["mixed", "per_modality"] = "mixed"
     """One encoder forward for v, s and d, whose batch statistics mix, or one for each."""
     static_crop: Literal["shared", "independent"] = "shared"
@@ -109,6 +112,20 @@ class DCLRConfig:
 HEADS = {"vv": ("vv", "vv"), "vs": ("vs", "s"), "vd": ("vd", "d"), "sd": ("s", "d")}
 
 
+@contextmanager
+def _running_statistics_kept(encoder: nn.Module) -> Iterator[None]:
+    """Forward passes in the block use batch statistics as ever, but leave the running ones alone."""
+    norms = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+
+
 class DCLR(Method):
     """The whole objective L_VS + L_VD - L_SD + lambda L_ac (DCLR Eq. 16).
 
@@ -129,7 +146,7 @@ class DCLR(Method):
         if config.heads == "shared":
             names = ["shared"]
         self.heads = nn.ModuleDict(
-            {name: ProjectionHead(encoder.feature_dim, config.hidden, config.dim) for name in names}
+            {name: ProjectionHead(encoder.feature_dim, config.hidden, config.dim, config.center) for name in names}
         )
         searched: list[Mode] = [mode for mode in config.search.on if f"v{mode}" in self.terms]
         self.search = None
@@ -205,7 +222,12 @@ class DCLR(Method):
         if maps_needed or "d" in names:
             used["d"] = streams.difference
         if self.config.bn == "per_modality":
-            return {name: self.encode(clip) for name, clip in used.items()}
+            features = {}
+            for name, clip in used.items():
+                # Evaluation feeds RGB, so that running statistics are those of v alone.
+                with nullcontext() if name == "v" else _running_statistics_kept(self.encoder):
+                    features[name] = self.encode(clip)
+            return features
         features = self.encode(torch.cat(list(used.values())))
         return dict(zip(used, features.chunk(len(used))))
 

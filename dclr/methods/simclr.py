@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from dclr.augment import Augment, AugmentConfig, Draw
@@ -20,6 +21,8 @@ class SimCLRConfig:
     tau: float = 0.07
     dim: int = 128
     hidden: int = 512
+    center: bool = False
+    """Standardise the input of the head over the batch; not in the paper, for short runs."""
 
     crops = 1
 
@@ -40,14 +43,14 @@ class SimCLR(Method):
     def __init__(self, config: SimCLRConfig, encoder: nn.Module, augment: AugmentConfig) -> None:
         super().__init__()
         self.config, self.encoder, self.augment = config, encoder, Augment(augment)
-        self.head = ProjectionHead(encoder.feature_dim, config.hidden, config.dim)
+        self.head = ProjectionHead(encoder.feature_dim, config.hidden, config.dim, config.center)
 
     @property
     def loss_weights(self) -> dict[str, float]:
         return {"vv": 1.0}
 
     def forward(self, batch: Batch, draw: Draw) -> Output:
-        pooled = self.encode(self.augment.rgb(batch.clips, draw)).mean((2, 3, 4))
+        pooled = self.encode(self.augment.rgb(batch.clips, draw)).mean((2, 3, 4), dtype=torch.float32)
         projected = self.head(pooled)
         term = Term(projected, gather_views(projected))
         positive, negative = similarities(term)

@@ -1,6 +1,6 @@
 """Pretraining: the loop, its checkpoints and its log."""
 
-from dclr.training.checkpoint import CheckpointError, load_checkpoint, load_method, save_checkpoint
+from dclr.training.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, load_method, save_checkpoint
 from dclr.training.failures import TooManyFailures
 from dclr.training.interrupts import Stopped
 from dclr.training.metrics import append_metrics, read_metrics
@@ -13,6 +13,7 @@ __all__ = [
     "TooManyFailures",
     "Trainer",
     "append_metrics",
+    "find_checkpoint",
     "load_checkpoint",
     "load_method",
     "pretrain",

@@ -1,100 +1,154 @@
-"""Checkpoints that are either whole or not there, and load without running code from the file."""
+"""Checkpoints: one file holds a whole run, is replaced in one piece and loads without running code.
+
+A file is a dict with "config", "method" (`state_dict()`: encoder, heads, queues, slow encoder), "optimizer",
+"position" (epoch, step within it), "failures", "meter" and "environment". Random numbers and the learning rate need no
+entry: every step draws from generators seeded by the run's seed and the step's number.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from dclr.config import PretrainConfig, update
+from dclr.methods import Method, build_method
+from dclr.models import build_encoder
 
 LAST = "last.pt"
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be saved or used, in one line with its path."""
+    """A checkpoint that cannot be read, written or used: one line that names the file and the reason."""
 
 
-def save(path: str | Path, state: dict[str, Any]) -> None:
-    """Write beside the target, flush to the disk, then rename: a crash or a full disk leaves the old file as it was.
+def find_checkpoint(path: Path | str) -> Path:
+    """The last checkpoint of a run folder; any other path stands for itself."""
+    path = Path(path).expanduser()
+    return path / "checkpoints" / LAST if path.is_dir() else path
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that at any moment `path` is either the previous one or the whole new one.
 
     Raises:
-        CheckpointError: nothing could be written; the previous file, if any, is untouched.
+        CheckpointError: it cannot be written (a full disk); the previous one is as it was, nothing else is left.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
     try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
-        kept = f"; the previous {path.name} is kept" if path.exists() else ""
-        raise CheckpointError(f"{path}: cannot be saved: {' '.join(str(error).split())}{kept}") from error
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        kept = "; the previous one is kept" if path.exists() else ""
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make the rename itself survive a power loss; Windows cannot open folders and does not need it."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _sync_folder(folder: Path) -> None:
+    # Without this a power cut may undo the rename.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def find(path: str | Path) -> Path:
-    """The checkpoint file of a run folder (its last), or the file itself.
-
-    Raises:
-        CheckpointError: there is none, with where it was looked for.
-    """
-    path = Path(path)
-    candidates = [path / "checkpoints" / LAST, path / LAST] if path.is_dir() else [path]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise CheckpointError(f"no checkpoint: looked for {' and '.join(map(str, candidates))}")
-
-
-def load(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU. Only tensors and plain values are accepted; code in a pickle is not run.
+def load_checkpoint(path: Path | str) -> dict[str, Any]:
+    """What `save_checkpoint` wrote, on the CPU; `path` is a file or a run folder.
 
     Raises:
-        CheckpointError: not there, truncated, not a checkpoint of ours, or with code in it.
+        CheckpointError: no such file, truncated, not a checkpoint, or one that would run code.
     """
-    path = find(path)
+    path = find_checkpoint(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values, or is damaged") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: truncated or not a checkpoint ({str(error).splitlines()[0]})") from error
-    if not isinstance(state, dict) or not {"method", "config"} <= state.keys():
-        raise CheckpointError(f"{path}: not a checkpoint of dclr, expected the keys method and config")
+        raise CheckpointError(f"{path}: {_unpickling_reason(str(error))}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: truncated, or not a checkpoint") from error
+    if not isinstance(state, dict) or not {"config", "method", "position"} <= state.keys():
+        raise CheckpointError(f"{path}: not a checkpoint of dclr, which holds config, method and position")
     return state
 
 
-def restore(module: nn.Module, state: dict[str, Any], path: str | Path, what: str = "method") -> None:
-    """Load `state` into `module`; every name and shape must agree.
+def _unpickling_reason(message: str) -> str:
+    if "GLOBAL " not in message:
+        return "truncated, or not a checkpoint"
+    name = message.partition("GLOBAL ")[2].split()[0]
+    return f"holds code ({name}) besides weights; it is neither run nor loaded"
+
+
+def load_state(path: Path | str, module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load a module's state, all of it.
 
     Raises:
-        CheckpointError: another architecture, with the first difference and how many there are.
+        CheckpointError: the state is another architecture's: names the first keys or the shape that differ.
     """
-    own = module.state_dict()
-    different = [f"{name} is missing" for name in own if name not in state]
-    different += [f"{name} is not of this {what}" for name in state if name not in own]
-    for name, value in own.items():
-        if isinstance(value, torch.Tensor) and name in state and state[name].shape != value.shape:
-            shapes = f"{tuple(state[name].shape)}, expected {tuple(value.shape)}"
-            different.append(f"{name} has shape {shapes}")
-    if different:
-        raise CheckpointError(f"{path}: of another {what}: {different[0]} ({len(different)} differences)")
+    reason = mismatch(module.state_dict(), state)
+    if reason:
+        raise CheckpointError(f"{find_checkpoint(path)}: of another architecture: {reason}")
     module.load_state_dict(state)
+
+
+def mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """How two state dicts differ in keys and shapes, in words; empty where they do not."""
+    missing = [key for key in expected if key not in found]
+    strange = [key for key in found if key not in expected]
+    reasons = [
+        f"{len(keys)} keys are {what}, first {keys[0]}"
+        for what, keys in (("missing", missing), ("not known", strange))
+        if keys
+    ]
+    for key, value in expected.items():
+        other = found.get(key)
+        if isinstance(value, Tensor) and isinstance(other, Tensor) and value.shape != other.shape:
+            reasons.append(f"{key} is {tuple(other.shape)}, expected {tuple(value.shape)}")
+            break
+    return "; ".join(reasons)
+
+
+class Pretrained(NamedTuple):
+    """A method as a run left it, the run's configuration, and the `position` (epoch, step) that it had reached."""
+
+    method: Method
+    config: PretrainConfig
+    position: dict[str, Any]
+
+    @property
+    def encoder(self) -> nn.Module:
+        """What evaluation takes."""
+        return self.method.encoder
+
+
+def load_method(path: Path | str) -> Pretrained:
+    """The method of a checkpoint; `path` is a file or a run folder.
+
+    Raises:
+        CheckpointError: see `load_checkpoint` and `load_state`.
+    """
+    state = load_checkpoint(path)
+    try:
+        config = update(PretrainConfig(), state["config"])
+        method = build_method(config.method, build_encoder(config.encoder), config.augment)
+    except ValueError as error:
+        raise CheckpointError(f"{find_checkpoint(path)}: {error}") from error
+    load_state(path, method, state["method"])
+    return Pretrained(method, config, state["position"])

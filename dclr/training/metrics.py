@@ -1,23 +1,47 @@
-"""What a run reports: metrics.jsonl (one JSON object a line), TensorBoard, and its cost."""
+"""What a run leaves to read: metrics.jsonl, TensorBoard events, and the environment that it ran in."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
-import resource
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import dclr
+from dclr.distributed import world
+
 METRICS = "metrics.jsonl"
 
 
+def append_metrics(folder: Path | str, record: Mapping[str, Any]) -> None:
+    """Append one JSON line to the folder's metrics.jsonl; NaN and infinity, which JSON lacks, become null."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
+    path = Path(folder) / METRICS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(finite) + "\n")
+
+
+def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
+    """The records of a folder's metrics.jsonl, oldest first, without a last one cut off in writing."""
+    path = Path(folder) / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 class MetricsLog:
-    """Appends records to metrics.jsonl, and to TensorBoard where that is wanted.
+    """Log of a run: appends records to metrics.jsonl, and to TensorBoard where that is wanted.
 
     Args:
         folder: run folder.
@@ -26,63 +50,111 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, step: int = 0, tensorboard: bool = True) -> None:
-        self.path = folder / METRICS
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
-        if len(kept) != len(lines):
-            self.path.write_text("".join(f"{line}\n" for line in kept))
-        self.events = None
+        self.folder, self.events = folder, None
+        self._rewind(step)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-            self.events = SummaryWriter(folder / "tensorboard", purge_step=step)
+            self.events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
-    def write(self, record: dict[str, Any]) -> None:
+    def _rewind(self, step: int) -> None:
+        path = self.folder / METRICS
+        kept = [record for record in read_metrics(self.folder) if record.get("step", 0) <= step]
+        if path.exists():
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            os.replace(temporary, path)
+
+    def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; its numbers become TensorBoard scalars at its `step`."""
-        append(self.path, record)
+        append_metrics(self.folder, record)
         if self.events is not None:
             for name, value in record.items():
                 if isinstance(value, (int, float)) and name != "step":
-                    self.events.add_scalar(name, value, record.get("step"))
+                    self.events.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
         if self.events is not None:
             self.events.close()
 
 
-def append(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line."""
-    with Path(path).open("a") as file:
-        file.write(json.dumps(record) + "\n")
+class Meter:
+    """Clips a second and the share of time spent waiting for data, since the last reading and in all."""
+
+    def __init__(self) -> None:
+        self._clips_before, self._seconds_before = 0, 0.0
+        self._restart()
+
+    def _restart(self) -> None:
+        self._clips, self._waited, self._since = 0, 0.0, time.perf_counter()
+
+    def add(self, clips: int, waited: float) -> None:
+        """Count a batch of `clips`, for which the process waited `waited` seconds."""
+        self._clips += clips
+        self._waited += waited
+
+    def read(self) -> dict[str, float]:
+        """Rates since the last reading; starts the next."""
+        seconds = time.perf_counter() - self._since
+        rates = {"clips_per_second": self._clips / seconds, "data_wait_share": self._waited / seconds}
+        self._seconds_before, self._clips_before = self.totals()
+        self._restart()
+        return rates
+
+    def totals(self) -> tuple[float, int]:
+        """Seconds and clips in all, those before a resume included."""
+        return self._seconds_before + time.perf_counter() - self._since, self._clips_before + self._clips
+
+    def state_dict(self) -> dict[str, float]:
+        return dict(zip(("seconds", "clips"), self.totals()))
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self._seconds_before, self._clips_before = state["seconds"], state["clips"]
+        self._restart()
 
 
 def memory_mib(device: torch.device) -> float:
     """Peak memory so far, MiB: allocated on the GPU, or resident of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def environment() -> dict[str, str]:
-    """Versions, device and commit of this run."""
-    packages = ("dclr", "torch", "triton", "numpy", "av", "kornia")
-    found = {}
-    for name in packages:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return {**found, "python": platform.python_version(), "device": device, "commit": commit()}
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or `CPU` with its architecture."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
 
 
-def commit() -> str:
-    """Commit of the sources, `+` after it where they were changed since; `unknown` outside a checkout."""
-    here = Path(__file__).parent
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, commit and hardware of a run, for its records."""
+    return {
+        "dclr": dclr.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        **{name: _version(name) for name in ("triton", "numpy", "av", "kornia")},
+        "device": device_name(device),
+        "processes": world(),
+    }
+
+
+def _version(package: str) -> str | None:
     try:
-        head = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "-C", here, "status", "--porcelain"], capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the source that runs, with `-dirty` where files differ from it; None outside of a checkout."""
+    source = Path(dclr.__file__).parents[1]
+    if not (source / ".git").exists():
+        return None
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

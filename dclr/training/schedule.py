@@ -1,8 +1,11 @@
-"""Learning rate as a function of where the run is; nothing to save, nothing to resume."""
+"""Optimiser, and the learning rate as a function of where the run is: nothing to save, nothing to resume."""
 
 from __future__ import annotations
 
 import math
+
+import torch
+from torch import nn
 
 from dclr.config import OptimConfig
 
@@ -24,3 +27,13 @@ def learning_rate(config: OptimConfig, batch: int, epochs: int, epoch: int, step
         # Rounded: 0.6 * 5 is a little over 3.
         return rate * 0.1 ** sum(epoch >= round(share * epochs, 6) for share in config.milestones)
     return rate
+
+
+def build_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """Optimiser of the parameters that are trained; the loop sets the learning rate before each step."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    # One launch for all parameters instead of several.
+    options = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": parameters[0].is_cuda}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **options)
+    return torch.optim.SGD(parameters, momentum=config.momentum, **options)

@@ -1,365 +1,382 @@
-"""Pretraining: the loop, its checkpoints and its log. It sums named losses and knows no method."""
+"""Pretraining: the loop. It sums the named losses of a method, and knows nothing else of it."""
 
 from __future__ import annotations
 
-import signal
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import nvtx
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dclr.augment import Draw
 from dclr.config import ConfigError, PretrainConfig, save, to_dict
-from dclr.data import DatasetError, PretrainClips, build_pretrain_loader, load_dataset
-from dclr.data.clips import Batch
-from dclr.distributed import is_first, process_group, rank, world
-from dclr.methods import build_method
+from dclr.data import Batch, PretrainClips, build_pretrain_loader, load_dataset
+from dclr.distributed import broadcast_from_first, is_first, largest_over_ranks, mean_over_ranks, rank, world
+from dclr.methods import Method, Output, build_method
 from dclr.models import build_encoder
-from dclr.training import checkpoint
-from dclr.training.metrics import MetricsLog, environment, memory_mib
-from dclr.training.schedule import learning_rate
+from dclr.training.checkpoint import LAST, CheckpointError, load_checkpoint, load_state, save_checkpoint
+from dclr.training.distributed import choose_device, joined
+from dclr.training.failures import Failures
+from dclr.training.interrupts import Stopped, StopRequest
+from dclr.training.metrics import Meter, MetricsLog, device_name, environment, memory_mib
+from dclr.training.schedule import build_optimizer, learning_rate
+
+# Later than any step.
+NEVER = 2**62
 
 
-class TrainingError(Exception):
-    """A run that cannot go on, in one line."""
-
-
-class Stopped(SystemExit):
-    """SIGTERM or Ctrl-C, after the checkpoint was saved; the exit status is 128 + the signal, as shells count."""
+class NonFiniteLoss(Exception):
+    """The loss became NaN or infinite; the message says at which step."""
 
 
 def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
-    """Run a configuration to its last epoch.
+    """Pretrain an encoder as configured; under torchrun, on all of its processes.
 
     Args:
         resume: go on from the run folder's last checkpoint, on the same trajectory; start where there is none.
 
     Returns:
-        The run folder, with config.yaml, metrics.jsonl and checkpoints/.
+        The run folder: config.yaml, metrics.jsonl, checkpoints and TensorBoard events.
+
+    Raises:
+        ConfigError, ValueError: settings, a dataset or sizes that cannot work.
+        CheckpointError: one that cannot be read, written or continued.
+        NonFiniteLoss, TooManyFailures: the run cannot go on; the last checkpoint is kept.
+        Stopped: Ctrl-C or SIGTERM; the run is saved as it was after the step.
     """
-    device = _device(config.train.device)
-    with process_group(device):
-        return Trainer(config, device, resume).run()
+    train = config.train
+    device = choose_device(train.device)
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    torch.use_deterministic_algorithms(train.deterministic)
+    torch.backends.cudnn.benchmark = not train.deterministic
+    folder = Path(config.output).expanduser()
+    with joined(device):
+        state = _saved_state(folder, resume)
+        loader = _build_loader(config)
+        torch.manual_seed(train.seed)
+        method = build_method(config.method, build_encoder(config.encoder), config.augment)
+        trainer = Trainer(config, method, loader, device)
+        if state is not None:
+            trainer.load(state)
+        trainer.run()
+    return folder
 
 
-def _device(name: str) -> torch.device:
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError("train.device: got cuda, but no GPU is available; expected cpu or auto")
-    local = rank() % torch.cuda.device_count()
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)
+def _saved_state(folder: Path, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, if there is one."""
+    path = folder / "checkpoints" / LAST
+    there = path.exists()
+    if there and not resume:
+        raise ConfigError(f"{folder} already holds a run; expected --resume to go on with it, or another --output")
+    if not there and largest_over_ranks(int(there))[0]:
+        raise CheckpointError(f"{path}: other processes find it, this one does not; it must be on a shared file system")
+    return load_checkpoint(path) if there else None
+
+
+def _build_loader(config: PretrainConfig) -> DataLoader:
+    data, train = config.data, config.train
+    if not data.root:
+        raise ConfigError(f"data.root: expected the folder of the dataset {data.dataset}")
+    videos = load_dataset(
+        data.dataset,
+        data.root,
+        split=data.split,
+        subset=data.subset,
+        allow_missing=data.allow_missing,
+        annotations=data.annotations,
+        label=data.label,
+        where=data.where,
+    )
+    if videos.missing and is_first():
+        print(f"{data.dataset}: going on without {len(videos.missing)} missing videos", file=sys.stderr)
+    if train.batch > len(videos):
+        raise ConfigError(f"train.batch: got {train.batch}, expected at most the {len(videos)} videos of the dataset")
+    clips = PretrainClips(
+        videos,
+        frames=data.frames,
+        stride=data.stride,
+        size=data.size,
+        scale=data.scale,
+        ratio=data.ratio,
+        crops=config.method.crops,
+        seed=train.seed,
+        cache=data.cache,
+    )
+    batch = train.batch // train.accumulate
+    return build_pretrain_loader(clips, batch, workers=data.workers, rank=rank(), world=world())
 
 
 class Trainer:
     """One process of a run.
 
     Args:
-        config: everything of the run.
-        device: where the model lives.
-        resume: see `pretrain`.
+        config: of the run; the folder `config.output` receives what it writes.
+        method: freshly initialised, alike on every process.
+        loader: of this process' part of each batch of `train.batch / train.accumulate` videos.
+        device: where the method runs.
+
+    Raises:
+        ValueError: the sizes cannot work with the method, or an epoch has no step.
     """
 
-    def __init__(self, config: PretrainConfig, device: torch.device, resume: bool = False) -> None:
-        self.config, self.device = config, device
-        self.folder = Path(config.output)
-        self._check_folder(resume)
-        data, train = config.data, config.train
-        self.dataset = load_dataset(
-            data.dataset,
-            data.root,
-            split=data.split,
-            subset=data.subset,
-            allow_missing=data.allow_missing,
-            annotations=data.annotations,
-            label=data.label,
-            where=data.where,
-        )
-        clips = PretrainClips(
-            self.dataset,
-            frames=data.frames,
-            stride=data.stride,
-            size=data.size,
-            scale=data.scale,
-            ratio=data.ratio,
-            crops=getattr(config.method, "crops", 1),
-            seed=train.seed,
-            cache=data.cache,
-        )
-        micro_batch = train.batch // train.accumulate
-        self.loader = build_pretrain_loader(clips, micro_batch, workers=data.workers, rank=rank(), world=world())
-        self.steps = len(self.loader.batch_sampler) // train.accumulate
-        if not self.steps:
-            raise ConfigError(
-                f"train.batch: got {train.batch}, expected at most the {len(clips)} videos of the dataset"
-            )
-        torch.manual_seed(train.seed)
-        self.method = build_method(config.method, build_encoder(config.encoder), config.augment)
-        self.method.check(train.batch, self.steps)
-        self.method.to(device, memory_format=torch.channels_last_3d)
-        if train.sync_bn and world() > 1 and device.type == "cuda":
+    def __init__(self, config: PretrainConfig, method: Method, loader: DataLoader, device: torch.device) -> None:
+        train = config.train
+        self.config, self.device, self.loader = config, device, loader
+        self.folder = Path(config.output).expanduser()
+        self.checkpoints = self.folder / "checkpoints"
+        self.epoch = self.step = 0  # completed: epochs, and steps of the next one
+        self.epoch_steps = len(loader) // train.accumulate
+        if not self.epoch_steps:
+            raise ConfigError(f"train.accumulate: got {train.accumulate}, but an epoch has {len(loader)} batches")
+        self.method = method.to(device)
+        self.method.check(train.batch, self.epoch_steps)
+        self.model = self._parallel()
+        self.optimizer = build_optimizer(config.optim, self.method)
+        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        bf16 = train.precision == "bf16" or (train.precision == "auto" and on_gpu)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        self.failures = Failures(len(loader.dataset), config.data.max_failed_share)
+        self.known_failures = 0
+        self.meter = Meter()
+        self.bad_step = torch.tensor(NEVER, device=device)
+
+    def _parallel(self) -> nn.Module:
+        """The method as the processes call it together."""
+        if self.config.train.sync_bn and world() > 1 and self.device.type == "cuda":
             self.method = nn.SyncBatchNorm.convert_sync_batchnorm(self.method)
-        if train.compile:
+        if self.config.train.compile:
             self.method.encoder.compile()
-        self.optimizer = self._build_optimizer()
-        self.parallel = self._wrap()
-        self.epoch = self.step = 0
-        self.failures: list[str] = []
-        self.signal = 0
-        self.spent = 0.0  # seconds of earlier parts of a resumed run
-        self._first_bad = torch.full((), torch.inf, device=device)
-        if resume and (self.folder / "checkpoints" / checkpoint.LAST).exists():
-            self._restore()
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps completed."""
-        return self.epoch * self.steps + self.step
-
-    def run(self) -> Path:
-        """Train to the last epoch."""
-        if is_first():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save(self.config, self.folder / "config.yaml", **environment())
-        log = MetricsLog(self.folder, self.total_steps, self.config.train.tensorboard) if is_first() else None
-        epochs, began = self.config.train.epochs, time.perf_counter()
-        self._began = began
-        self.method.train()
-        bar = tqdm(total=epochs * self.steps, initial=self.total_steps, unit="step", disable=not is_first())
-        bar.set_description(self.folder.name)
-        resumed = self.total_steps > 0
-        with _signals(self._on_signal), bar:
-            while self.epoch < epochs:
-                self.method.start_epoch(self.epoch, resumed=resumed and self.step > 0)
-                resumed = False
-                self._run_epoch(log, bar)
-                self.epoch, self.step = self.epoch + 1, 0
-                self._check_losses()
-                self._save(keep=self.epoch % self.config.train.checkpoint_every == 0 or self.epoch == epochs)
-        if log is not None:
-            cost = self._cost()
-            log.write({"step": self.total_steps, **cost})
-            log.close()
-            print(self._summary(cost))
-        return self.folder
-
-    def _run_epoch(self, log: MetricsLog | None, bar: tqdm) -> None:
-        accumulate = self.config.train.accumulate
-        self.loader.batch_sampler.set_epoch(self.epoch, self.step * accumulate)
-        batches = iter(self.loader)
-        waited, since, steps = 0.0, time.perf_counter(), 0
-        while self.step < self.steps:
-            records = []
-            for part in range(accumulate):
-                with nvtx.annotate("load"):
-                    start = time.perf_counter()
-                    batch = self._to_device(next(batches))
-                    waited += time.perf_counter() - start
-                records.append(self._accumulate(batch, part))
-            self._update()
-            self.step, steps = self.step + 1, steps + 1
-            bar.update()
-            due = self.total_steps % self.config.train.log_every == 0 or self.step == self.steps
-            if due or self.device.type == "cpu":
-                self._check_losses()
-            if due:
-                elapsed = time.perf_counter() - since
-                record = self._record(records, steps, elapsed, waited)
-                if log is not None:
-                    log.write(record)
-                    bar.set_postfix({"loss": f"{record['loss']:.3f}", "clips/s": f"{record['clips_per_second']:.0f}"})
-                waited, since, steps = 0.0, time.perf_counter(), 0
-            if (due or world() == 1) and self._stop_wanted():
-                self._save()
-                raise Stopped(128 + self.signal)
-
-    def _accumulate(self, batch: Batch, part: int) -> dict[str, Tensor]:
-        """Forward and backward of one part of a step; returns what is to be logged, still on the device."""
-        accumulate = self.config.train.accumulate
-        number = self.total_steps * accumulate + part
-        generator = torch.Generator().manual_seed(self.config.train.seed * 2**40 + number)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            output = self.parallel(batch, Draw(generator, rank(), world()))
-        weights = self.method.loss_weights
-        loss = sum(weights[name] * value for name, value in output.losses.items())
-        self._first_bad = torch.where(loss.detach().isfinite(), self._first_bad, self._first_bad.clamp(max=number))
-        last = part == accumulate - 1
-        with nvtx.annotate("backward"):
-            if last or self.parallel is self.method:
-                (loss / accumulate).backward()
-            else:
-                with self.parallel.no_sync():
-                    (loss / accumulate).backward()
-        losses = {f"loss/{name}": value for name, value in output.losses.items()}
-        return {key: value.detach() for key, value in {"loss": loss, **losses, **output.statistics}.items()}
-
-    def _update(self) -> None:
-        config = self.config
-        rate = learning_rate(config.optim, config.train.batch, config.train.epochs, self.epoch, self.step, self.steps)
-        with nvtx.annotate("optimizer"):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.method.after_step()
-
-    @property
-    def _bf16(self) -> bool:
-        precision = self.config.train.precision
-        return precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
-
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        config = self.config.optim
-        parameters = [p for p in self.method.parameters() if p.requires_grad]
-        if config.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-        fused = self.device.type == "cuda"
-        return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
-        )
-
-    def _wrap(self) -> nn.Module:
         if world() == 1:
             return self.method
-        ids = [self.device.index] if self.device.type == "cuda" else None
+        # Queues are alike on all processes by construction; BatchNorm's averages are made so once an epoch.
         # A term that starts late leaves its heads without gradient until then.
-        unused = self.method.conditional
         return DistributedDataParallel(
-            self.method, device_ids=ids, broadcast_buffers=False, find_unused_parameters=unused
+            self.method, broadcast_buffers=False, find_unused_parameters=self.method.conditional
         )
 
-    def _to_device(self, batch: Batch) -> Batch:
-        for failure in batch.failures:
-            self.failures.append(str(failure))
-            if len(self.failures) > self.config.data.max_failed_share * len(self.dataset):
-                raise DatasetError(
-                    f"{len(self.failures)} of {len(self.dataset)} videos cannot be read, more than "
-                    f"data.max_failed_share = {self.config.data.max_failed_share}: " + "; ".join(self.failures)
-                )
-            tqdm.write(f"replaced: {failure}")
-        tensors = (value.to(self.device, non_blocking=True) for value in batch[:3])
-        return Batch(*tensors)
+    @property
+    def total_step(self) -> int:
+        """Steps of the optimiser so far."""
+        return self.epoch * self.epoch_steps + self.step
 
-    def _check_losses(self) -> None:
-        """Stop at the first loss that was no number, before a checkpoint can take it in."""
-        first = self._first_bad.clone()
-        if world() > 1:
-            dist.all_reduce(first, dist.ReduceOp.MIN)
-        if first.isfinite():
-            step = int(first) // self.config.train.accumulate + 1
-            raise TrainingError(
-                f"the loss is NaN or infinite at step {step}; "
-                f"the last good checkpoint is in {self.folder / 'checkpoints'}, if an epoch was completed"
-            )
-
-    def _record(self, records: list[dict[str, Tensor]], steps: int, elapsed: float, waited: float) -> dict[str, Any]:
-        """One line of the log: means over the parts of the step and over ranks, and the rates since the last line."""
-        names = list(records[0])
-        values = torch.stack([torch.stack([r[name].to(self.device).float() for r in records]).mean() for name in names])
-        if world() > 1:
-            dist.all_reduce(values)
-            values /= world()
-        clips = 2 * self.config.train.batch * steps
-        return {
-            "step": self.total_steps,
-            "epoch": self.epoch,
-            **dict(zip(names, (round(value, 6) for value in values.tolist()))),
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "clips_per_second": round(clips / elapsed, 2),
-            "data_wait_share": round(waited / elapsed, 4),
-            "memory_mib": round(memory_mib(self.device), 1),
-        }
-
-    def _cost(self) -> dict[str, Any]:
-        seconds = self.spent + time.perf_counter() - self._began
-        clips = 2 * self.config.train.batch * self.total_steps
-        return {
-            "wall_seconds": round(seconds, 1),
-            "mean_clips_per_second": round(clips / seconds, 2),
-            "device_hours": round(seconds * world() / 3600, 4),
-            "replaced_videos": len(self.failures),
-            "missing_videos": len(self.dataset.missing),
-        }
-
-    def _summary(self, cost: dict[str, Any]) -> str:
-        kind = "GPU" if self.device.type == "cuda" else "CPU"
-        lines = [
-            f"{self.folder}: {self.total_steps} steps in {cost['wall_seconds']:.0f} s, "
-            f"{cost['mean_clips_per_second']:.1f} clips/s, {cost['device_hours']:.3f} {kind}-process-hours"
-        ]
-        if self.dataset.missing:
-            lines.append(f"{len(self.dataset.missing)} videos of the split were missing and left out")
-        if self.failures:
-            listing = "; ".join(self.failures)
-            lines.append(f"{len(self.failures)} videos could not be read and were replaced: {listing}")
-        return "\n".join(lines)
-
-    def _check_folder(self, resume: bool) -> None:
-        if not resume and (self.folder / "checkpoints" / checkpoint.LAST).exists():
-            raise ConfigError(
-                f"{self.folder} already holds a run; expected --resume to go on with it, or another --output"
-            )
-
-    def _save(self, keep: bool = False) -> None:
+    def run(self) -> None:
+        """Train to the last epoch, saving on the way; see `pretrain` for what it raises."""
+        if self.epoch >= self.config.train.epochs:
+            print(f"{self.folder}: all {self.epoch} epochs are done")
+            return
         if is_first():
-            state = {
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "epoch": self.epoch,
-                "step": self.step,
-                "spent": self.spent + time.perf_counter() - self._began,
-                "failures": self.failures,
-                "rng": torch.get_rng_state(),
-                "config": to_dict(self.config),
-                "versions": environment(),
-            }
-            folder = self.folder / "checkpoints"
-            checkpoint.save(folder / checkpoint.LAST, state)
-            if keep:
-                checkpoint.save(folder / f"epoch_{self.epoch:04d}.pt", state)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save(self.config, self.folder / "config.yaml", **environment(self.device))
+        self.log = MetricsLog(self.folder, self.total_step, self.config.train.tensorboard) if is_first() else None
+        epochs = self.config.train.epochs
+        self.bar = tqdm(
+            desc=self.folder.name,
+            total=epochs * self.epoch_steps,
+            initial=self.total_step,
+            unit="step",
+            disable=not is_first(),
+            mininterval=0.1 if sys.stderr.isatty() else 30,
+        )
+        try:
+            with StopRequest() as self.request, self.bar:
+                while self.epoch < epochs:
+                    self._run_epoch()
+                    self.epoch, self.step = self.epoch + 1, 0
+                    self.save(keep=self.epoch % self.config.train.checkpoint_every == 0 or self.epoch == epochs)
+                    self._stop_if_asked()
+            self._report()
+        finally:
+            if self.log is not None:
+                self.log.close()
 
-    def _restore(self) -> None:
-        path = self.folder / "checkpoints" / checkpoint.LAST
-        state = checkpoint.load(path)
-        checkpoint.restore(self.method, state["method"], path)
+    def _run_epoch(self) -> None:
+        """The steps of an epoch that are left, with a line of the log every now and then."""
+        train = self.config.train
+        broadcast_from_first(self.method.buffers())
+        self.method.start_epoch(self.epoch, resumed=self.step > 0)
+        self.method.train()
+        self.loader.batch_sampler.set_epoch(self.epoch, self.step * train.accumulate)
+        batches = iter(self.loader)
+        while self.step < self.epoch_steps:
+            output, loss = self._train_step(batches)
+            self.step += 1
+            self.bar.update()
+            last = self.step == self.epoch_steps
+            due_log = last or self.total_step % train.log_every == 0
+            due_save = not last and self.total_step % train.save_every == 0
+            # Reading a GPU's value waits for it; a line of the log and a checkpoint do that anyway.
+            if due_log or due_save or self.device.type == "cpu":
+                self._check_finite()
+            self._check_failures()
+            if due_log:
+                self._log(output, loss)
+            if due_save:
+                self.save()
+            if not last:
+                self._stop_if_asked()
+
+    def _train_step(self, batches: Iterator[Batch]) -> tuple[Output, Tensor]:
+        """One update of the parameters; returns the losses of its last batch and their weighted sum."""
+        train, optim = self.config.train, self.config.optim
+        rate = learning_rate(optim, train.batch, train.epochs, self.epoch, self.step, self.epoch_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in range(train.accumulate):
+            batch = self._next(batches)
+            alone = world() == 1 or part == train.accumulate - 1
+            with nullcontext() if alone else self.model.no_sync():
+                with nvtx.annotate("forward"), self.autocast:
+                    output = self.model(batch, self._draw(self.total_step * train.accumulate + part))
+                with nvtx.annotate("loss"):
+                    weights = self.method.loss_weights
+                    loss = sum(weights[name] * value for name, value in output.losses.items())
+                with nvtx.annotate("backward"):
+                    (loss / train.accumulate).backward()
+            # On the device, so that nothing waits for it.
+            first_bad = self.bad_step.clamp(max=self.total_step + 1)
+            self.bad_step = torch.where(loss.detach().isfinite(), self.bad_step, first_bad)
+        with nvtx.annotate("optimizer"):
+            self.optimizer.step()
+        with nvtx.annotate("after_step"):
+            self.method.after_step()
+        return output, loss.detach()
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch, on the device."""
+        start = time.perf_counter()
+        with nvtx.annotate("load"):
+            batch = next(batches)
+        views, videos = batch.clips.shape[:2]
+        self.meter.add(views * videos * world(), time.perf_counter() - start)
+        for failure in self.failures.add(batch.failures):
+            tqdm.write(f"replaced by another video: {failure}", file=sys.stderr)
+        with nvtx.annotate("copy"):
+            return Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch[:3]))
+
+    def _draw(self, number: int) -> Draw:
+        """Random numbers of batch `number` of the run. They, and those of dropout, depend on nothing else."""
+        seed = self.config.train.seed
+        torch.manual_seed(_seed(seed, number, rank() + 1))
+        return Draw(torch.Generator().manual_seed(_seed(seed, number, 0)), rank(), world())
+
+    def _check_finite(self) -> None:
+        """Stop at the first loss that was no number, before a checkpoint can take it in."""
+        step = -largest_over_ranks(-int(self.bad_step))[0]
+        if step < NEVER:
+            path = self.checkpoints / LAST
+            last = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
+            raise NonFiniteLoss(f"the loss is NaN or infinite at step {step}; {last}")
+
+    def _check_failures(self) -> None:
+        known = len(self.failures.reasons)
+        if largest_over_ranks(known - self.known_failures)[0]:
+            self.failures.merged().check()
+        self.known_failures = known
+
+    def _stop_if_asked(self) -> None:
+        """Save and raise `Stopped` on all processes where one got a signal, but not after the last step."""
+        signal = largest_over_ranks(self.request.signal)[0]
+        if signal and self.epoch < self.config.train.epochs:
+            self._check_finite()
+            self.save()
+            where = f"{self.bar.total} and saved in {self.checkpoints / LAST}; --resume goes on"
+            raise Stopped(f"stopped at step {self.total_step} of {where}", signal)
+
+    def _log(self, output: Output, loss: Tensor) -> None:
+        """Losses and statistics of the step, averaged over processes; rates since the last line."""
+        values = {"loss": loss, **{f"loss/{name}": value for name, value in output.losses.items()}, **output.statistics}
+        # One copy from the device, for all numbers.
+        numbers = [torch.as_tensor(value).detach().to(self.device, torch.float32) for value in values.values()]
+        means = dict(zip(values, mean_over_ranks(torch.stack(numbers)).tolist()))
+        rates = self.meter.read()
+        if self.log is not None:
+            position = {"step": self.total_step, "epoch": self.epoch}
+            rate = {"learning_rate": self.optimizer.param_groups[0]["lr"]}
+            self.log.write({**position, **means, **rate, **rates, "memory_mib": memory_mib(self.device)})
+        self.bar.set_postfix(
+            {"loss": f"{means['loss']:.3f}", "clips/s": f"{rates['clips_per_second']:.1f}"}, refresh=False
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change for a position in a run to mean the same."""
+        train = self.config.train
+        return {
+            "seed": train.seed,
+            "batch": train.batch,
+            "accumulate": train.accumulate,
+            "videos": self.failures.videos,
+            "optimizer": self.config.optim.optimizer,
+        }
+
+    def save(self, keep: bool = False) -> None:
+        """Write checkpoints/last.pt, and a copy to `keep`. Every process must call it; the first writes."""
+        failures = self.failures.merged().state_dict()
+        if not is_first():
+            return
+        state = {
+            "config": to_dict(self.config),
+            "position": {"epoch": self.epoch, "step": self.step, **self._identity()},
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "failures": failures,
+            "meter": self.meter.state_dict(),
+            "environment": environment(self.device),
+        }
+        save_checkpoint(self.checkpoints / LAST, state)
+        if keep:
+            save_checkpoint(self.checkpoints / f"epoch_{self.epoch:04d}.pt", state)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint. Every process loads the same.
+
+        Raises:
+            CheckpointError: of another architecture, or of a run whose steps were others.
+        """
+        path, position = self.checkpoints / LAST, state["position"]
+        load_state(path, self.method, state["method"])
+        for name, value in self._identity().items():
+            if position[name] != value:
+                raise CheckpointError(f"{path}: its run has {name} {position[name]}, this one {value}: cannot resume")
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        self.epoch, self.step = state["epoch"], state["step"]
-        self.spent, self.failures = state["spent"], state["failures"]
+        self.epoch, self.step = position["epoch"], position["step"]
+        if is_first():  # the counts of all processes
+            self.failures.load_state_dict(state["failures"])
+            self.known_failures = len(self.failures.reasons)
+        self.meter.load_state_dict(state["meter"])
 
-    def _on_signal(self, number: int, frame: Any) -> None:
-        if self.signal:  # a second one does not wait for the step
-            raise Stopped(128 + number)
-        self.signal = number
-        tqdm.write(f"{signal.Signals(number).name}: saving a checkpoint after this step")
+    def _report(self) -> None:
+        """What the run cost, and which videos it could not read."""
+        failures = self.failures.merged()
+        seconds, clips = self.meter.totals()
+        if self.log is None:
+            return
+        cost = {
+            "wall_seconds": seconds,
+            "mean_clips_per_second": clips / seconds,
+            "device_hours": world() * seconds / 3600,
+            "device": f"{world()} x {device_name(self.device)}",
+        }
+        replaced = {"replaced_samples": failures.replaced, "unreadable_videos": failures.reasons}
+        self.log.write({"step": self.total_step, "epoch": self.epoch, **cost, **replaced})
+        print(
+            f"{self.folder}: {self.total_step} steps in {timedelta(seconds=round(seconds))} on {cost['device']}, "
+            f"{cost['mean_clips_per_second']:.1f} clips/s, {cost['device_hours']:.3g} device-hours"
+        )
+        if failures.reasons:
+            print(f"{failures.replaced} samples replaced for unreadable videos: {failures.listing()}")
 
-    def _stop_wanted(self) -> bool:
-        """Whether any rank got a signal; all of them then save the same step."""
-        if world() == 1:
-            return bool(self.signal)
-        wanted = torch.tensor(self.signal, device=self.device)
-        dist.all_reduce(wanted, dist.ReduceOp.MAX)
-        self.signal = int(wanted)
-        return bool(self.signal)
 
-
-class _signals:
-    """Handle SIGTERM and Ctrl-C within the block; only the main thread of a process can."""
-
-    def __init__(self, handler: Any) -> None:
-        self.handler = handler
-
-    def __enter__(self) -> None:
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        self.previous = {number: signal.signal(number, self.handler) for number in numbers}
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -85,6 +85,17 @@ def test_switches_train(same_view, symmetric, heads, bn, denom):
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
+def test_per_modality_statistics_are_those_of_the_clip():
+    """Running statistics after a step equal those of an encoder that saw v alone."""
+    batch = batch_of(3)
+    method, alone = (build(DCLRConfig(hidden=8, dim=4, bn="per_modality", center=True)) for _ in range(2))
+    method(batch, draw_of())
+    alone.encode(alone.augment.streams(batch.clips, draw_of()).rgb)
+    torch.testing.assert_close(method.encoder.norm.running_mean, alone.encoder.norm.running_mean)
+    torch.testing.assert_close(method.encoder.norm.running_var, alone.encoder.norm.running_var)
+    assert method.encoder.norm.momentum == 0.1
+
+
 def test_alignment_gradient_reaches_the_clip_only():
     """L_ac leaves s and d alone: its gradient with BatchNorm in evaluation mode equals that of the clip's branch."""
     method = build(DCLRConfig(hidden=8, dim=4, losses=LossWeights(0, 1, 1, 1)))

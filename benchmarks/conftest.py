@@ -1,0 +1,120 @@
+"""`pytest benchmarks/` checks each benchmark on tiny sizes; `pytest benchmarks/ --benchmark` measures.
+
+Each file has `SIZES`: the sizes of each mode, "tiny", "cpu" and "cuda". A test gets one `size` and the fixture `bench`,
+makes a `Problem` and hands it over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from datetime import date
+from pathlib import Path
+
+import pytest
+import torch
+
+from . import harness
+
+ROWS = pytest.StashKey[list]()
+LEFT_OUT = pytest.StashKey[dict]()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("dclr")
+    group.addoption(
+        "--benchmark", action="store_true", help="measure; without it the results of tiny sizes are checked"
+    )
+    group.addoption("--seconds", type=float, default=2.0, help="time spent on each problem (default: %(default)s)")
+    group.addoption("--results", help="JSON file (default: benchmarks/results/DEVICE/DATE.json)")
+
+
+def pytest_configure(config):
+    config.stash[ROWS] = []
+    config.stash[LEFT_OUT] = {}
+
+
+def mode(config) -> str:
+    """Key into a benchmark's `SIZES`."""
+    if not config.getoption("--benchmark"):
+        return "tiny"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pytest_generate_tests(metafunc):
+    if "size" in metafunc.fixturenames:
+        metafunc.parametrize("size", metafunc.module.SIZES[mode(metafunc.config)], ids=str)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def measuring(request) -> bool:
+    return request.config.getoption("--benchmark")
+
+
+@pytest.fixture
+def bench(request, measuring):
+    """Takes a `Problem`: checks it, or measures it and keeps the rows for the table and the JSON file.
+
+    Where measured, ours also goes through pytest-benchmark, so that its --benchmark-compare, --benchmark-json and
+    --benchmark-autosave follow us from commit to commit; its times are wall clock with synchronisation.
+    """
+
+    def run(problem: harness.Problem) -> list[harness.Row]:
+        stash = request.config.stash
+        if not measuring:
+            return harness.check(problem)
+        rows = harness.measure(problem, request.config.getoption("--seconds"))
+        stash[ROWS] += rows
+        stash[LEFT_OUT][problem.name] = problem.left_out
+        if request.config.pluginmanager.hasplugin("benchmark"):
+            _record(request.getfixturevalue("benchmark"), problem, rows)
+        return rows
+
+    return run
+
+
+def _record(benchmark, problem, rows):
+    def synchronised():
+        problem.variants[harness.OURS]()
+        if problem.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark.extra_info["rows"] = harness.report(rows, problem.device.type)["rows"]
+    benchmark.pedantic(synchronised, rounds=10, warmup_rounds=1)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash[ROWS]
+    if not rows:
+        return
+    device = mode(config)
+    report = harness.report(rows, device) | {"left_out": config.stash[LEFT_OUT]}
+    path = Path(config.getoption("--results") or _default_path(device))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    terminalreporter.section(
+        f"{report['device']}, commit {report['commit'][:12]}{' (modified)' if report['dirty'] else ''}"
+    )
+    ceilings = report["ceilings"]
+    rates = ", ".join(f"{name} {rate / 1e12:.2f} TFLOP/s" for name, rate in ceilings["matmul_flops"].items())
+    terminalreporter.line(f"measured ceilings: copy {ceilings['copy_bytes'] / 1e9:.1f} GB/s, matmul {rates}")
+    terminalreporter.line(harness.table(rows))
+    reasons = defaultdict(list)
+    for problem, left_out in config.stash[LEFT_OUT].items():
+        for peer, reason in left_out.items():
+            reasons[peer, reason].append(problem)
+    for (peer, reason), problems in reasons.items():
+        terminalreporter.line(f"left out: {peer} ({reason}) of {', '.join(problems)}")
+    if device == "cpu":
+        terminalreporter.line("left out: CUDA graphs, memory, and the sizes of a GPU")
+    terminalreporter.line(f"written: {path}")
+
+
+def _default_path(device: str) -> Path:
+    name = harness.device_name(device).replace(" ", "-")
+    return harness.ROOT / "benchmarks" / "results" / name / f"{date.today().isoformat()}.json"

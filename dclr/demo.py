@@ -1,0 +1,129 @@
+"""The demo: generated moving scenes, vanilla against dual contrast with the same budget, one table.
+
+Motion and scene are independent in the videos, so that retrieval and a linear probe for each tell what an encoder
+learned: 12.5% is chance for either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dclr.config import ConfigError, PretrainConfig
+from dclr.data import EvaluationClips, load_dataset
+from dclr.data.synth import LABELS_FILE, SynthConfig, synthesize
+from dclr.evaluation import Features, extract_features, linear_probe, retrieval
+from dclr.presets import DEMO_ROWS
+from dclr.training import load_method, pretrain, read_metrics
+from dclr.training.metrics import append_metrics
+
+CHANCE = 100 / 8
+CLIPS = 3  # test clips a video: these are short
+
+
+@dataclass
+class DemoConfig:
+    """What `dclr demo` does."""
+
+    output: str = "runs/demo"
+    """Folder of the videos, the runs and the table."""
+    seeds: tuple[int, ...] = (0,)
+    """Each seed has videos and initial weights of its own."""
+    rows: tuple[str, ...] = tuple(DEMO_ROWS)
+    """Objectives to compare."""
+    synth: SynthConfig = field(default_factory=SynthConfig)
+    epochs: int | None = None
+    """Epochs of every row; as in the presets where not given."""
+
+    def __post_init__(self) -> None:
+        unknown = [row for row in self.rows if row not in DEMO_ROWS]
+        if unknown:
+            raise ConfigError(f"rows: got {unknown[0]}, expected some of {', '.join(DEMO_ROWS)}")
+
+
+def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
+    """Generate, pretrain, evaluate, print the table.
+
+    Returns:
+        One dict for each seed and row: figures in percent under "motion R@1" and so on, last losses under "losses".
+    """
+    config = config or DemoConfig()
+    folder = Path(config.output)
+    results = []
+    for seed in config.seeds:
+        root = videos(folder / f"videos_{seed}", dataclasses.replace(config.synth, seed=seed))
+        for row in config.rows:
+            results.append(run_row(row, seed, root, folder / f"{row}_{seed}", config.epochs))
+    table = format_table(results)
+    (folder / "table.md").write_text(table + "\n")
+    print(f"\n{table}\n\nChance is {CHANCE}% throughout. Protocol: {results[-1]['protocol']}")
+    return results
+
+
+def videos(root: Path, config: SynthConfig) -> Path:
+    """The set for a configuration, generated unless it is there already."""
+    described = root / "synth.json"
+    wanted = json.dumps(asdict(config))
+    if not (described.exists() and described.read_text() == wanted):
+        synthesize(root, config)
+        described.write_text(wanted)
+    return root
+
+
+def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = None) -> dict[str, Any]:
+    """Pretrain one objective and evaluate its encoder. A finished or interrupted run goes on where it stopped."""
+    run = DEMO_ROWS[row]()
+    run.output, run.train.seed, run.data.root = str(output), seed, str(root)
+    run.train.epochs = epochs or run.train.epochs
+    pretrain(run, resume=True)
+    encoder = load_method(output).encoder
+    figures = evaluate(encoder, run, root)
+    records = [record for record in read_metrics(output) if "loss" in record]
+    cost = next(record for record in reversed(read_metrics(output)) if "wall_seconds" in record)
+    losses = {name.removeprefix("loss/"): value for name, value in records[-1].items() if name.startswith("loss/")}
+    result = {"row": row, "seed": seed, **figures, "losses": losses, "seconds": cost["wall_seconds"]}
+    append_metrics(output, {"step": records[-1]["step"], **result})
+    return result
+
+
+def evaluate(encoder: Any, run: PretrainConfig, root: Path) -> dict[str, Any]:
+    """Retrieval and linear probe, for motion and for scene, from the same features."""
+    features = {subset: _features(encoder, run, root, subset) for subset in ("train", "test")}
+    figures: dict[str, Any] = {}
+    for label in ("motion", "scene"):
+        train, test = (_labelled(features[subset], root, label, subset) for subset in ("train", "test"))
+        found = retrieval(train.clips, train.labels, test.clips, test.labels, ks=(1,))
+        probe = linear_probe(train, test)
+        figures[f"{label} R@1"], figures[f"{label} linear"] = found["R@1"], probe["top1"]
+    return {**figures, "protocol": f"{found['protocol']}; {probe['protocol']}"}
+
+
+def _features(encoder: Any, run: PretrainConfig, root: Path, subset: str) -> Features:
+    dataset = load_dataset("folder", str(root), annotations=str(root / LABELS_FILE), label="motion", subset=subset)
+    data = run.data
+    clips = EvaluationClips(dataset, frames=data.frames, stride=data.stride, size=data.size, clips=CLIPS)
+    device = next(encoder.parameters()).device
+    return extract_features(
+        encoder, clips, device=device, mean=run.augment.mean, std=run.augment.std, batch_videos=32, progress=False
+    )
+
+
+def _labelled(features: Features, root: Path, label: str, subset: str) -> Features:
+    dataset = load_dataset("folder", str(root), annotations=str(root / LABELS_FILE), label=label, subset=subset)
+    return features._replace(labels=features.labels.new_tensor(dataset.labels))
+
+
+def format_table(results: list[dict[str, Any]]) -> str:
+    """Markdown table, a line for each row and seed; a term's last value stands beside its value at chance."""
+    columns = ("motion R@1", "motion linear", "scene R@1", "scene linear")
+    head = ["objective", "seed", *columns, "last losses", "pretraining"]
+    lines = [head, ["---"] * len(head)]
+    for result in results:
+        losses = ", ".join(f"{name} {value:.2f}" for name, value in result["losses"].items())
+        figures = [f"{result[column]:.1f}" for column in columns]
+        lines.append([DEMO_ROWS[result["row"]].__doc__.split(":")[0], str(result["seed"]), *figures, losses,
+                      f"{result['seconds']:.0f} s"])  # fmt: skip
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,233 @@
+"""Retrieval and linear probe of a checkpoint on a dataset: `dclr retrieve` and `dclr linear`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dclr.config import ConfigError, DataConfig, PretrainConfig
+from dclr.data import EvaluationClips, VideoDataset, load_dataset
+from dclr.distributed import is_first
+from dclr.evaluation import Features, LinearConfig, extract_features, linear_probe, retrieval
+from dclr.training import append_metrics, find_checkpoint, load_method
+from dclr.training.distributed import choose_device
+
+# What stands for the pretraining's own where it is not given; the source only where no dataset is given.
+CLIP_FIELDS = ("frames", "stride", "size")
+SOURCE_FIELDS = ("dataset", "root", "annotations", "label", "split")
+
+
+@dataclass
+class EvaluationDataConfig:
+    """Videos of an evaluation, and the clips of each; by default of the dataset and the shape of the pretraining."""
+
+    dataset: str | None = None
+    """ucf101, hmdb51, kinetics400, diving48, or folder."""
+    root: str | None = None
+    """Folder of the dataset."""
+    annotations: str | None = None
+    """Split file or its folder, where it does not lie beside the videos."""
+    label: str | None = None
+    """Column of a `folder` dataset's list with the class."""
+    split: int | None = None
+    train_subset: Literal["train", "test"] = "train"
+    train_where: str | None = None
+    """Rows of a `folder` dataset's list to train on, or to search in, as COLUMN=VALUE."""
+    test_subset: Literal["train", "test"] = "test"
+    test_where: str | None = None
+    """Rows of the list to test."""
+    frames: int | None = None
+    stride: int | None = None
+    size: int | None = None
+    clips: int = 10
+    """Evenly spaced clips of each video."""
+    test_crop: Literal["square_resize", "native", "short128"] = "square_resize"
+    workers: int = 4
+    batch_videos: int = 4
+    """Videos in one forward of the encoder."""
+    allow_missing: bool = False
+    """Go on without the videos that are not there, and report their number."""
+    max_failed_share: float = 0.01
+    """Stop when more than this share of the videos cannot be decoded."""
+
+    def completed(self, pretraining: DataConfig) -> EvaluationDataConfig:
+        """With the pretraining's values where there are none."""
+        names = CLIP_FIELDS if self.dataset else CLIP_FIELDS + SOURCE_FIELDS
+        missing = {name: getattr(pretraining, name) for name in names if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
+
+@dataclass
+class EvaluationConfig:
+    """What every evaluation of a checkpoint needs."""
+
+    checkpoint: str
+    """Run folder (its last checkpoint), or checkpoint file."""
+    output: str | None = None
+    """Folder whose metrics.jsonl gets the result; by default <run>/<evaluation>_<dataset>."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: EvaluationDataConfig = field(default_factory=EvaluationDataConfig)
+
+
+@dataclass
+class LinearProbeConfig(EvaluationConfig):
+    """Train a linear classifier on the features of a frozen encoder (cached: each clip is encoded once)."""
+
+    linear: LinearConfig = field(default_factory=LinearConfig)
+    seed: int = 0
+
+
+@dataclass
+class RetrieveConfig(EvaluationConfig):
+    """Find the nearest training videos of each test video: R@k."""
+
+    ks: tuple[int, ...] = (1, 5, 10, 20, 50)
+    clip_l2: bool = True
+    """Normalise each clip's feature before the mean over clips."""
+    center: Literal["per_split", "train", "none"] = "per_split"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Features of both subsets, and how they came about."""
+
+    train: Features
+    test: Features
+    classes: tuple[str, ...]
+    data: EvaluationDataConfig
+    pretraining: PretrainConfig
+    position: dict[str, Any]
+
+
+def linear(config: LinearProbeConfig) -> dict[str, Any]:
+    """Linear probe of a checkpoint (DCLR Sec. 4.1); see `dclr.evaluation.linear_probe`.
+
+    Returns:
+        The record that was appended to <output>/metrics.jsonl: "top1" and so on in percent, and the protocol.
+    """
+
+    def probe(features: Evaluated) -> dict[str, Any]:
+        device, classes = choose_device(config.device), len(features.classes)
+        return linear_probe(
+            features.train, features.test, config.linear, classes=classes, seed=config.seed, device=device
+        )
+
+    return _evaluate("linear", config, probe)
+
+
+def retrieve(config: RetrieveConfig) -> dict[str, Any]:
+    """Retrieval by the features of a checkpoint (DCLR Tab. 3); see `dclr.evaluation.retrieval`.
+
+    Returns:
+        The record that was appended to <output>/metrics.jsonl: "R@1" and so on in percent, and the protocol.
+    """
+
+    def search(features: Evaluated) -> dict[str, Any]:
+        train, test = features.train, features.test
+        return retrieval(train.clips, train.labels, test.clips, test.labels, config.ks, config.clip_l2, config.center)
+
+    return _evaluate("retrieve", config, search)
+
+
+def _evaluate(name: str, config: EvaluationConfig, figures: Callable[[Evaluated], dict[str, Any]]) -> dict[str, Any]:
+    """Features, figures, one record of both."""
+    features = _features(config)
+    data, position = features.data, features.position
+    result = figures(features)
+    unreadable = [str(failure) for part in (features.train, features.test) for failure in part.failures]
+    record = {
+        "evaluation": name,
+        **{key: value for key, value in result.items() if key != "protocol"},
+        "protocol": f"{_clip_protocol(data)}; {result['protocol']}",
+        "checkpoint": str(find_checkpoint(config.checkpoint)),
+        "epoch": position["epoch"],
+        "encoder": features.pretraining.encoder,
+        "unreadable_videos": unreadable,
+    }
+    if is_first():
+        append_metrics(_output(name, config, data), record)
+        _print(record)
+    return record
+
+
+def _features(config: EvaluationConfig) -> Evaluated:
+    device = choose_device(config.device)
+    method, pretraining, position = load_method(config.checkpoint)
+    data = config.data.completed(pretraining.data)
+    videos = [
+        _load(data, data.train_subset, data.train_where),
+        _load(data, data.test_subset, data.test_where),
+    ]
+    if videos[0].classes != videos[1].classes:
+        raise ValueError(f"{data.dataset}: the training and the test videos do not have the same classes")
+    train, test = (
+        extract_features(
+            method.encoder,
+            EvaluationClips(
+                subset, frames=data.frames, stride=data.stride, size=data.size, clips=data.clips,
+                test_crop=data.test_crop,
+            ),
+            device=device,
+            mean=pretraining.augment.mean,
+            std=pretraining.augment.std,
+            batch_videos=data.batch_videos,
+            workers=data.workers,
+            max_failures=data.max_failed_share,
+        )
+        for subset in videos
+    )  # fmt: skip
+    return Evaluated(train, test, videos[0].classes, data, pretraining, position)
+
+
+def _load(data: EvaluationDataConfig, subset: str, where: str | None) -> VideoDataset:
+    if not data.root:
+        raise ConfigError(f"data.root: expected the folder of the dataset {data.dataset}")
+    videos = load_dataset(
+        data.dataset,
+        data.root,
+        split=data.split or 1,
+        subset=subset,
+        allow_missing=data.allow_missing,
+        annotations=data.annotations,
+        label=data.label,
+        where=where,
+    )
+    if videos.missing:
+        print(f"{data.dataset}: going on without {len(videos.missing)} missing {subset} videos", file=sys.stderr)
+    return videos
+
+
+def _clip_protocol(data: EvaluationDataConfig) -> str:
+    subsets = [
+        f"{role} {subset}{f' where {where}' if where else ''}"
+        for role, subset, where in (
+            ("training videos", data.train_subset, data.train_where),
+            ("test videos", data.test_subset, data.test_where),
+        )
+    ]
+    return (
+        f"{data.dataset} split {data.split or 1}{f', label {data.label}' if data.label else ''}, {', '.join(subsets)}; "
+        f"{data.clips} evenly spaced clips of {data.frames} frames, stride {data.stride}, "
+        f"crop {data.test_crop} to {data.size} x {data.size}"
+    )
+
+
+def _output(name: str, config: EvaluationConfig, data: EvaluationDataConfig) -> Path:
+    if config.output:
+        return Path(config.output).expanduser()
+    folder = find_checkpoint(config.checkpoint).parent
+    run = folder.parent if folder.name == "checkpoints" else folder
+    return run / f"{name}_{data.dataset}"
+
+
+def _print(record: dict[str, Any]) -> None:
+    figures = [f"{key} {value:.2f}%" for key, value in record.items() if isinstance(value, float)]
+    print("  ".join(figures))
+    print(f"protocol: {record['protocol']}")
+    print(f"checkpoint: {record['checkpoint']}, {record['epoch']} epochs, {record['encoder']}")
+    if record["unreadable_videos"]:
+        print(f"left out, unreadable: {'; '.join(record['unreadable_videos'])}")

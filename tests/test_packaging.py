@@ -1,0 +1,45 @@
+"""What is installed, and where it can be imported."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_wheel_holds_the_kernels_inside_the_package(tmp_path):
+    source = tmp_path / "a path with spaces"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("dclr", "kernels"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
+    subprocess.run(command, check=True)
+    names = zipfile.ZipFile(next(tmp_path.glob("dclr-*.whl"))).namelist()
+    assert {"dclr/kernels/__init__.py", "dclr/kernels/info_nce.py", "dclr/methods/dclr.py"} <= set(names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"dclr"}
+
+
+def test_import_without_triton():
+    """As on macOS: the references serve, and the whole package imports."""
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+import dclr.cli, dclr.kernels
+x = torch.eye(4, requires_grad=True)
+dclr.kernels.info_nce(x, x.detach().roll(1, 0)).backward()
+assert x.grad.isfinite().all()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
+def test_kernels_stand_alone():
+    """Imports run one way: `kernels/` knows nothing of the rest of dclr."""
+    for path in (ROOT / "kernels").glob("*.py"):
+        for line in path.read_text().splitlines():
+            if line.startswith(("import dclr", "from dclr")):
+                assert line.startswith("from dclr.kernels"), f"{path.name}: {line}"
