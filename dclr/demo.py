@@ -14,7 +14,7 @@ from typing import Any
 
 from dclr.config import ConfigError, PretrainConfig
 from dclr.data import EvaluationClips, load_dataset
-from dclr.data.synth import LABELS_FILE, SynthConfig, synthesize
+from dclr.data.synth import SynthConfig, synthesize
 from dclr.evaluation import Features, extract_features, linear_probe, retrieval
 from dclr.presets import DEMO_ROWS
 from dclr.training import load_method, pretrain, read_metrics
@@ -79,7 +79,7 @@ def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = 
     run.output, run.train.seed, run.data.root = str(output), seed, str(root)
     run.train.epochs = epochs or run.train.epochs
     pretrain(run, resume=True)
-    encoder = load_method(output).encoder
+    encoder = load_method(output)[0].encoder
     figures = evaluate(encoder, run, root)
     records = [record for record in read_metrics(output) if "loss" in record]
     cost = next(record for record in reversed(read_metrics(output)) if "wall_seconds" in record)
@@ -102,7 +102,7 @@ def evaluate(encoder: Any, run: PretrainConfig, root: Path) -> dict[str, Any]:
 
 
 def _features(encoder: Any, run: PretrainConfig, root: Path, subset: str) -> Features:
-    dataset = load_dataset("folder", str(root), annotations=str(root / LABELS_FILE), label="motion", subset=subset)
+    dataset = load_dataset("folder", root, label="motion", subset=subset)
     data = run.data
     clips = EvaluationClips(dataset, frames=data.frames, stride=data.stride, size=data.size, clips=CLIPS)
     device = next(encoder.parameters()).device
@@ -112,7 +112,7 @@ def _features(encoder: Any, run: PretrainConfig, root: Path, subset: str) -> Fea
 
 
 def _labelled(features: Features, root: Path, label: str, subset: str) -> Features:
-    dataset = load_dataset("folder", str(root), annotations=str(root / LABELS_FILE), label=label, subset=subset)
+    dataset = load_dataset("folder", root, label=label, subset=subset)
     return features._replace(labels=features.labels.new_tensor(dataset.labels))
 
 

@@ -209,8 +209,9 @@ def _clip_protocol(data: EvaluationDataConfig) -> str:
             ("test videos", data.test_subset, data.test_where),
         )
     ]
+    source = data.dataset if data.dataset == "folder" else f"{data.dataset} split {data.split or 1}"
     return (
-        f"{data.dataset} split {data.split or 1}{f', label {data.label}' if data.label else ''}, {', '.join(subsets)}; "
+        f"{source}{f', label {data.label}' if data.label else ''}, {', '.join(subsets)}; "
         f"{data.clips} evenly spaced clips of {data.frames} frames, stride {data.stride}, "
         f"crop {data.test_crop} to {data.size} x {data.size}"
     )

@@ -1,7 +1,7 @@
 """Triton kernels of `decoupled_pool`: each of the three feature maps is read once.
 
 The static and difference maps come first, then RGB once for its map and its three pools, then the alignment, which
-needs the whole RGB map. One program does all of it for a sample, through small maps in memory that it alone writes and reads;
+needs the whole RGB map. One program does all of it for a sample, through small maps in memory that it alone uses;
 where the batch is too small to fill the device, each phase is a launch over chunks of channels.
 """
 
@@ -58,16 +58,20 @@ if triton is not None:
         """As `_read_mask`, with the pools by the static and difference maps, which are complete by now."""
         static_total = tl.zeros((ROWS, LANES), tl.float32)
         difference_total = tl.zeros((ROWS, LANES), tl.float32)
+        static, difference = static_total, difference_total  # maps of one tile are loaded once and stay in registers
         for first in range(0, P, ROWS * LANES):
             p = tile_positions(first, ROWS, LANES)
-            static_total += load_map(maps_ptr, 1, p, chunks, P)
-            difference_total += load_map(maps_ptr, 2, p, chunks, P)
+            static, difference = load_map(maps_ptr, 1, p, chunks, P), load_map(maps_ptr, 2, p, chunks, P)
+            static_total += static
+            difference_total += difference
         static_sum = tl.sum(tl.sum(static_total, 0), 0)
         difference_sum = tl.sum(tl.sum(difference_total, 0), 0)
         for first in range(0, P, ROWS * LANES):
             p = tile_positions(first, ROWS, LANES)
-            static_weight = pool_weight(load_map(maps_ptr, 1, p, chunks, P), static_sum, P)
-            difference_weight = pool_weight(load_map(maps_ptr, 2, p, chunks, P), difference_sum, P)
+            if P > ROWS * LANES:
+                static, difference = load_map(maps_ptr, 1, p, chunks, P), load_map(maps_ptr, 2, p, chunks, P)
+            static_weight = pool_weight(static, static_sum, P)
+            difference_weight = pool_weight(difference, difference_sum, P)
             if chunk == 0:
                 tl.store(weights_ptr + p, static_weight, mask=p < P)
                 tl.store(weights_ptr + P + p, difference_weight, mask=p < P)

@@ -16,8 +16,8 @@ from ._common import device_class, tl, triton
 # By what lies contiguous in memory, the positions and elements of a tile, for kernels that read maps and for those that
 # write gradients. STAGES tiles are in flight at once, in shared memory.
 _WRITE = {
-    "positions": {"positions": 128, "elements": 4096, "num_warps": 4},
-    "channels": {"positions": 32, "elements": 4096, "num_warps": 4},
+    "positions": {"positions": 128, "elements": 8192, "num_warps": 8},
+    "channels": {"positions": 128, "elements": 8192, "num_warps": 8},
 }
 _READ_SM = {
     "positions": {"positions": 128, "elements": 2048, "num_warps": 8, "STAGES": 5},
@@ -75,7 +75,7 @@ if triton is not None:
     @triton.jit
     def pool_weight(activation, total, P):
         """Uniform where the activation sums to 0."""
-        return tl.where(total == 0, 1.0 / P, tl.div_rn(activation, tl.where(total == 0, 1.0, total)))
+        return tl.where(total == 0, 1.0 / P, activation / tl.where(total == 0, 1.0, total))
 
     @triton.jit
     def sum_positions(x):

@@ -119,7 +119,7 @@ if triton is not None:
     @triton.jit
     def _min_max(activation, low, high):
         extent = high - low
-        return tl.div_rn(activation - low, tl.where(extent == 0, 1.0, extent))
+        return (activation - low) / tl.where(extent == 0, 1.0, extent)
 
     @triton.jit
     def align_maps(maps_ptr, chunks, P, alignment_ptr, slope_ptr, BLOCK_P: tl.constexpr):
@@ -128,6 +128,7 @@ if triton is not None:
         rgb_low = tl.full((BLOCK_P,), float("inf"), tl.float32)
         rgb_high = tl.full((BLOCK_P,), float("-inf"), tl.float32)
         target_low, target_high = rgb_low, rgb_high
+        rgb, target = rgb_low, rgb_low  # a map of one tile is loaded once and stays in registers
         for first in range(0, P, BLOCK_P):
             inside = first + lanes < P
             rgb, target = _rgb_and_target(maps_ptr, first + lanes, chunks, P)
@@ -142,7 +143,8 @@ if triton is not None:
         to_low, to_high, lowest, highest = distance, distance, distance, distance
         for first in range(0, P, BLOCK_P):
             inside = first + lanes < P
-            rgb, target = _rgb_and_target(maps_ptr, first + lanes, chunks, P)
+            if P > BLOCK_P:
+                rgb, target = _rgb_and_target(maps_ptr, first + lanes, chunks, P)
             scaled = _min_max(rgb, low, high)
             gap = tl.where(inside, scaled - _min_max(target, goal_low, goal_high), 0.0)
             distance += tl.abs(gap)
@@ -157,10 +159,11 @@ if triton is not None:
 
         extent = high - low
         for first in range(0, P, BLOCK_P):
-            rgb, target = _rgb_and_target(maps_ptr, first + lanes, chunks, P)
+            if P > BLOCK_P:
+                rgb, target = _rgb_and_target(maps_ptr, first + lanes, chunks, P)
             gap = _min_max(rgb, low, high) - _min_max(target, goal_low, goal_high)
             slope = sign(gap) - tl.where(rgb == low, low_share, 0.0) - tl.where(rgb == high, high_share, 0.0)
-            slope = tl.where(extent == 0, 0.0, tl.div_rn(slope, tl.where(extent == 0, 1.0, extent) * P))
+            slope = tl.where(extent == 0, 0.0, slope / (tl.where(extent == 0, 1.0, extent) * P))
             tl.store(slope_ptr + first + lanes, slope, mask=first + lanes < P)
 
     @triton.jit

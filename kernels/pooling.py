@@ -138,7 +138,7 @@ if triton is not None:
             x = tl.load(x_ptr + x_offset, mask=mask, other=0).to(tl.float32)
             by_position += grad * (x - pooled)
             tl.store(dx_ptr + dx_offset, (grad * weight).to(dx_ptr.dtype.element_ty), mask=mask)
-        da = tl.div_rn(tl.sum(by_position, 1), tl.where(total == 0, 1.0, total))
+        da = tl.sum(by_position, 1) / tl.where(total == 0, 1.0, total)
         da = tl.where(total == 0, 0.0, da).to(da_ptr.dtype.element_ty)
         tl.store(da_ptr + b * P + p, da, mask=p < P)
 

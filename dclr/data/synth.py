@@ -32,12 +32,12 @@ class SynthConfig:
     size: int = 40
     """Height and width."""
     frames: int = 24
-    contrast: float = 0.5
+    contrast: float = 0.3
     """Range of the background's brightness, 0 (flat grey) to 1."""
     blend: Literal["add", "cover"] = "add"
     """Blobs add to the background (the frame difference holds motion alone) or cover it (it leaks in)."""
-    blobs: int = 8
-    radius: float = 1.2
+    blobs: int = 14
+    radius: float = 1.6
     """Standard deviation of a blob."""
     brightness: float = 0.8
     """Of a blob's centre, 0 to 1."""

@@ -13,7 +13,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,23 +77,25 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = find_checkpoint(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            state = _unpickle(file, path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: {_unpickling_reason(str(error))}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: truncated, or not a checkpoint") from error
     if not isinstance(state, dict) or not {"config", "method", "position"} <= state.keys():
         raise CheckpointError(f"{path}: not a checkpoint of dclr, which holds config, method and position")
     return state
 
 
-def _unpickling_reason(message: str) -> str:
-    if "GLOBAL " not in message:
-        return "truncated, or not a checkpoint"
-    name = message.partition("GLOBAL ")[2].split()[0]
-    return f"holds code ({name}) besides weights; it is neither run nor loaded"
+def _unpickle(file: BinaryIO, path: Path) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        code = str(error).partition("GLOBAL ")[2].split()
+        if code:
+            raise CheckpointError(f"{path}: holds code ({code[0]}) besides weights; it is not run") from error
+        raise CheckpointError(f"{path}: truncated, or not a checkpoint") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: truncated, or not a checkpoint") from error
 
 
 def load_state(path: Path | str, module: nn.Module, state: Mapping[str, Any]) -> None:

@@ -2,18 +2,19 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from benchmarks.traffic import count_traffic
-from dclr.kernels.decouple import decouple
-from dclr.kernels.info_nce import info_nce
-from dclr.kernels.pooling import decoupled_pool
-from dclr.kernels.topk import topk_similarity
+from dclr.kernels import decouple, decoupled_pool, info_nce, topk_similarity
 
 
 def size(*tensors):
     """Bytes of tensors, each element once."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def hold(count, floor, factor):
+    """At most `factor` floors, and no less than one: a kernel that did not run has no traffic."""
+    assert floor <= count <= factor * floor, f"{count} is {count / floor:.4f} of the floor, {floor}"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -25,7 +26,7 @@ def test_decouple_reads_and_writes_once(decoded, dtype):
     with count_traffic() as traffic:
         outputs = decouple(clip, index, flip=flip, mean=(0.4,) * 3, std=(0.2,) * 3, dtype=dtype)
     assert traffic.bytes_stored == size(*outputs)
-    assert traffic.bytes <= 1.05 * size(clip, *outputs)
+    hold(traffic.bytes, size(clip, *outputs), 1.05)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -37,29 +38,29 @@ def test_head_reads_and_writes_once(batch, layout, dtype):
         features.requires_grad_()
     with count_traffic() as forward:
         pools = decoupled_pool(*maps)
-    assert forward.bytes <= 1.05 * size(*maps, *pools)
+    hold(forward.bytes, size(*maps, *pools), 1.05)
     loss = sum((pool * torch.randn_like(pool)).sum() for pool in pools)
     with count_traffic() as backward:
         torch.autograd.grad(loss, maps)
-    assert backward.bytes <= 1.05 * size(maps[0], *pools, *maps)
+    hold(backward.bytes, size(maps[0], *pools, *maps), 1.05)
 
 
 @pytest.mark.parametrize("rows", [1, 16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_topk_reads_the_queue_once(rows, dtype):
+    """No more query rows than one tile has."""
     query, queue = torch.randn(rows, 64).to(dtype), torch.randn(4096, 64).to(dtype)
     with count_traffic() as traffic:
         topk_similarity(query, queue, 5)
-    assert traffic.bytes <= 1.1 * size(query, queue)
-    assert traffic.launches <= 2
+    hold(traffic.bytes, size(query, queue), 1.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_info_nce_multiplies_no_more_than_it_must(dtype):
     """Where the query is the key: one similarity matrix forward, one again backward and one product with it."""
     rows, dim = 256, 64
-    z = F.normalize(torch.randn(rows, dim), dim=1).to(dtype).requires_grad_()
+    z = torch.randn(rows, dim).to(dtype).requires_grad_()
     own = torch.arange(rows)
     with count_traffic() as traffic:
         info_nce(z, z, positive=own.roll(rows // 2), exclude=own, temperature=0.1).backward()
-    assert traffic.dot_flops <= 1.05 * 6 * rows**2 * dim
+    hold(traffic.dot_flops, 6 * rows**2 * dim, 1.05)

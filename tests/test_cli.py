@@ -1,0 +1,166 @@
+"""The command line: whole runs on generated videos, signals, and one clear line for each error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dclr.cli import main
+from dclr.data.synth import SynthConfig, synthesize
+from dclr.presets import PRESETS
+from dclr.training import load_checkpoint, load_method, read_metrics
+
+SMALL = [
+    "--encoder", "r2plus1d_tiny", "--data.dataset", "folder", "--data.label", "motion", "--data.frames", "4",
+    "--data.stride", "1", "--data.size", "16", "--data.workers", "0", "--train.batch", "4", "--train.log-every", "1",
+    "--train.device", "cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("videos")
+    synthesize(root, SynthConfig(train=9, test=8, size=16, frames=8, blobs=2), progress=False)
+    return root
+
+
+def failing(capsys, *argv):
+    """Exit status and the last line of stderr."""
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert not any("Traceback" in line for line in lines)
+    return stop.value.code, lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        (["pretrian"], 2, "dclr: unknown command 'pretrian'; did you mean pretrain?"),
+        (["pretrain", "--preset", "dclr_ufc101"], 2, "dclr: unknown preset 'dclr_ufc101'; did you mean dclr_ucf101?"),
+        (["pretrain", "--train.epohcs", "3"], 2,
+         "dclr: unknown argument '--train.epohcs'; did you mean --train.epochs?"),
+        (["pretrain", "--method.ac.lamda=3"], 2,
+         "dclr: unknown argument '--method.ac.lamda'; did you mean --method.ac.lambda?"),
+        (["pretrain", "--train.epochs", "x"], 2,
+         "dclr: --train.epochs: invalid literal for int() with base 10: 'x'"),
+        (["pretrain", "--train.epochs", "0"], 2, "dclr: train.epochs: got 0, expected at least 1"),
+        (["pretrain", "--method.tau", "0"], 2, "dclr: method.tau: got 0.0, expected a temperature above 0"),
+        (["pretrain", "--method", "smclr"], 2, "dclr: unknown method smclr; did you mean simclr?"),
+        (["pretrain", "--preset"], 2, "dclr: --preset: expected a value"),
+        (["pretrain", "stray"], 2, "dclr: unknown argument 'stray'"),
+        (["pretrain"], 1, "dclr: data.root: expected the folder of the dataset ucf101"),
+        (["linear"], 2, "dclr: --checkpoint is required"),
+        (["retrieve", "--checkpoint", "none.pt", "--kss", "1"], 2,
+         "dclr: unknown argument '--kss'; did you mean --ks?"),
+        (["retrieve", "--checkpoint", "none.pt"], 1, "dclr: none.pt: cannot be read (No such file or directory)"),
+    ],
+)  # fmt: skip
+def test_wrong_command_lines(capsys, tmp_path, monkeypatch, argv, status, message):
+    monkeypatch.chdir(tmp_path)
+    assert failing(capsys, *argv) == (status, message)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--data.dataset", "ucf110"], "unknown dataset 'ucf110'; did you mean 'ucf101'?"),
+        (["--encoder", "r2plus1d_tny"], "unknown encoder 'r2plus1d_tny': did you mean 'r2plus1d_tiny'?"),
+        (["--train.batch", "64"], "train.batch: got 64, expected at most the 9 videos of the dataset"),
+        (["--data.frames", "40"], "a clip spans 41 raw frames"),
+        (["--method", "dclr", "--method.search.queue", "4000"], "4000 entries can never fill between refreshes"),
+    ],
+)
+def test_wrong_runs(capsys, tmp_path, videos, argv, message):
+    output = ["--output", str(tmp_path / "run"), "--data.root", str(videos)]
+    status, line = failing(capsys, "pretrain", *SMALL, *output, *argv)
+    assert status == 1 and message in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(ValueError, match="unknown dataset"):
+        main(["pretrain", "--debug", "--data.dataset", "x", "--data.root", str(tmp_path)])
+
+
+def test_help_and_presets(capsys):
+    main(["--help"])
+    out = capsys.readouterr().out
+    assert all(f"  {verb} " in out for verb in ("pretrain", "linear", "retrieve", "synth", "demo"))
+    main(["pretrain", "--list-presets"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(PRESETS)
+    assert all(len(line.split()) > 3 for line in lines)
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", "--preset", "simclr_ucf101", "--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "--method.tau" in out and "--method.search" not in out
+
+
+def test_flags_win_over_file_and_file_over_preset(tmp_path, videos):
+    (tmp_path / "run.yaml").write_text("train: {epochs: 7, seed: 5}\nmethod: {tau: 0.3}\n")
+    run = tmp_path / "run"
+    argv = ["--preset", "simclr_ucf101", "--config", str(tmp_path / "run.yaml"), *SMALL]
+    main(["pretrain", *argv, "--train.epochs=1", "--output", str(run), "--data.root", str(videos)])
+    _, config, position = load_method(run)
+    assert (config.train.epochs, config.train.seed, config.method.tau) == (1, 5, 0.3)
+    assert position["epoch"] == 1
+
+
+def test_pretrain_resume_retrieve_linear(tmp_path, videos, capsys):
+    run = str(tmp_path / "run")
+    main(["pretrain", "--method", "simclr", *SMALL, "--train.epochs", "1", "--output", run, "--data.root", str(videos)])
+    status, line = failing(capsys, "pretrain", *SMALL, "--output", run, "--data.root", str(videos))
+    assert status == 1 and "already holds a run; expected --resume" in line
+    main(["pretrain", "--output", run, "--resume", "--train.epochs", "2"])
+    assert read_metrics(run)[-1]["step"] == 4
+    capsys.readouterr()
+    clips = ["--data.clips", "2", "--data.workers", "0", "--device", "cpu"]
+    main(["retrieve", "--checkpoint", run, *clips, "--ks", "1", "9", "--data.test-where", "split=train"])
+    out = capsys.readouterr().out
+    record = json.loads((tmp_path / "run/retrieve_folder/metrics.jsonl").read_text())
+    assert record["R@1"] == 100 and record["R@9"] == 100, "every video finds itself"
+    assert record["protocol"] in out and "test where split=train" in record["protocol"]
+    output = tmp_path / "linear"
+    for label in ("motion", "scene"):
+        main(["linear", "--checkpoint", f"{run}/checkpoints/last.pt", *clips, "--data.label", label,
+              "--linear.epochs", "1", "--output", str(output)])  # fmt: skip
+    records = read_metrics(output)
+    assert len(records) == 2 and all(0 <= record["top1"] <= 100 for record in records)
+    assert "label scene" in records[1]["protocol"] and records[1]["epoch"] == 2
+
+
+def test_synth(tmp_path, capsys):
+    flags = ["--synth.train", "1", "--synth.test", "1", "--synth.size", "16", "--synth.frames", "2"]
+    main(["synth", "--root", str(tmp_path / "set"), *flags])
+    assert capsys.readouterr().out.strip().endswith("labels.csv")
+    assert len(os.listdir(tmp_path / "set" / "videos")) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_exit(tmp_path, videos, number):
+    """The run stops within a step, has saved it, and says so; the status is the shells' 128 + signal."""
+    run = tmp_path / "run"
+    flags = ["--output", str(run), "--data.root", str(videos), "--method", "simclr", "--train.epochs", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dclr", "pretrain", *SMALL, *flags], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while len(read_metrics(run)) < 2 and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, err
+    position = load_checkpoint(run)["position"]
+    step = 2 * position["epoch"] + position["step"]
+    assert f"dclr: stopped at step {step} of 200000 and saved in {run}" in err
+    assert read_metrics(run)[-1]["step"] == step

@@ -1,0 +1,109 @@
+"""Configurations: YAML round trip, overlays, and what is wrong with a wrong one."""
+
+import pytest
+
+from dclr.config import (
+    ConfigError,
+    DataConfig,
+    OptimConfig,
+    PretrainConfig,
+    TrainConfig,
+    load,
+    nearest,
+    save,
+    to_dict,
+    update,
+)  # fmt: skip
+from dclr.methods import DCLRConfig, SimCLRConfig
+from dclr.methods.dclr import AlignmentConfig, LossWeights
+from dclr.methods.search import SearchConfig
+from dclr.presets import PRESETS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_yaml(tmp_path, name):
+    config = PRESETS[name]()
+    save(config, tmp_path / "config.yaml", torch="2.13")
+    assert load(tmp_path / "config.yaml") == config
+
+
+def test_everything_survives_yaml(tmp_path):
+    config = PretrainConfig(
+        output="runs/ä b", encoder="c3d",
+        data=DataConfig("folder", "/x y", annotations="a.csv", label="motion", where="set=1", scale=(0.5, 1.0),
+                        cache="memory", allow_missing=True),
+        optim=OptimConfig("adamw", 3e-4, milestones=(), schedule="cosine", warmup=7),
+        train=TrainConfig(epochs=3, batch=12, accumulate=3, precision="bf16", compile=True, threads=2),
+        method=DCLRConfig(losses=LossWeights(1, 0, 0.5, 2), search=SearchConfig(on=("s", "d")),
+                          ac=AlignmentConfig(0.1)),
+    )  # fmt: skip
+    save(config, tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml") == config
+    assert to_dict(config)["method"]["ac"]["lambda"] == 0.1
+
+
+def written(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_overlays_a_preset(tmp_path):
+    path = written(tmp_path, "optim: {lr: 1e-3}\nmethod: {tau: 1, search: {k: 10}}\ndata: {scale: [0.5, 1]}\n")
+    config = load(path, PRESETS["dclr_k400"]())
+    assert (config.optim.lr, config.method.tau, config.method.search.k) == (0.001, 1.0, 10)
+    assert (config.method.search.queue, config.train.epochs) == (16384, 100)
+    assert config.data.scale == (0.5, 1.0)
+    assert load(written(tmp_path, "")) == PretrainConfig()
+
+
+def test_a_file_can_name_another_method(tmp_path):
+    config = load(written(tmp_path, "method: {name: simclr, tau: 0.2}"), PRESETS["dclr_k400"]())
+    assert isinstance(config.method, SimCLRConfig) and config.method.tau == 0.2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {lrr: 1}", r"unknown configuration key optim\.lrr; did you mean lr\?"),
+        ("trian: {}", "unknown configuration key trian; did you mean train"),
+        ("method: {search: {qeue: 5}}", r"unknown configuration key method\.search\.qeue; did you mean queue"),
+        ("method: {name: smclr}", "unknown method smclr; did you mean simclr"),
+        ("train: {epochs: many}", r"train\.epochs: got 'many', expected int"),
+        ("train: {epochs: 2.5}", r"train\.epochs: got 2\.5, expected int"),
+        ("train: {epochs: true}", r"train\.epochs: got True, expected int"),
+        ("optim: {lr: fast}", r"optim\.lr: got 'fast', expected float"),
+        ("train: {device: tpu}", r"train\.device: got 'tpu', expected one of auto, cpu, cuda"),
+        ("data: {scale: 0.5}", r"data\.scale: got 0\.5, expected 2 values"),
+        ("data: 5", "data: got 5, expected keys and values"),
+        ("- a", "got list, expected keys and values"),
+        ("a: [", r"run\.yaml: cannot be read as a configuration"),
+        ("train: {epochs: 0}", r"train\.epochs: got 0, expected at least 1"),
+        ("train: {batch: 10, accumulate: 3}", r"train\.accumulate: got 3, expected a divisor of train\.batch 10"),
+        ("optim: {lr: -1}", r"optim\.lr: got -1\.0"),
+        ("optim: {lr: .nan}", r"optim\.lr: got nan"),
+        ("optim: {milestones: [60, 80]}", r"optim\.milestones: got \(60\.0, 80\.0\), expected shares"),
+        ("data: {scale: [0.5, 0.2]}", r"data\.scale: got \(0\.5, 0\.2\)"),
+        ("method: {tau: 0}", r"method\.tau: got 0\.0"),
+    ],
+)
+def test_wrong_files(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load(written(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
+        load(tmp_path / "none.yaml")
+
+
+def test_update_leaves_its_argument():
+    config = PretrainConfig()
+    update(config, {"train": {"epochs": 3}})
+    assert config == PretrainConfig()
+
+
+def test_nearest():
+    assert nearest("ucf1O1", ["ucf101", "hmdb51"]) == "; did you mean ucf101?"
+    assert nearest("xyz", ["ucf101", "hmdb51"]) == "; expected one of ucf101, hmdb51"

@@ -1,0 +1,76 @@
+"""Two gloo processes train like one."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dclr.distributed import gather_rows, largest_over_ranks, mean_over_ranks, rank, world
+from dclr.training import load_checkpoint, read_metrics
+from dclr.training.distributed import choose_device
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def launch(processes, output, *settings):
+    """Run tests.training.fakes in processes as torchrun would; their exit codes and error texts."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    common = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    command = [sys.executable, "-m", "tests.training.fakes", str(output), *settings]
+    running = [
+        subprocess.Popen(
+            command, env={**common, "RANK": str(number), "OMP_NUM_THREADS": "1"}, cwd=REPOSITORY,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(processes)
+    ]  # fmt: skip
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [process.returncode for process in running], errors
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Losses of every step, and the parameters and momentum (sums of gradients) after the last."""
+    settings = ("epochs=2", "batch_norm=0", "batch=8", "accumulate=2")
+    for processes in (1, 2):
+        codes, errors = launch(processes, tmp_path / str(processes), *settings)
+        assert codes == [0] * processes, errors
+    one, two = (read_metrics(tmp_path / name) for name in "12")
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2, 3, 4, 4]
+    for single, double in zip(one[:-1], two[:-1]):
+        for name in ("loss", "loss/contrast", "loss/size", "positive"):
+            assert double[name] == pytest.approx(single[name], rel=1e-5, abs=1e-5)
+    assert two[-1]["device"].startswith("2 x")
+    states = [load_checkpoint(tmp_path / name) for name in "12"]
+    for part in ("method", "optimizer"):
+        torch.testing.assert_close(states[1][part], states[0][part], rtol=1e-5, atol=1e-5)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
+    codes, errors = launch(2, tmp_path, "signal_at=2", "signal_rank=1")
+    assert codes == [1, 1]
+    assert all("Stopped: stopped at step 3 of 12" in error for error in errors), errors
+    assert load_checkpoint(tmp_path)["position"]["step"] == 3
+
+
+def test_alone_everything_is_the_identity():
+    tensor = torch.ones(3, requires_grad=True)
+    assert gather_rows(tensor) is tensor
+    assert mean_over_ranks(tensor) is tensor
+    assert largest_over_ranks(3, -1) == [3, -1]
+    assert (rank(), world()) == (0, 1)
+
+
+def test_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"train\.device: got cuda, .* finds 0 GPUs"):
+        choose_device("cuda")

@@ -1,0 +1,50 @@
+"""metrics.jsonl and TensorBoard events."""
+
+import json
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dclr.training.metrics import METRICS, Meter, MetricsLog, append_metrics, environment, read_metrics
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    append_metrics(tmp_path, {"a": float("nan"), "b": float("inf"), "c": 1.5, "d": "x"})
+    assert json.loads((tmp_path / METRICS).read_text()) == {"a": None, "b": None, "c": 1.5, "d": "x"}
+
+
+def test_resuming_drops_later_lines_and_a_cut_off_one(tmp_path):
+    for step in (1, 2, 3):
+        append_metrics(tmp_path, {"step": step})
+    with open(tmp_path / METRICS, "a") as file:
+        file.write('{"step": 4, "lo')
+    MetricsLog(tmp_path, step=2, tensorboard=False).write({"step": 3, "loss": 0.5})
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
+
+
+def test_tensorboard_has_the_scalars(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write({"step": 7, "loss/vs": 0.25, "device": "CPU"})
+    log.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss/vs")] == [(7, 0.25)]
+    assert events.Tags()["scalars"] == ["loss/vs"]
+
+
+def test_meter_counts_what_came_before_a_resume():
+    meter = Meter()
+    meter.add(8, 0.0)
+    meter.read()
+    meter.add(4, 0.0)
+    other = Meter()
+    other.load_state_dict(meter.state_dict())
+    other.add(1, 0.0)
+    seconds, clips = other.totals()
+    assert clips == 13 and seconds > meter.state_dict()["seconds"] * 0.5
+
+
+def test_environment_names_versions_and_commit():
+    import torch
+
+    found = environment(torch.device("cpu"))
+    assert found["torch"] == torch.__version__ and found["processes"] == 1
+    assert {"dclr", "python", "commit", "device", "numpy", "av"} <= found.keys()

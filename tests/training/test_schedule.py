@@ -1,0 +1,38 @@
+"""Learning rates against numbers worked out by hand."""
+
+import math
+
+import pytest
+from torch import nn
+
+from dclr.config import OptimConfig
+from dclr.training.schedule import build_optimizer, learning_rate
+
+
+@pytest.mark.parametrize(
+    ("epochs", "epoch", "expected"),
+    [(200, 0, 0.01), (200, 119, 0.01), (200, 120, 1e-3), (200, 159, 1e-3), (200, 160, 1e-4), (200, 199, 1e-4),
+     (100, 59, 0.01), (100, 60, 1e-3), (100, 80, 1e-4), (5, 2, 0.01), (5, 3, 1e-3), (5, 4, 1e-4)],
+)  # fmt: skip
+def test_recipe_of_the_paper(epochs, epoch, expected):
+    for step in (0, 148):
+        assert learning_rate(OptimConfig(), 64, epochs, epoch, step, 149) == pytest.approx(expected)
+
+
+def test_rate_grows_with_the_batch():
+    assert learning_rate(OptimConfig(), 512, 10, 0, 0, 5) == pytest.approx(0.08)
+
+
+def test_cosine_and_warmup():
+    config = OptimConfig(schedule="cosine", warmup=4, lr=1.0)
+    rates = [learning_rate(config, 64, 2, *divmod(step, 5), 5) for step in range(10)]
+    expected = [min(1, (t + 1) / 4) * (1 + math.cos(math.pi * t / 10)) / 2 for t in range(10)]
+    assert rates == pytest.approx(expected)
+
+
+def test_optimizer_leaves_frozen_parameters_out():
+    module = nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    for name in ("sgd", "adamw"):
+        (group,) = build_optimizer(OptimConfig(name, weight_decay=0.3), module).param_groups
+        assert len(group["params"]) == 1 and group["weight_decay"] == 0.3

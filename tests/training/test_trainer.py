@@ -1,0 +1,167 @@
+"""The loop: resume on the same trajectory, what stops it, what it logs."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dclr.config import OptimConfig
+from dclr.training import CheckpointError, NonFiniteLoss, Stopped, TooManyFailures, load_checkpoint, read_metrics
+from tests.training.fakes import fake_config, fake_trainer
+
+RATES = ("clips_per_second", "data_wait_share", "memory_mib", "wall_seconds", "mean_clips_per_second", "device_hours")
+
+
+def trajectory(folder):
+    """Every logged line but what depends on the clock."""
+    return [{key: value for key, value in line.items() if key not in RATES} for line in read_metrics(folder)]
+
+
+def resumed(config, **options):
+    trainer = fake_trainer(config, **options)
+    trainer.load(load_checkpoint(config.output))
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch": 8, "accumulate": 2, "signal_at": 5},
+        {"dropout": 0.5},
+        {"optim": OptimConfig("adamw", lr=0.1, schedule="cosine", warmup=4)},
+    ],
+    ids=["sgd", "accumulate", "dropout", "adamw"],
+)
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, options):
+    options = {"signal_at": 5, **options}
+    whole = fake_trainer(fake_config(tmp_path / "whole", **{**options, "signal_at": -1}))
+    whole.run()
+    with pytest.raises(Stopped) as stop:
+        fake_trainer(fake_config(tmp_path / "parts", **options)).run()
+    assert stop.value.signal == 15
+    torch.manual_seed(99)
+    rest = resumed(fake_config(tmp_path / "parts", **{**options, "signal_at": -1}))
+    assert rest.step > 0, "the interruption was to be within an epoch"
+    rest.run()
+    assert rest.method.epochs[0] == (rest.total_step // rest.epoch_steps - 2, True)
+    assert trajectory(tmp_path / "whole") == trajectory(tmp_path / "parts")
+    assert len({line["loss"] for line in read_metrics(tmp_path / "whole") if "loss" in line}) > 5
+    for name, value in whole.method.state_dict().items():
+        assert torch.equal(value, rest.method.state_dict()[name]), name
+    moments = [trainer.optimizer.state_dict()["state"] for trainer in (whole, rest)]
+    torch.testing.assert_close(*moments, rtol=0, atol=0)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
+    fake_trainer(fake_config(tmp_path / "whole")).run()
+    config = fake_config(tmp_path / "killed", nan_at=10)
+    config.train.save_every = 3
+    with pytest.raises(NonFiniteLoss):
+        fake_trainer(config).run()
+    assert read_metrics(tmp_path / "killed")[-1]["step"] == 10
+    config.method.nan_at = -1
+    rest = resumed(config)
+    assert rest.total_step == 9
+    rest.run()
+    assert trajectory(tmp_path / "whole") == trajectory(tmp_path / "killed")
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path):
+    config = fake_config(tmp_path, epochs=1)
+    fake_trainer(config).run()
+    before = read_metrics(tmp_path)
+    resumed(config).run()
+    assert read_metrics(tmp_path) == before
+    more = fake_config(tmp_path, epochs=2)
+    resumed(more).run()
+    assert read_metrics(tmp_path)[-1]["step"] == 8
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = fake_config(tmp_path, nan_at=5)
+    with pytest.raises(NonFiniteLoss, match=r"NaN or infinite at step 6; the last good checkpoint is .*last\.pt"):
+        fake_trainer(config).run()
+    state = load_checkpoint(tmp_path)
+    assert (state["position"]["epoch"], state["position"]["step"]) == (1, 0)
+    assert all(value.isfinite().all() for value in state["method"].values())
+
+
+def test_nan_before_any_checkpoint(tmp_path):
+    with pytest.raises(NonFiniteLoss, match="step 1; there is no checkpoint yet"):
+        fake_trainer(fake_config(tmp_path, nan_at=0)).run()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_too_many_unreadable_videos_stop_the_run_with_the_list(tmp_path):
+    config = fake_config(tmp_path)
+    config.data.max_failed_share = 0.1
+    with pytest.raises(TooManyFailures, match=r"2 of 16 videos .*video3\.avi: broken; video7\.avi: broken"):
+        fake_trainer(config, unreadable=(3, 7)).run()
+
+
+def test_few_unreadable_videos_are_named_once_and_counted(tmp_path, capsys):
+    config = fake_config(tmp_path)
+    config.data.max_failed_share = 0.1
+    fake_trainer(config, unreadable=(3,)).run()
+    last = read_metrics(tmp_path)[-1]
+    assert last["unreadable_videos"] == {"video3.avi": "broken"}
+    assert last["replaced_samples"] == 3
+    out, err = capsys.readouterr()
+    assert "3 samples replaced for unreadable videos: video3.avi: broken" in out
+    assert err.count("replaced by another video: video3.avi: broken") == 1
+
+
+def test_log_has_terms_statistics_and_cost(tmp_path):
+    config = fake_config(tmp_path)
+    config.train.log_every = 3
+    fake_trainer(config).run()
+    *lines, cost = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [3, 4, 6, 8, 9, 12]  # every third and the last of an epoch
+    for line in lines:
+        weighted = line["loss/contrast"] - 0.1 * line["loss/size"]
+        assert line["loss"] == pytest.approx(weighted, rel=1e-6)
+        assert {"positive", "learning_rate", *RATES[:3]} <= line.keys()
+        assert line["clips_per_second"] > 0 and 0 <= line["data_wait_share"] <= 1
+    assert [line["epoch"] for line in lines] == [0, 0, 1, 1, 2, 2]
+    assert cost["device_hours"] == pytest.approx(cost["wall_seconds"] / 3600)
+    assert (tmp_path / "config.yaml").exists()
+
+
+def test_accumulated_gradients_are_the_mean_over_the_parts(tmp_path):
+    """Two parts of four videos give the gradient of their mean loss."""
+    config = fake_config(tmp_path, batch=8, accumulate=2, batch_norm=False, optim=OptimConfig(lr=8, momentum=0))
+    trainer, reference = fake_trainer(config), fake_trainer(config)
+    before = [parameter.detach().clone() for parameter in trainer.method.parameters()]
+    trainer._train_step(iter(trainer.loader))
+    batches = iter(reference.loader)
+    losses = []
+    for part in range(2):
+        output = reference.method(reference._next(batches), reference._draw(part))
+        losses.append(output.losses["contrast"] - 0.1 * output.losses["size"])
+    gradients = torch.autograd.grad(sum(losses) / 2, list(reference.method.parameters()))
+    rate = 8 * 8 / 64  # a batch of 8 has an eighth of the rate for 64
+    for new, old, gradient in zip(trainer.method.parameters(), before, gradients):
+        torch.testing.assert_close(new, old - rate * (gradient + 1e-4 * old))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 8}, "batch 4, this one 8"),
+        ({"optimizer": "adamw"}, "optimizer sgd, this one adamw"),
+        ({"seed": 1}, "seed 0, this one 1"),
+    ],
+)
+def test_another_run_cannot_be_resumed(tmp_path, change, message):
+    config = fake_config(tmp_path, epochs=1)
+    fake_trainer(config).run()
+    section = "optim" if "optimizer" in change else "train"
+    setattr(config, section, dataclasses.replace(getattr(config, section), **change))
+    with pytest.raises(CheckpointError, match=message):
+        resumed(config)
+
+
+def test_more_parts_than_batches(tmp_path):
+    with pytest.raises(ValueError, match=r"train\.accumulate: got 20"):
+        fake_trainer(fake_config(tmp_path, batch=20, accumulate=20))
