@@ -42,13 +42,14 @@ SYNC_OP = "aten::_local_scalar_dense"
 
 @dataclass
 class Kernel:
-    """Sums over all launches of one kernel; bytes, and FLOPs of `tl.dot` (2 x M x N x K each)."""
+    """Sums over all launches of one kernel: bytes, FLOPs of `tl.dot` (2 x M x N x K each), its (M, N, K) by count."""
 
     launches: int = 0
     programs: int = 0
     bytes_loaded: int = 0
     bytes_stored: int = 0
     dot_flops: int = 0
+    dot_shapes: Counter[tuple[int, int, int]] = field(default_factory=Counter)
     _loaded: dict[int, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list), repr=False)
     _stored: dict[int, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list), repr=False)
 
@@ -135,6 +136,7 @@ def _watch_interpreter(traffic: Traffic) -> Iterator[list[Kernel]]:
 
     def dot(builder, a, b, *args, **kwargs):
         running[-1].dot_flops += 2 * a.data.size * b.data.shape[-1]
+        running[-1].dot_shapes[a.data.shape[-2], b.data.shape[-1], a.data.shape[-1]] += math.prod(a.data.shape[:-2])
 
     launch = GridExecutor.__call__
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import nvtx
 import torch
 from kornia.enhance import adjust_hue, adjust_saturation
 from kornia.filters import gaussian_blur2d
@@ -192,6 +193,7 @@ class Augment:
     def __init__(self, config: AugmentConfig, diff: str = "forward17", diff_source: str = "raw") -> None:
         self.config, self.diff, self.diff_source = config, diff, diff_source
 
+    @nvtx.annotate("augment")
     def rgb(self, clips: Tensor, draw: Draw) -> Tensor:
         """Flipped, colour-augmented, normalised clips.
 
@@ -206,6 +208,7 @@ class Augment:
         rgb = _flipped(_clips_bcthw(clips)[:, :, : frames - 1], flip)
         return self._normalize(augment_color(rgb, self.config, draw_color(self.config, draw, views, n)))
 
+    @nvtx.annotate("augment")
     def streams(self, clips: Tensor, draw: Draw, static_clips: Tensor | None = None) -> Streams:
         """Clip, static frame and frame difference (DCLR Eq. 3-4), sharing crop and flip.
 

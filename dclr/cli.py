@@ -191,6 +191,7 @@ def _parse(kind: type[Config], argv: list[str], verb: str, default: Config) -> C
             config, unknown = tyro.cli(
                 kind,
                 prog=f"dclr {verb}",
+                description=VERBS[verb].__doc__,
                 args=argv,
                 default=default,
                 return_unknown_args=True,

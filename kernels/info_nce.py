@@ -35,7 +35,8 @@ def info_nce_reference(
         positive = positive.long()[..., None]
         negative = ~_marked(exclude, similarity_gmp.shape)
         negative = negative.scatter(2, positive, True)  # a positive that also stands in `exclude` stays
-        return similarity_gmp.masked_fill(~negative, -torch.inf).logsumexp(2) - similarity_gmp.gather(2, positive)[..., 0]
+        total = similarity_gmp.masked_fill(~negative, -torch.inf).logsumexp(2)
+        return total - similarity_gmp.gather(2, positive)[..., 0]
     positive_gmkd = normalize(positive.to(wide), dim=-1, eps=1e-30)
     similarity_gmk = (query_gmd[:, :, None] * positive_gmkd).sum(-1) / temperature
     if exclude is not None and exclude.dim() == 3:

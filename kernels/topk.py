@@ -1,6 +1,6 @@
 """The most similar rows of a queue.
 
-    S[i, j] = cos(query_i, queue_j);  the k largest of each row, ties to the lower j      DCLR Sec. 3.2
+S[i, j] = cos(query_i, queue_j);  the k largest of each row, ties to the lower j      DCLR Sec. 3.2
 """
 
 from __future__ import annotations

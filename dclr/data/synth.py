@@ -109,7 +109,7 @@ def background(scene: int, size: int, contrast: float, rng: np.random.Generator)
     v = frequency * (y * np.cos(angle) - x * np.sin(angle))
     texture = list(SCENES.values())[scene](u, v, rng.uniform(0, 2 * np.pi, 2), rng)
     texture = (texture - texture.min()) / max(float(np.ptp(texture)), 1e-6)
-    hue = scene / len(SCENES) + rng.uniform(-0.03, 0.03)
+    hue = scene / len(SCENES) + rng.uniform(-0.1, 0.1)
     light = np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 1), rng.uniform(0.7, 1)))
     dark = np.array(colorsys.hsv_to_rgb((hue + rng.uniform(0.03, 0.09)) % 1, rng.uniform(0.3, 1), rng.uniform(0, 0.4)))
     color = dark + (light - dark) * texture[..., None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import nvtx
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -53,6 +54,7 @@ def gather_views(features: Tensor) -> Tensor:
     return gather_rows(features.unflatten(0, (2, -1)), dim=1).flatten(0, 1)
 
 
+@nvtx.annotate("loss")
 def contrast(terms: list[Term], temperature: float, denominator: Denominator = "others") -> Tensor:
     """All terms in one launch.
 

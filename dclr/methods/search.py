@@ -13,6 +13,7 @@ import copy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import nvtx
 import torch
 from torch import Tensor, nn
 
@@ -150,6 +151,7 @@ class SlowEncoder(nn.Module):
         return (pooled if head is None else self.heads[head](pooled)).float()
 
 
+@nvtx.annotate("loss")
 def cross_video_loss(
     rgb: Tensor, key: Tensor, own: Tensor, other: Tensor, key_id: Tensor, found: Retrieved, temperature: float
 ) -> Tensor:

@@ -55,12 +55,28 @@ def test_topk_reads_the_queue_once(rows, dtype):
     hold(traffic.bytes, size(query, queue), 1.1)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_info_nce_multiplies_no_more_than_it_must(dtype):
-    """Where the query is the key: one similarity matrix forward, one again backward and one product with it."""
-    rows, dim = 256, 64
-    z = torch.randn(rows, dim).to(dtype).requires_grad_()
-    own = torch.arange(rows)
+@pytest.fixture(scope="module", params=[torch.bfloat16, torch.float32], ids=str)
+def shared_info_nce(request):
+    """A two-view batch (M, D) whose query is its key, and the traffic of its loss and gradient."""
+    z = torch.randn(256, 128).to(request.param).requires_grad_()
+    own = torch.arange(len(z))
     with count_traffic() as traffic:
-        info_nce(z, z, positive=own.roll(rows // 2), exclude=own, temperature=0.1).backward()
+        info_nce(z, z, positive=own.roll(128), exclude=own, temperature=0.1).backward()
+    return z.detach(), traffic
+
+
+def test_info_nce_multiplies_no_more_than_it_must(shared_info_nce):
+    """One similarity matrix forward, one again backward and one product with it."""
+    z, traffic = shared_info_nce
+    rows, dim = z.shape
     hold(traffic.dot_flops, 6 * rows**2 * dim, 1.05)
+
+
+def test_info_nce_loads_each_tile_once(shared_info_nce):
+    """A tile of rows stays while all keys pass by: the keys once for each tile of rows, and the rows once."""
+    z, traffic = shared_info_nce
+    kernels = [kernel for kernel in traffic.per_kernel.values() if kernel.dot_flops]
+    assert kernels
+    for kernel in kernels:
+        tile = max(m for m, n, k in kernel.dot_shapes)
+        hold(kernel.bytes_loaded, (len(z) // tile + 1) * size(z), 1.15)

@@ -60,6 +60,7 @@ def test_dot_flops_and_kernels_apart(dtype, itemsize):
         gram[(1,)](x, out, N=16, D=32)
         add_rows[(16,)](x, row, torch.empty_like(x), 16, 32, BLOCK=32)
     assert traffic.dot_flops == 2 * (2 * 16 * 16 * 32)
+    assert traffic.per_kernel["gram"].dot_shapes == {(16, 16, 32): 2}
     assert traffic.launches == 3 and traffic.per_kernel["gram"].launches == 2
     assert traffic.per_kernel["gram"].bytes_loaded == 2 * 16 * 32 * itemsize
     assert traffic.per_kernel["gram"].unique_bytes_loaded == 16 * 32 * itemsize
