@@ -17,8 +17,8 @@ from dclr.data import EvaluationClips, load_dataset
 from dclr.data.synth import SynthConfig, synthesize
 from dclr.evaluation import Features, extract_features, linear_probe, retrieval
 from dclr.presets import DEMO_ROWS
-from dclr.training import load_method, pretrain, read_metrics
-from dclr.training.metrics import append_metrics
+from dclr.training import append_metrics, load_method, pretrain, read_metrics
+from dclr.training.distributed import choose_device
 
 CHANCE = 100 / 8
 CLIPS = 3  # test clips a video: these are short
@@ -79,13 +79,19 @@ def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = 
     run.output, run.train.seed, run.data.root = str(output), seed, str(root)
     run.train.epochs = epochs or run.train.epochs
     pretrain(run, resume=True)
-    encoder = load_method(output)[0].encoder
-    figures = evaluate(encoder, run, root)
-    records = [record for record in read_metrics(output) if "loss" in record]
-    cost = next(record for record in reversed(read_metrics(output)) if "wall_seconds" in record)
-    losses = {name.removeprefix("loss/"): value for name, value in records[-1].items() if name.startswith("loss/")}
-    result = {"row": row, "seed": seed, **figures, "losses": losses, "seconds": cost["wall_seconds"]}
-    append_metrics(output, {"step": records[-1]["step"], **result})
+    method = load_method(output).method
+    method.start_epoch(run.train.epochs - 1, resumed=True)
+    records = read_metrics(output)
+    last = next(record for record in reversed(records) if "loss" in record)
+    result = {
+        "row": row,
+        "seed": seed,
+        **evaluate(method.encoder, run, root),
+        "losses": {name.removeprefix("loss/"): value for name, value in last.items() if name.startswith("loss/")},
+        "weights": method.loss_weights,
+        "seconds": next(record["wall_seconds"] for record in reversed(records) if "wall_seconds" in record),
+    }
+    append_metrics(output, {"step": last["step"], **result})
     return result
 
 
@@ -105,9 +111,14 @@ def _features(encoder: Any, run: PretrainConfig, root: Path, subset: str) -> Fea
     dataset = load_dataset("folder", root, label="motion", subset=subset)
     data = run.data
     clips = EvaluationClips(dataset, frames=data.frames, stride=data.stride, size=data.size, clips=CLIPS)
-    device = next(encoder.parameters()).device
     return extract_features(
-        encoder, clips, device=device, mean=run.augment.mean, std=run.augment.std, batch_videos=32, progress=False
+        encoder,
+        clips,
+        device=choose_device(run.train.device),
+        mean=run.augment.mean,
+        std=run.augment.std,
+        batch_videos=32,
+        progress=False,
     )
 
 
@@ -117,13 +128,13 @@ def _labelled(features: Features, root: Path, label: str, subset: str) -> Featur
 
 
 def format_table(results: list[dict[str, Any]]) -> str:
-    """Markdown table, a line for each row and seed; a term's last value stands beside its value at chance."""
+    """Markdown table, a line for each row and seed, each loss of the last step with its weight."""
     columns = ("motion R@1", "motion linear", "scene R@1", "scene linear")
-    head = ["objective", "seed", *columns, "last losses", "pretraining"]
+    head = ["objective", "seed", *columns, "weight x last loss", "pretraining"]
     lines = [head, ["---"] * len(head)]
     for result in results:
-        losses = ", ".join(f"{name} {value:.2f}" for name, value in result["losses"].items())
+        weights = result["weights"]
+        losses = ", ".join(f"{weights[name]:g} x {name} {value:.2f}" for name, value in result["losses"].items())
         figures = [f"{result[column]:.1f}" for column in columns]
-        lines.append([DEMO_ROWS[result["row"]].__doc__.split(":")[0], str(result["seed"]), *figures, losses,
-                      f"{result['seconds']:.0f} s"])  # fmt: skip
+        lines.append([result["row"], str(result["seed"]), *figures, losses, f"{result['seconds']:.0f} s"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

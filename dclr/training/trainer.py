@@ -139,7 +139,7 @@ class Trainer:
         self.epoch_steps = len(loader) // train.accumulate
         if not self.epoch_steps:
             raise ConfigError(f"train.accumulate: got {train.accumulate}, but an epoch has {len(loader)} batches")
-        self.method = method.to(device)
+        self.method = method.to(device, memory_format=torch.channels_last_3d)
         self.method.check(train.batch, self.epoch_steps)
         self.model = self._parallel()
         self.optimizer = build_optimizer(config.optim, self.method)

@@ -184,6 +184,15 @@ def test_a_crop_is_one_for_the_whole_clip(files):
     assert not torch.equal(sample.clips[0], sample.clips[1])
 
 
+def test_crops_of_a_view_show_the_same_frames(clips, files):
+    twice = PretrainClips(clips.dataset, frames=3, stride=2, size=32, scale=(0.9, 1.0), crops=2)
+    cropped = twice[4, 0].clips
+    assert cropped.shape[0] == 4
+    numbers = make.numbers_of(cropped.numpy())
+    assert numbers[:2] == numbers[2:] and numbers[0] != numbers[1]
+    assert not torch.equal(cropped[0], cropped[2])
+
+
 def test_unreadable_videos_are_replaced_and_named(files):
     mixed = dataset_of(files["text"], files["h264"], files["audio"])
     clips = PretrainClips(mixed, frames=3, size=32)
