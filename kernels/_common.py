@@ -65,6 +65,14 @@ def check_same_device(**tensors: torch.Tensor | None) -> None:
         raise ValueError(f"tensors on different devices: {listing}; expected one device")
 
 
+def unit(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows (..., D) in `dtype`, divided by their norm; a zero row stays zero and has zero gradient."""
+    rows = rows.to(dtype)
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    zero = norm == 0
+    return torch.where(zero, 0, rows / torch.where(zero, 1, norm))
+
+
 def device_class(device: torch.device) -> str:
     """Key into a kernel's config table: `sm_90`, `gfx942`, or `default` for what has no row of its own."""
     if device.type != "cuda":

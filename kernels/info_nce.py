@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from ._common import check, check_float, check_same_device
+from ._common import check, check_float, check_same_device, unit
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -29,7 +28,7 @@ def info_nce_reference(
         weight: (G, M, K) or None, with explicit positives.
     """
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    query_gmd, key_gpd = (normalize(value.to(wide), dim=-1, eps=1e-30) for value in (query, key))
+    query_gmd, key_gpd = (unit(value, wide) for value in (query, key))
     similarity_gmp = query_gmd @ key_gpd.mT / temperature
     if not positive.is_floating_point():
         positive = positive.long()[..., None]
@@ -37,7 +36,7 @@ def info_nce_reference(
         negative = negative.scatter(2, positive, True)  # a positive that also stands in `exclude` stays
         total = similarity_gmp.masked_fill(~negative, -torch.inf).logsumexp(2)
         return total - similarity_gmp.gather(2, positive)[..., 0]
-    positive_gmkd = normalize(positive.to(wide), dim=-1, eps=1e-30)
+    positive_gmkd = unit(positive, wide)
     similarity_gmk = (query_gmd[:, :, None] * positive_gmkd).sum(-1) / temperature
     if exclude is not None and exclude.dim() == 3:
         exclude = exclude[:, :, None].expand(-1, -1, similarity_gmk.shape[2], -1)

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from ._common import check, check_float, check_same_device
+from ._common import check, check_float, check_same_device, unit
 
 MAX_K = 64
 
@@ -27,8 +26,8 @@ def topk_similarity_reference(
     query: Tensor, queue: Tensor, k: int, size: Tensor | int, query_id: Tensor | None, queue_id: Tensor | None
 ) -> TopK:
     """Plain PyTorch form of `topk_similarity`."""
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    similarity = normalize(query.to(wide), dim=1) @ normalize(queue.to(wide), dim=1).T
+    # In float64, so that equal rows tie wherever in the matrix product they stand.
+    similarity = (unit(query, torch.float64) @ unit(queue, torch.float64).T).float()
     allowed = (torch.arange(queue.shape[0], device=queue.device) < size).expand_as(similarity)
     if query_id is not None:
         allowed = allowed & (query_id[:, None] != queue_id[None])
@@ -38,7 +37,7 @@ def topk_similarity_reference(
     order = ranked.sort(dim=1, descending=True, stable=True).indices[:, :k]
     found = allowed.gather(1, order)
     values = similarity.gather(1, order).masked_fill(~found, -torch.inf)
-    return TopK(values.float(), order.masked_fill(~found, -1))
+    return TopK(values, order.masked_fill(~found, -1))
 
 
 @torch.no_grad()
