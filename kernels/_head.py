@@ -16,7 +16,7 @@ from ._tiles import empty_gradient, tile_sizes
 
 if triton is not None:
     from ._tiles import load_pool, pool_weight, sign, sum_positions, tile_mask, tile_offset, tile_positions
-    from .activation import align_maps, load_map
+    from .activation import align_block, align_maps, launch_align, load_map
 
 # Below PROGRAMS samples, the channels of one are split among up to CHUNKS programs, at the price of two more launches.
 CONFIGS = {"default": {"programs": 128, "chunks": 2}}
@@ -95,11 +95,11 @@ if triton is not None:
         static_ptr, static_stride_b, static_stride_c, static_stride_p,
         difference_ptr, difference_stride_b, difference_stride_c, difference_stride_p,
         rgb_pool_ptr, rgb_static_ptr, rgb_difference_ptr, static_pool_ptr, difference_pool_ptr, alignment_ptr,
-        saved_ptr, maps_ptr, C, P, chunk_size, chunks, MASKS: tl.constexpr, RGB: tl.constexpr, ALIGN: tl.constexpr,
+        saved_ptr, maps_ptr, C, P, chunk_size, chunks, MASKS: tl.constexpr, RGB: tl.constexpr, ALIGN_P: tl.constexpr,
         VEC_C: tl.constexpr, VEC_P: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
         STAGES: tl.constexpr,
     ):  # fmt: skip
-        """All three phases for one sample, or one of them for one chunk of its channels."""
+        """A whole sample, or one of the phases MASKS and RGB for a chunk of its channels, the alignment left out."""
         C, P = C // VEC_C * VEC_C, P // VEC_P * VEC_P
         b = tl.program_id(0).to(tl.int64)
         chunk = tl.program_id(1)
@@ -124,8 +124,8 @@ if triton is not None:
                 rgb_pool_ptr + b * C, rgb_static_ptr + b * C, rgb_difference_ptr + b * C,
                 chunk, chunks, c_begin, c_end, C, P, VEC_C, VEC_P, ROWS, BLOCK_C, LANES, STAGES,
             )  # fmt: skip
-        if ALIGN:
-            align_maps(maps_ptr, chunks, P, alignment_ptr + b, saved_ptr + 2 * P, ROWS * LANES)
+        if MASKS and RGB:
+            align_maps(maps_ptr, chunks, P, alignment_ptr + b, saved_ptr + 2 * P, ALIGN_P)
 
     @triton.jit
     def _head_backward_kernel(
@@ -184,11 +184,14 @@ def head_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tenso
         partial_maps = torch.empty((batch, chunks, 3, positions), **wide)
         strided = [value for features in maps_bcp for value in (features, *features.stride())]
         arguments = *strided, *pools, alignment, saved, partial_maps, channels, positions, chunk_size, chunks
-        phases = (True, False, False), (False, True, False), (False, False, True)
+        sizes["ALIGN_P"] = align_block(positions)
         with torch.cuda.device_of(rgb):
-            for masks, pool_rgb, align in phases if chunks > 1 else [(True, True, True)]:
-                grid = (batch, chunks if masks or pool_rgb else 1)
-                _head_kernel[grid](*arguments, MASKS=masks, RGB=pool_rgb, ALIGN=align, **sizes)
+            if chunks == 1:
+                _head_kernel[batch, 1](*arguments, MASKS=True, RGB=True, **sizes)
+            else:
+                _head_kernel[batch, chunks](*arguments, MASKS=True, RGB=False, **sizes)
+                _head_kernel[batch, chunks](*arguments, MASKS=False, RGB=True, **sizes)
+                launch_align(partial_maps, alignment, saved[:, 2])
     return *pools, alignment, saved
 
 

@@ -13,27 +13,15 @@ from torch import Tensor
 
 from ._common import device_class, tl, triton
 
-# By what lies contiguous in memory, the positions and elements of a tile, for kernels that read maps and for those that
-# write gradients. STAGES tiles are in flight at once, in shared memory.
-_WRITE = {
-    "positions": {"positions": 128, "elements": 8192, "num_warps": 8},
-    "channels": {"positions": 128, "elements": 8192, "num_warps": 8},
-}
-_READ_SM = {
-    "positions": {"positions": 128, "elements": 2048, "num_warps": 8, "STAGES": 5},
-    "channels": {"positions": 128, "elements": 8192, "num_warps": 16, "STAGES": 4},
-}
+# Positions and elements of a tile, in kernels that read maps and in those that write gradients. STAGES tiles are in
+# flight at once, in shared memory.
+_WRITE = {"positions": 128, "elements": 8192, "num_warps": 8}
+_READ_NVIDIA = {"positions": 128, "elements": 4096, "num_warps": 16, "STAGES": 4}
 CONFIGS = {
-    "default": {
-        "read": {
-            "positions": {"positions": 128, "elements": 2048, "num_warps": 8, "STAGES": 2},
-            "channels": {"positions": 128, "elements": 4096, "num_warps": 8, "STAGES": 2},
-        },
-        "write": _WRITE,
-    },
-    "sm_80": {"read": _READ_SM, "write": _WRITE},
-    "sm_90": {"read": _READ_SM, "write": _WRITE},
-    "sm_100": {"read": _READ_SM, "write": _WRITE},
+    "default": {"read": {"positions": 128, "elements": 4096, "num_warps": 8, "STAGES": 2}, "write": _WRITE},
+    "sm_80": {"read": _READ_NVIDIA, "write": _WRITE},
+    "sm_90": {"read": _READ_NVIDIA, "write": _WRITE},
+    "sm_100": {"read": _READ_NVIDIA, "write": _WRITE},
 }
 
 
@@ -104,7 +92,7 @@ def tile_sizes(configs: dict, kind: str, *features_bcp: Tensor) -> dict[str, int
     _, channels, positions = features_bcp[0].shape
     vectors = vector_sizes(*features_bcp)
     device = configs.get(device_class(features_bcp[0].device), configs["default"])
-    config = dict(device[kind]["channels" if vectors["VEC_C"] > 1 else "positions"])
+    config = dict(device[kind])
     block_p = min(config.pop("positions"), triton.next_power_of_2(positions))
     block_c = min(config.pop("elements") // block_p, triton.next_power_of_2(channels))
     lanes = min(16, block_p)

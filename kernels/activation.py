@@ -167,9 +167,22 @@ if triton is not None:
             tl.store(slope_ptr + first + lanes, slope, mask=first + lanes < P)
 
     @triton.jit
-    def _align_kernel(maps_ptr, alignment_ptr, slope_ptr, P, BLOCK_P: tl.constexpr):
+    def _align_kernel(maps_ptr, alignment_ptr, slope_ptr, slope_stride_b, chunks, P, BLOCK_P: tl.constexpr):
         b = tl.program_id(0).to(tl.int64)
-        align_maps(maps_ptr + b * 3 * P, 1, P, alignment_ptr + b, slope_ptr + b * P, BLOCK_P)
+        align_maps(maps_ptr + b * chunks * 3 * P, chunks, P, alignment_ptr + b, slope_ptr + b * slope_stride_b, BLOCK_P)
+
+
+def align_block(positions: int) -> int:
+    """BLOCK_P of `align_maps`."""
+    return min(1024, triton.next_power_of_2(positions))
+
+
+def launch_align(maps_bk3p: Tensor, alignment: Tensor, slope: Tensor) -> None:
+    """`align_maps` on partial maps (B, chunks, 3, P), into (B,) and the samples of `slope`."""
+    batch, chunks, _, positions = maps_bk3p.shape
+    arguments = maps_bk3p, alignment, slope, slope.stride(0), chunks, positions
+    with torch.cuda.device_of(alignment):
+        _align_kernel[(batch,)](*arguments, BLOCK_P=align_block(positions), num_warps=4)
 
 
 def _launch_map(features: Tensor, out_bp: Tensor) -> None:
@@ -216,15 +229,13 @@ def _alignment_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple
         target_map = activation_map_reference(static) + activation_map_reference(difference)
         return map_alignment_reference(rgb_map, target_map), map_alignment_slope(rgb_map, target_map)
     batch, _, *shape = rgb.shape
-    maps, slope = (rgb.new_empty((batch, *sizes, *shape), dtype=torch.float32) for sizes in ((3,), ()))
+    slope = rgb.new_empty((batch, *shape), dtype=torch.float32)
     alignment = rgb.new_empty(batch, dtype=torch.float32)
     if batch:
-        for features, out in zip((rgb, static, difference), maps.flatten(2).unbind(1)):
-            _launch_map(features, out)
-        positions = slope[0].numel()
-        with torch.cuda.device_of(rgb):
-            block_p = min(1024, triton.next_power_of_2(positions))
-            _align_kernel[(batch,)](maps, alignment, slope, positions, BLOCK_P=block_p)
+        maps = rgb.new_empty((batch, 1, 3, slope[0].numel()), dtype=torch.float32)
+        for index, features in enumerate((rgb, static, difference)):
+            _launch_map(features, maps[:, 0, index])
+        launch_align(maps, alignment, slope)
     return alignment, slope
 
 

@@ -118,6 +118,7 @@ if triton is not None:
         a_ptr, a_stride_b, a_stride_p, pooled_ptr,
         dx_ptr, dx_stride_b, dx_stride_c, dx_stride_p, da_ptr, C, P,
         VEC_C: tl.constexpr, VEC_P: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
+        STAGES: tl.constexpr,
     ):  # fmt: skip
         """Both gradients for one sample and one tile of positions."""
         C, P = C // VEC_C * VEC_C, P // VEC_P * VEC_P
@@ -128,7 +129,7 @@ if triton is not None:
         activation = tl.load(a_ptr + p.to(tl.int64) * a_stride_p, mask=p < P, other=0).to(tl.float32)
         weight = tl.expand_dims(pool_weight(activation, total, P), 1)
         by_position = tl.zeros((ROWS, BLOCK_C, LANES), tl.float32)
-        for first in range(0, C, BLOCK_C):
+        for first in tl.range(0, C, BLOCK_C, num_stages=STAGES):
             c = first + tl.arange(0, BLOCK_C)
             mask = tile_mask(c, p, C, P)
             x_offset = tile_offset(b, c, p, x_stride_b, x_stride_c, x_stride_p, VEC_C, VEC_P)
@@ -173,7 +174,7 @@ def _pool_backward(grad: Tensor, features: Tensor, activation: Tensor, pooled: T
         return to_features.copy_(_spread(grad) * pool_weights_reference(wide).unsqueeze(1)), to_activation
     if len(features):
         features_bcp, out_bcp, activation_bp = features.flatten(2), to_features.flatten(2), activation.flatten(1)
-        sizes = tile_sizes(CONFIGS, "write", features_bcp, out_bcp)
+        sizes = tile_sizes(CONFIGS, "read", features_bcp, out_bcp)
         batch, channels, positions = features_bcp.shape
         grid = (batch, triton.cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
         with torch.cuda.device_of(features):
