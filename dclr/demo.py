@@ -32,8 +32,8 @@ class DemoConfig:
     """Folder of the videos, the runs and the table."""
     seeds: tuple[int, ...] = (0,)
     """Each seed has videos and initial weights of its own."""
-    rows: tuple[str, ...] = tuple(DEMO_ROWS)
-    """Objectives to compare."""
+    rows: tuple[str, ...] = ("vanilla", "dclr")
+    """Objectives to compare: vanilla, vs, vd, dclr."""
     synth: SynthConfig = field(default_factory=SynthConfig)
     epochs: int | None = None
     """Epochs of every row; as in the presets where not given."""
@@ -48,7 +48,7 @@ def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
     """Generate, pretrain, evaluate, print the table.
 
     Returns:
-        One dict for each seed and row: figures in percent under "motion R@1" and so on, last losses under "losses".
+        One dict for each seed, row and stage of its curriculum: figures in percent under "motion R@1" and so on.
     """
     config = config or DemoConfig()
     folder = Path(config.output)
@@ -56,7 +56,7 @@ def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
     for seed in config.seeds:
         root = videos(folder / f"videos_{seed}", dataclasses.replace(config.synth, seed=seed))
         for row in config.rows:
-            results.append(run_row(row, seed, root, folder / f"{row}_{seed}", config.epochs))
+            results += run_row(row, seed, root, folder / f"{row}_{seed}", config.epochs)
     table = format_table(results)
     (folder / "table.md").write_text(table + "\n")
     print(f"\n{table}\n\nChance is {CHANCE}% throughout. Protocol: {results[-1]['protocol']}")
@@ -73,26 +73,43 @@ def videos(root: Path, config: SynthConfig) -> Path:
     return root
 
 
-def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = None) -> dict[str, Any]:
-    """Pretrain one objective and evaluate its encoder. A finished or interrupted run goes on where it stopped."""
+def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = None) -> list[dict[str, Any]]:
+    """Pretrain one objective and evaluate its encoder, also as it was before a term joined.
+
+    A finished or interrupted run goes on where it stopped.
+    """
     run = DEMO_ROWS[row]()
     run.output, run.train.seed, run.data.root = str(output), seed, str(root)
     run.train.epochs = epochs or run.train.epochs
     pretrain(run, resume=True)
-    method = load_method(output).method
-    method.start_epoch(run.train.epochs - 1, resumed=True)
-    records = read_metrics(output)
-    last = next(record for record in reversed(records) if "loss" in record)
-    result = {
+    stages = [epoch for epoch in _stages(run) if epoch < run.train.epochs]
+    results = [_stage(row, seed, root, run, epoch) for epoch in (*stages, run.train.epochs)]
+    for result in results:
+        append_metrics(output, result)
+    return results
+
+
+def _stages(run: PretrainConfig) -> list[int]:
+    """Epochs, other than the first, at which a term of the objective starts."""
+    starts = getattr(run.method, "loss_start", None)
+    return sorted({epoch for epoch in asdict(starts).values() if epoch}) if starts else []
+
+
+def _stage(row: str, seed: int, root: Path, run: PretrainConfig, epochs: int) -> dict[str, Any]:
+    """The run as it was after some epochs: figures, and the losses of its last step with their weights."""
+    folder = Path(run.output)
+    method = load_method(folder / "checkpoints" / f"epoch_{epochs:04d}.pt").method
+    method.start_epoch(epochs - 1, resumed=True)
+    records = [record for record in read_metrics(folder) if "loss" in record and record["epoch"] < epochs]
+    last = records[-1]
+    return {
+        "step": last["step"],
         "row": row,
         "seed": seed,
         **evaluate(method.encoder, run, root),
         "losses": {name.removeprefix("loss/"): value for name, value in last.items() if name.startswith("loss/")},
         "weights": method.loss_weights,
-        "seconds": next(record["wall_seconds"] for record in reversed(records) if "wall_seconds" in record),
     }
-    append_metrics(output, {"step": last["step"], **result})
-    return result
 
 
 def evaluate(encoder: Any, run: PretrainConfig, root: Path) -> dict[str, Any]:
@@ -128,13 +145,13 @@ def _labelled(features: Features, root: Path, label: str, subset: str) -> Featur
 
 
 def format_table(results: list[dict[str, Any]]) -> str:
-    """Markdown table, a line for each row and seed, each loss of the last step with its weight."""
+    """Markdown table, a line for each seed, row and stage, each loss of its last step with its weight."""
     columns = ("motion R@1", "motion linear", "scene R@1", "scene linear")
-    head = ["objective", "seed", *columns, "weight x last loss", "pretraining"]
+    head = ["objective", "seed", "steps", *columns, "weight x last loss"]
     lines = [head, ["---"] * len(head)]
     for result in results:
         weights = result["weights"]
         losses = ", ".join(f"{weights[name]:g} x {name} {value:.2f}" for name, value in result["losses"].items())
         figures = [f"{result[column]:.1f}" for column in columns]
-        lines.append([result["row"], str(result["seed"]), *figures, losses, f"{result['seconds']:.0f} s"])
+        lines.append([result["row"], str(result["seed"]), str(result["step"]), *figures, losses])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -56,7 +56,7 @@ def _demo(method: DCLRConfig | SimCLRConfig) -> PretrainConfig:
         ),
         augment=AugmentConfig(flip=0, grayscale=0, brightness=0.2, contrast=0.2, saturation=0.2, hue=0, blur=0),
         optim=OptimConfig(optimizer="adamw", lr=0.006, milestones=(0.7,), warmup=20),
-        train=TrainConfig(epochs=16, batch=32, tensorboard=False),
+        train=TrainConfig(epochs=16, batch=32, checkpoint_every=5, tensorboard=False),
         method=method,
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Triton kernels of `decoupled_pool`: each of the three feature maps is read once.
 
 The static and difference maps come first, then RGB once for its map and its three pools, then the alignment, which
-needs the whole RGB map. One program does all of it for a sample, through small maps in memory that it alone uses;
-where the batch is too small to fill the device, each phase is a launch over chunks of channels.
+needs the whole RGB map. One program does all of it for a sample and keeps the small maps in registers. Where the batch
+is too small to fill the device, or a map too large for one tile, the phases are launches over chunks and tiles instead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ._tiles import empty_gradient, tile_sizes
 
 if triton is not None:
     from ._tiles import load_pool, pool_weight, sign, sum_positions, tile_mask, tile_offset, tile_positions
-    from .activation import align_block, align_maps, launch_align, load_map
+    from .activation import align_maps, launch_align, load_map
 
 # Below PROGRAMS samples, the channels of one are split among up to CHUNKS programs, at the price of two more launches.
 CONFIGS = {"default": {"programs": 128, "chunks": 2}}
@@ -24,70 +24,40 @@ CONFIGS = {"default": {"programs": 128, "chunks": 2}}
 if triton is not None:
 
     @triton.jit
-    def _add_pool(pool_ptr, part, c, C, first):
-        """Adds a tile's part to the pool, which the first tile starts."""
-        earlier = tl.load(pool_ptr + c, mask=(c < C) & (tl.zeros_like(c) + first > 0), other=0)
-        tl.store(pool_ptr + c, earlier + part, mask=c < C)
-
-    @triton.jit
     def _read_mask(
-        b, x_ptr, stride_b, stride_c, stride_p, map_ptr, pool_ptr, c_begin, c_end, C, P,
+        b, x_ptr, stride_b, stride_c, stride_p, pool_ptr, p, c_begin, c_end, C, P,
         VEC_C: tl.constexpr, VEC_P: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
         STAGES: tl.constexpr,
     ):  # fmt: skip
-        """Activation map (P,) and average pools of one sample's channels from `c_begin` to `c_end`."""
-        for first in range(0, P, ROWS * LANES):
-            p = tile_positions(first, ROWS, LANES)
-            total = tl.zeros((ROWS, BLOCK_C, LANES), tl.float32)
-            for first_c in tl.range(c_begin, c_end, BLOCK_C, num_stages=STAGES):
-                c = first_c + tl.arange(0, BLOCK_C)
-                offset = tile_offset(b, c, p, stride_b, stride_c, stride_p, VEC_C, VEC_P)
-                x = tl.load(x_ptr + offset, mask=tile_mask(c, p, C, P), other=0).to(tl.float32)
-                total += tl.abs(x)
-                _add_pool(pool_ptr, sum_positions(x) / P, c, C, first)
-            tl.store(map_ptr + p, tl.sum(total, 1), mask=p < P)
-            tl.debug_barrier()
+        """Stores average pools of the channels from `c_begin` to `c_end` and returns their activation map at `p`."""
+        total = tl.zeros((ROWS, BLOCK_C, LANES), tl.float32)
+        for first in tl.range(c_begin, c_end, BLOCK_C, num_stages=STAGES):
+            c = first + tl.arange(0, BLOCK_C)
+            offset = tile_offset(b, c, p, stride_b, stride_c, stride_p, VEC_C, VEC_P)
+            x = tl.load(x_ptr + offset, mask=tile_mask(c, p, C, P), other=0).to(tl.float32)
+            total += tl.abs(x)
+            tl.store(pool_ptr + c, sum_positions(x) / P, mask=c < C)
+        return tl.sum(total, 1)
 
     @triton.jit
     def _read_rgb(
-        b, x_ptr, stride_b, stride_c, stride_p, maps_ptr, weights_ptr, pool_ptr, static_pool_ptr, difference_pool_ptr,
-        chunk, chunks, c_begin, c_end, C, P,
+        b, x_ptr, stride_b, stride_c, stride_p, pool_ptr, static_pool_ptr, difference_pool_ptr,
+        static_weight, difference_weight, p, c_begin, c_end, C, P,
         VEC_C: tl.constexpr, VEC_P: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
         STAGES: tl.constexpr,
     ):  # fmt: skip
-        """As `_read_mask`, with the pools by the static and difference maps, which are complete by now."""
-        static_total = tl.zeros((ROWS, LANES), tl.float32)
-        difference_total = tl.zeros((ROWS, LANES), tl.float32)
-        static, difference = static_total, difference_total  # maps of one tile are loaded once and stay in registers
-        for first in range(0, P, ROWS * LANES):
-            p = tile_positions(first, ROWS, LANES)
-            static, difference = load_map(maps_ptr, 1, p, chunks, P), load_map(maps_ptr, 2, p, chunks, P)
-            static_total += static
-            difference_total += difference
-        static_sum = tl.sum(tl.sum(static_total, 0), 0)
-        difference_sum = tl.sum(tl.sum(difference_total, 0), 0)
-        for first in range(0, P, ROWS * LANES):
-            p = tile_positions(first, ROWS, LANES)
-            if P > ROWS * LANES:
-                static, difference = load_map(maps_ptr, 1, p, chunks, P), load_map(maps_ptr, 2, p, chunks, P)
-            static_weight = pool_weight(static, static_sum, P)
-            difference_weight = pool_weight(difference, difference_sum, P)
-            if chunk == 0:
-                tl.store(weights_ptr + p, static_weight, mask=p < P)
-                tl.store(weights_ptr + P + p, difference_weight, mask=p < P)
-            total = tl.zeros((ROWS, BLOCK_C, LANES), tl.float32)
-            for first_c in tl.range(c_begin, c_end, BLOCK_C, num_stages=STAGES):
-                c = first_c + tl.arange(0, BLOCK_C)
-                offset = tile_offset(b, c, p, stride_b, stride_c, stride_p, VEC_C, VEC_P)
-                x = tl.load(x_ptr + offset, mask=tile_mask(c, p, C, P), other=0).to(tl.float32)
-                total += tl.abs(x)
-                by_static = sum_positions(x * tl.expand_dims(static_weight, 1))
-                by_difference = sum_positions(x * tl.expand_dims(difference_weight, 1))
-                _add_pool(pool_ptr, sum_positions(x) / P, c, C, first)
-                _add_pool(static_pool_ptr, by_static, c, C, first)
-                _add_pool(difference_pool_ptr, by_difference, c, C, first)
-            tl.store(maps_ptr + chunk * 3 * P + p, tl.sum(total, 1), mask=p < P)
-            tl.debug_barrier()
+        """As `_read_mask`, and pools by both weights (ROWS, LANES)."""
+        static_weight, difference_weight = tl.expand_dims(static_weight, 1), tl.expand_dims(difference_weight, 1)
+        total = tl.zeros((ROWS, BLOCK_C, LANES), tl.float32)
+        for first in tl.range(c_begin, c_end, BLOCK_C, num_stages=STAGES):
+            c = first + tl.arange(0, BLOCK_C)
+            offset = tile_offset(b, c, p, stride_b, stride_c, stride_p, VEC_C, VEC_P)
+            x = tl.load(x_ptr + offset, mask=tile_mask(c, p, C, P), other=0).to(tl.float32)
+            total += tl.abs(x)
+            tl.store(pool_ptr + c, sum_positions(x) / P, mask=c < C)
+            tl.store(static_pool_ptr + c, sum_positions(x * static_weight), mask=c < C)
+            tl.store(difference_pool_ptr + c, sum_positions(x * difference_weight), mask=c < C)
+        return tl.sum(total, 1)
 
     @triton.jit
     def _head_kernel(
@@ -95,37 +65,64 @@ if triton is not None:
         static_ptr, static_stride_b, static_stride_c, static_stride_p,
         difference_ptr, difference_stride_b, difference_stride_c, difference_stride_p,
         rgb_pool_ptr, rgb_static_ptr, rgb_difference_ptr, static_pool_ptr, difference_pool_ptr, alignment_ptr,
-        saved_ptr, maps_ptr, C, P, chunk_size, chunks, MASKS: tl.constexpr, RGB: tl.constexpr, ALIGN_P: tl.constexpr,
+        saved_ptr, maps_ptr, C, P, chunk_size, chunks, MASKS: tl.constexpr, RGB: tl.constexpr,
         VEC_C: tl.constexpr, VEC_P: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
         STAGES: tl.constexpr,
     ):  # fmt: skip
-        """A whole sample, or one of the phases MASKS and RGB for a chunk of its channels, the alignment left out."""
+        """A whole sample, or phase MASKS or RGB for one tile of positions and one chunk of channels.
+
+        Pools (tiles, B, C) are partial sums over tiles, `maps_ptr` has partial maps (B, chunks, 3, P).
+        """
         C, P = C // VEC_C * VEC_C, P // VEC_P * VEC_P
         b = tl.program_id(0).to(tl.int64)
-        chunk = tl.program_id(1)
+        chunk, tile = tl.program_id(1), tl.program_id(2)
+        p = tile_positions(tile * (ROWS * LANES), ROWS, LANES)
         chunk_size = chunk_size // BLOCK_C * BLOCK_C
         c_begin = chunk * chunk_size
         c_end = tl.minimum(C, c_begin + chunk_size)
-        maps_ptr += b * chunks * 3 * P
+        pool = (tile * tl.num_programs(0) + b) * C
         saved_ptr += b * 3 * P
+        if not (MASKS and RGB):
+            maps_ptr += b * chunks * 3 * P
+        own_map_ptr = maps_ptr + chunk * 3 * P + p
         if MASKS:
-            own_maps_ptr = maps_ptr + chunk * 3 * P
-            _read_mask(
-                b, static_ptr, static_stride_b, static_stride_c, static_stride_p, own_maps_ptr + P,
-                static_pool_ptr + b * C, c_begin, c_end, C, P, VEC_C, VEC_P, ROWS, BLOCK_C, LANES, STAGES,
+            static = _read_mask(
+                b, static_ptr, static_stride_b, static_stride_c, static_stride_p, static_pool_ptr + pool,
+                p, c_begin, c_end, C, P, VEC_C, VEC_P, ROWS, BLOCK_C, LANES, STAGES,
             )  # fmt: skip
-            _read_mask(
-                b, difference_ptr, difference_stride_b, difference_stride_c, difference_stride_p, own_maps_ptr + 2 * P,
-                difference_pool_ptr + b * C, c_begin, c_end, C, P, VEC_C, VEC_P, ROWS, BLOCK_C, LANES, STAGES,
+            difference = _read_mask(
+                b, difference_ptr, difference_stride_b, difference_stride_c, difference_stride_p,
+                difference_pool_ptr + pool, p, c_begin, c_end, C, P, VEC_C, VEC_P, ROWS, BLOCK_C, LANES, STAGES,
             )  # fmt: skip
+            if not RGB:
+                tl.store(own_map_ptr + P, static, mask=p < P)
+                tl.store(own_map_ptr + 2 * P, difference, mask=p < P)
+            static_total, difference_total = tl.sum(static), tl.sum(difference)
+        else:
+            static, difference = load_map(maps_ptr, 1, p, chunks, P), load_map(maps_ptr, 2, p, chunks, P)
+            static_total, difference_total = tl.sum(static), tl.sum(difference)
+            # The other tiles count in the totals.
+            for step in range(1, tl.num_programs(2)):
+                other = tile_positions((tile + step) % tl.num_programs(2) * (ROWS * LANES), ROWS, LANES)
+                static_total += tl.sum(load_map(maps_ptr, 1, other, chunks, P))
+                difference_total += tl.sum(load_map(maps_ptr, 2, other, chunks, P))
         if RGB:
-            _read_rgb(
-                b, rgb_ptr, rgb_stride_b, rgb_stride_c, rgb_stride_p, maps_ptr, saved_ptr,
-                rgb_pool_ptr + b * C, rgb_static_ptr + b * C, rgb_difference_ptr + b * C,
-                chunk, chunks, c_begin, c_end, C, P, VEC_C, VEC_P, ROWS, BLOCK_C, LANES, STAGES,
+            static_weight = pool_weight(static, static_total, P)
+            difference_weight = pool_weight(difference, difference_total, P)
+            if chunk == 0:
+                tl.store(saved_ptr + p, static_weight, mask=p < P)
+                tl.store(saved_ptr + P + p, difference_weight, mask=p < P)
+            rgb = _read_rgb(
+                b, rgb_ptr, rgb_stride_b, rgb_stride_c, rgb_stride_p,
+                rgb_pool_ptr + pool, rgb_static_ptr + pool, rgb_difference_ptr + pool, static_weight, difference_weight,
+                p, c_begin, c_end, C, P, VEC_C, VEC_P, ROWS, BLOCK_C, LANES, STAGES,
             )  # fmt: skip
-        if MASKS and RGB:
-            align_maps(maps_ptr, chunks, P, alignment_ptr + b, saved_ptr + 2 * P, ALIGN_P)
+            if MASKS:
+                alignment, slope = align_maps(rgb, static + difference, p < P, P)
+                tl.store(alignment_ptr + b, alignment)
+                tl.store(saved_ptr + 2 * P + p, slope, mask=p < P)
+            else:
+                tl.store(own_map_ptr, rgb, mask=p < P)
 
     @triton.jit
     def _head_backward_kernel(
@@ -174,25 +171,25 @@ def head_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tenso
     """The fields of `DecoupledPool`, then (B, 3, T, H, W): both weight maps and the slope of the alignment."""
     batch, channels, *shape = rgb.shape
     wide = {"dtype": torch.float32, "device": rgb.device}
-    pools = [torch.empty((batch, channels), **wide) for _ in range(5)]
     alignment, saved = torch.empty(batch, **wide), torch.empty((batch, 3, *shape), **wide)
-    if batch:
-        maps_bcp = [features.flatten(2) for features in (rgb, static, difference)]
-        sizes = tile_sizes(TILES, "read", *maps_bcp)
-        chunk_size, chunks = _chunks(batch, channels, sizes["BLOCK_C"], rgb.device)
-        positions = saved[0, 0].numel()
-        partial_maps = torch.empty((batch, chunks, 3, positions), **wide)
-        strided = [value for features in maps_bcp for value in (features, *features.stride())]
-        arguments = *strided, *pools, alignment, saved, partial_maps, channels, positions, chunk_size, chunks
-        sizes["ALIGN_P"] = align_block(positions)
-        with torch.cuda.device_of(rgb):
-            if chunks == 1:
-                _head_kernel[batch, 1](*arguments, MASKS=True, RGB=True, **sizes)
-            else:
-                _head_kernel[batch, chunks](*arguments, MASKS=True, RGB=False, **sizes)
-                _head_kernel[batch, chunks](*arguments, MASKS=False, RGB=True, **sizes)
-                launch_align(partial_maps, alignment, saved[:, 2])
-    return *pools, alignment, saved
+    if not batch:
+        return *(torch.empty((batch, channels), **wide) for _ in range(5)), alignment, saved
+    maps_bcp = [features.flatten(2) for features in (rgb, static, difference)]
+    positions = maps_bcp[0].shape[2]
+    sizes = tile_sizes(TILES, "read", *maps_bcp)
+    tiles = triton.cdiv(positions, sizes["ROWS"] * sizes["LANES"])
+    chunk_size, chunks = _chunks(batch, channels, sizes["BLOCK_C"], rgb.device)
+    whole = chunks == tiles == 1
+    pools = [torch.empty((batch, channels) if tiles == 1 else (tiles, batch, channels), **wide) for _ in range(5)]
+    partial_maps = None if whole else torch.empty((batch, chunks, 3, positions), **wide)
+    strided = [value for features in maps_bcp for value in (features, *features.stride())]
+    arguments = *strided, *pools, alignment, saved, partial_maps, channels, positions, chunk_size, chunks
+    with torch.cuda.device_of(rgb):
+        for masks, of_rgb in [(True, True)] if whole else [(True, False), (False, True)]:
+            _head_kernel[batch, chunks, tiles](*arguments, MASKS=masks, RGB=of_rgb, **sizes)
+    if not whole:
+        launch_align(partial_maps, alignment, saved[:, 2])
+    return *(pools if tiles == 1 else (pool.sum(0) for pool in pools)), alignment, saved
 
 
 def head_backward(rgb: Tensor, saved: Tensor, *grads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -111,78 +111,47 @@ if triton is not None:
         return total
 
     @triton.jit
-    def _rgb_and_target(maps_ptr, p, chunks, P):
-        return load_map(maps_ptr, 0, p, chunks, P), load_map(maps_ptr, 1, p, chunks, P) + load_map(
-            maps_ptr, 2, p, chunks, P
-        )
+    def _min_max(activation, inside):
+        """The map scaled to [0, 1], its minimum and its maximum."""
+        low = tl.min(tl.where(inside, activation, float("inf")))
+        high = tl.max(tl.where(inside, activation, float("-inf")))
+        return (activation - low) / tl.where(high == low, 1.0, high - low), low, high
 
     @triton.jit
-    def _min_max(activation, low, high):
-        extent = high - low
-        return (activation - low) / tl.where(extent == 0, 1.0, extent)
-
-    @triton.jit
-    def align_maps(maps_ptr, chunks, P, alignment_ptr, slope_ptr, BLOCK_P: tl.constexpr):
-        """Eq. 12 of one sample from its maps (chunks, 3, P), and its derivative (P,) with respect to the RGB map."""
-        lanes = tl.arange(0, BLOCK_P)
-        rgb_low = tl.full((BLOCK_P,), float("inf"), tl.float32)
-        rgb_high = tl.full((BLOCK_P,), float("-inf"), tl.float32)
-        target_low, target_high = rgb_low, rgb_high
-        rgb, target = rgb_low, rgb_low  # a map of one tile is loaded once and stays in registers
-        for first in range(0, P, BLOCK_P):
-            inside = first + lanes < P
-            rgb, target = _rgb_and_target(maps_ptr, first + lanes, chunks, P)
-            rgb_low = tl.minimum(rgb_low, tl.where(inside, rgb, float("inf")))
-            rgb_high = tl.maximum(rgb_high, tl.where(inside, rgb, float("-inf")))
-            target_low = tl.minimum(target_low, tl.where(inside, target, float("inf")))
-            target_high = tl.maximum(target_high, tl.where(inside, target, float("-inf")))
-        low, high = tl.min(rgb_low, 0), tl.max(rgb_high, 0)
-        goal_low, goal_high = tl.min(target_low, 0), tl.max(target_high, 0)
-
-        distance = tl.zeros((BLOCK_P,), tl.float32)
-        to_low, to_high, lowest, highest = distance, distance, distance, distance
-        for first in range(0, P, BLOCK_P):
-            inside = first + lanes < P
-            if P > BLOCK_P:
-                rgb, target = _rgb_and_target(maps_ptr, first + lanes, chunks, P)
-            scaled = _min_max(rgb, low, high)
-            gap = tl.where(inside, scaled - _min_max(target, goal_low, goal_high), 0.0)
-            distance += tl.abs(gap)
-            to_low += sign(gap) * tl.where(inside, 1 - scaled, 0.0)
-            to_high += sign(gap) * tl.where(inside, scaled, 0.0)
-            lowest += (inside & (rgb == low)).to(tl.float32)
-            highest += (inside & (rgb == high)).to(tl.float32)
-        tl.store(alignment_ptr, tl.sum(distance, 0) / P)
+    def align_maps(rgb, target, inside, P):
+        """Eq. 12 of whole maps, 0 outside, and its derivative with respect to `rgb`."""
+        scaled, low, high = _min_max(rgb, inside)
+        goal, _, _ = _min_max(target, inside)
+        gap = tl.where(inside, scaled - goal, 0.0)
         # Positions that tie for the minimum or the maximum share its derivative, as in amin and amax.
-        low_share = tl.sum(to_low, 0) / tl.sum(lowest, 0)
-        high_share = tl.sum(to_high, 0) / tl.sum(highest, 0)
-
-        extent = high - low
-        for first in range(0, P, BLOCK_P):
-            if P > BLOCK_P:
-                rgb, target = _rgb_and_target(maps_ptr, first + lanes, chunks, P)
-            gap = _min_max(rgb, low, high) - _min_max(target, goal_low, goal_high)
-            slope = sign(gap) - tl.where(rgb == low, low_share, 0.0) - tl.where(rgb == high, high_share, 0.0)
-            slope = tl.where(extent == 0, 0.0, slope / (tl.where(extent == 0, 1.0, extent) * P))
-            tl.store(slope_ptr + first + lanes, slope, mask=first + lanes < P)
+        lowest, highest = inside & (rgb == low), inside & (rgb == high)
+        from_low = tl.sum(sign(gap) * (1 - scaled)) / tl.sum(lowest.to(tl.float32))
+        from_high = tl.sum(sign(gap) * scaled) / tl.sum(highest.to(tl.float32))
+        slope = sign(gap) - tl.where(lowest, from_low, 0.0) - tl.where(highest, from_high, 0.0)
+        slope /= tl.where(high == low, 1.0, high - low) * P
+        return tl.sum(tl.abs(gap)) / P, tl.where(high == low, 0.0, slope)
 
     @triton.jit
     def _align_kernel(maps_ptr, alignment_ptr, slope_ptr, slope_stride_b, chunks, P, BLOCK_P: tl.constexpr):
+        """`align_maps` for one sample, whose maps fit one tile."""
         b = tl.program_id(0).to(tl.int64)
-        align_maps(maps_ptr + b * chunks * 3 * P, chunks, P, alignment_ptr + b, slope_ptr + b * slope_stride_b, BLOCK_P)
-
-
-def align_block(positions: int) -> int:
-    """BLOCK_P of `align_maps`."""
-    return min(1024, triton.next_power_of_2(positions))
+        p = tl.arange(0, BLOCK_P)
+        maps_ptr += b * chunks * 3 * P
+        target = load_map(maps_ptr, 1, p, chunks, P) + load_map(maps_ptr, 2, p, chunks, P)
+        alignment, slope = align_maps(load_map(maps_ptr, 0, p, chunks, P), target, p < P, P)
+        tl.store(alignment_ptr + b, alignment)
+        tl.store(slope_ptr + b * slope_stride_b + p, slope, mask=p < P)
 
 
 def launch_align(maps_bk3p: Tensor, alignment: Tensor, slope: Tensor) -> None:
-    """`align_maps` on partial maps (B, chunks, 3, P), into (B,) and the samples of `slope`."""
+    """Alignment (B,) and slope (B, ...) from partial maps (B, chunks, 3, P) of rgb, static and difference."""
     batch, chunks, _, positions = maps_bk3p.shape
-    arguments = maps_bk3p, alignment, slope, slope.stride(0), chunks, positions
+    block_p = triton.next_power_of_2(positions)
     with torch.cuda.device_of(alignment):
-        _align_kernel[(batch,)](*arguments, BLOCK_P=align_block(positions), num_warps=4)
+        _align_kernel[(batch,)](
+            maps_bk3p, alignment, slope, slope.stride(0), chunks, positions,
+            BLOCK_P=block_p, num_warps=4 if block_p <= 1024 else 16,
+        )  # fmt: skip
 
 
 def _launch_map(features: Tensor, out_bp: Tensor) -> None:
