@@ -82,9 +82,6 @@ if triton is not None:
         c_end = tl.minimum(C, c_begin + chunk_size)
         pool = (tile * tl.num_programs(0) + b) * C
         saved_ptr += b * 3 * P
-        if not (MASKS and RGB):
-            maps_ptr += b * chunks * 3 * P
-        own_map_ptr = maps_ptr + chunk * 3 * P + p
         if MASKS:
             static = _read_mask(
                 b, static_ptr, static_stride_b, static_stride_c, static_stride_p, static_pool_ptr + pool,
@@ -95,10 +92,12 @@ if triton is not None:
                 difference_pool_ptr + pool, p, c_begin, c_end, C, P, VEC_C, VEC_P, ROWS, BLOCK_C, LANES, STAGES,
             )  # fmt: skip
             if not RGB:
-                tl.store(own_map_ptr + P, static, mask=p < P)
-                tl.store(own_map_ptr + 2 * P, difference, mask=p < P)
+                maps_ptr += (b * chunks + chunk) * 3 * P
+                tl.store(maps_ptr + P + p, static, mask=p < P)
+                tl.store(maps_ptr + 2 * P + p, difference, mask=p < P)
             static_total, difference_total = tl.sum(static), tl.sum(difference)
         else:
+            maps_ptr += b * chunks * 3 * P
             static, difference = load_map(maps_ptr, 1, p, chunks, P), load_map(maps_ptr, 2, p, chunks, P)
             static_total, difference_total = tl.sum(static), tl.sum(difference)
             # The other tiles count in the totals.
@@ -122,7 +121,7 @@ if triton is not None:
                 tl.store(alignment_ptr + b, alignment)
                 tl.store(saved_ptr + 2 * P + p, slope, mask=p < P)
             else:
-                tl.store(own_map_ptr, rgb, mask=p < P)
+                tl.store(maps_ptr + chunk * 3 * P + p, rgb, mask=p < P)
 
     @triton.jit
     def _head_backward_kernel(
