@@ -47,7 +47,7 @@ def assert_close(actual, expected, dtype, size=1) -> None:
     """`actual` against a float64 `expected`, rounded to `dtype`; `size` is the number of terms in its sums."""
     rtol = TOLERANCES[dtype] * max(1, size**0.5)
     scale = expected.abs().amax().item() if expected.numel() else 0
-    torch.testing.assert_close(actual.double(), expected, rtol=rtol, atol=rtol * max(scale, 1e-30), equal_nan=True)
+    torch.testing.assert_close(actual.double(), expected, rtol=rtol, atol=rtol * max(scale, 1e-6), equal_nan=True)
 
 
 def far_apart(shape) -> torch.Tensor:
