@@ -54,9 +54,9 @@ def _demo(method: DCLRConfig | SimCLRConfig) -> PretrainConfig:
             dataset="folder", root="runs/demo/videos", label="motion", frames=8, stride=1,
             size=32, scale=(0.5, 1.0), workers=0, cache="memory",
         ),
-        augment=AugmentConfig(flip=0, grayscale=0, brightness=0.2, contrast=0.2, saturation=0.2, hue=0, blur=0),
+        augment=AugmentConfig(flip=0, hue=0, blur=0),
         optim=OptimConfig(optimizer="adamw", lr=0.006, milestones=(0.7,), warmup=20),
-        train=TrainConfig(epochs=14, batch=32, checkpoint_every=2, tensorboard=False),
+        train=TrainConfig(epochs=16, batch=32, checkpoint_every=3, tensorboard=False),
         method=method,
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ def _demo_terms(vs: float, vd: float, sd: float, vs_start: int = 0, sd_start: in
 
 def demo() -> PretrainConfig:
     """The demo's DCLR: L_VD alone first, then L_VS joins."""
-    return _demo_terms(vs=2, vd=1, sd=0, vs_start=2)
+    return _demo_terms(vs=3, vd=1, sd=0, vs_start=3)
 
 
 def demo_vanilla() -> PretrainConfig:
