@@ -74,7 +74,7 @@ def videos(root: Path, config: SynthConfig) -> Path:
 
 
 def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = None) -> list[dict[str, Any]]:
-    """Pretrain one objective and evaluate its encoder, also as it was before a term joined.
+    """Pretrain one objective and evaluate its encoder, also as it was before a term joined, if that was kept.
 
     A finished or interrupted run goes on where it stopped.
     """
@@ -82,7 +82,8 @@ def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = 
     run.output, run.train.seed, run.data.root = str(output), seed, str(root)
     run.train.epochs = epochs or run.train.epochs
     pretrain(run, resume=True)
-    stages = [epoch for epoch in _stages(run) if epoch < run.train.epochs]
+    kept = output / "checkpoints"
+    stages = [epoch for epoch in _stages(run) if (kept / f"epoch_{epoch:04d}.pt").exists()]
     results = [_stage(row, seed, root, run, epoch) for epoch in (*stages, run.train.epochs)]
     for result in results:
         append_metrics(output, result)
