@@ -1,0 +1,82 @@
+"""The pooling kernels and the head compile for every target, the head with 128-bit accesses."""
+
+import pytest
+import torch
+
+from dclr.kernels import _head, pooling
+
+from .aot import TARGETS, access_bits
+from .test_activation_aot import SOME, compiled, constants, features, only_width, strided
+
+HEAD = [
+    (torch.bfloat16, "contiguous"),
+    (torch.bfloat16, "aligned"),
+    (torch.bfloat16, "channels_last"),
+    (torch.bfloat16, "odd"),
+    (torch.float32, "contiguous"),
+    (torch.float32, "channels_last"),
+    (torch.float16, "channels_last"),
+]
+
+
+def sizes(x):
+    return {"C": x.shape[1], "P": x.shape[2]}
+
+
+def check_widths(report, target, dtype, layout, kind):
+    """128 bits where the layout allows; a row of 98 elements allows two of them at a time."""
+    if layout in ("aligned", "channels_last"):
+        only_width(report, target, kind)
+    elif layout == "contiguous" and target.startswith("sm"):
+        assert access_bits(report.asm, kind)[16 * dtype.itemsize]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("masks, rgb", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("dtype, layout", HEAD)
+def test_head(dtype, layout, masks, rgb, target):
+    x = features(layout, dtype)
+    whole = masks and rgb
+    wide = torch.empty(4, x.shape[1])
+    arguments = strided("rgb", x) | strided("static", x) | strided("difference", x)
+    for name in ("rgb_pool", "rgb_static", "rgb_difference", "static_pool", "difference_pool", "alignment", "saved"):
+        arguments[f"{name}_ptr"] = wide
+    arguments |= {"maps_ptr": None if whole else wide, **sizes(x), "chunk_size": 256, "chunks": 1 if whole else 2}
+    options = constants("read", target, x, x, x) | {"MASKS": masks, "RGB": rgb}
+    report = compiled(_head._head_kernel, arguments, options, target)
+    if whole:
+        check_widths(report, target, dtype, layout, "load")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype, layout", HEAD)
+def test_head_backward(dtype, layout, target):
+    x = features(layout, dtype)
+    grad = torch.empty(4, x.shape[1])
+    arguments = strided("rgb", x) | {"saved_ptr": grad}
+    arguments |= {f"to_{name}_ptr": x for name in ("rgb", "static", "difference")}
+    arguments |= {f"out_stride_{axis}": stride for axis, stride in zip("bcp", x.stride())}
+    for name in ("rgb", "rgb_static", "rgb_difference", "static", "difference"):
+        arguments |= strided(f"{name}_grad", None if layout == "odd" else grad, "bc")
+    arguments |= strided("alignment_grad", grad[:, 0].contiguous(), "b") | sizes(x)
+    report = compiled(_head._head_backward_kernel, arguments, constants("write", target, x, x), target)
+    check_widths(report, target, dtype, layout, "store")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype, layout", SOME)
+def test_weighted_pool(dtype, layout, target):
+    x, activation = features(layout, dtype), torch.empty(4, 98)
+    arguments = strided("x", x) | strided("a", activation, "bp") | {"pooled_ptr": activation} | sizes(x)
+    compiled(pooling._pool_kernel, arguments, constants("read", target, x), target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype, layout", SOME)
+def test_weighted_pool_backward(dtype, layout, target):
+    x, activation, pooled = features(layout, dtype), torch.empty(4, 98), torch.empty(4, 512)
+    arguments = strided("grad", pooled, "bc") | strided("x", x) | strided("a", activation, "bp") | strided("dx", x)
+    arguments |= {"pooled_ptr": pooled, "da_ptr": activation, **sizes(x)}
+    report = compiled(pooling._pool_backward_kernel, arguments, constants("read", target, x, x), target)
+    if layout == "channels_last":
+        assert access_bits(report.asm, "store")[128]
