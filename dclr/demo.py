@@ -16,7 +16,7 @@ from dclr.config import ConfigError, PretrainConfig
 from dclr.data import EvaluationClips, load_dataset
 from dclr.data.synth import SynthConfig, synthesize
 from dclr.evaluation import Features, extract_features, linear_probe, retrieval
-from dclr.presets import DEMO_ROWS
+from dclr.presets.demo import DEMO_ROWS
 from dclr.training import append_metrics, load_method, pretrain, read_metrics
 from dclr.training.distributed import choose_device
 
