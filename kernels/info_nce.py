@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ._common import check, check_float, check_same_device, unit
+from ._common import check, check_float, check_same_device, runs_triton, unit
+from ._nce_launch import gradients, losses, new_gradients, workspace
 
 REDUCTIONS = ("mean", "sum", "none")
+
+_library = torch.library.Library("dclr", "FRAGMENT")
 
 
 def info_nce_reference(
@@ -56,6 +60,159 @@ def _marked(rows: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     return marked[..., :-1]
 
 
+def info_nce_gradient_reference(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    index: Tensor | None,
+    positive: Tensor | None,
+    exclude: Tensor | None,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients to query (G, M, D), key (G, P, D) and explicit positives (G, M, D), from that to the losses (G, M)."""
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    query_gmd, key_gpd = unit(query, wide), unit(key, wide)
+    score_gmp = (query_gmd @ key_gpd.mT / temperature).masked_fill(
+        _marked(exclude, (*query.shape[:2], key.shape[1])), -torch.inf
+    )
+    if index is not None:
+        index = index.long()[..., None]
+        positive_gmd = key_gpd.gather(1, index.expand(-1, -1, key.shape[2]))
+        score_gmp = score_gmp.scatter(2, index, -torch.inf)
+    else:
+        positive_gmd = unit(positive, wide)
+    score_gm1 = (query_gmd * positive_gmd).sum(2, keepdim=True) / temperature
+    share_gmp = torch.cat([score_gm1, score_gmp], 2).softmax(2)
+    factor_gm1 = grad[..., None] / temperature
+    share_gmp[..., 0] -= 1
+    pull_gm1, share_gmp = factor_gm1 * share_gmp[..., :1], factor_gm1 * share_gmp[..., 1:]
+    if index is not None:
+        share_gmp = share_gmp.scatter(2, index, pull_gm1)
+        to_query, to_positive = share_gmp @ key_gpd, None
+    else:
+        to_query = share_gmp @ key_gpd + pull_gm1 * positive_gmd
+        to_positive = _to_row(pull_gm1 * query_gmd, positive_gmd, positive)
+    return _to_row(to_query, query_gmd, query), _to_row(share_gmp.mT @ query_gmd, key_gpd, key), to_positive
+
+
+def _to_row(grad: Tensor, unit_row: Tensor, row: Tensor) -> Tensor:
+    """Gradient to a row from that to its unit row."""
+    norm = torch.linalg.vector_norm(row.to(grad.dtype), dim=-1, keepdim=True)
+    grad = (grad - (grad * unit_row).sum(-1, keepdim=True) * unit_row) / torch.where(norm == 0, 1, norm)
+    return torch.where(norm == 0, 0, grad).to(row.dtype)
+
+
+# Ops
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor | None,
+    index: Tensor | None,
+    positive: Tensor | None,
+    exclude: Tensor | None,
+    temperature: float,
+    allow_tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses (G, M) and the workspace. `key` None is the query; either `index` (G, M) or `positive` (G, M, D)."""
+    if runs_triton(query):
+        return losses(query, key, index, positive, exclude, temperature, allow_tf32)
+    chosen = index if positive is None else positive.unsqueeze(2)
+    loss = info_nce_reference(query, query if key is None else key, chosen, exclude, None, temperature)
+    return loss, *workspace(query, key)
+
+
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    index: Tensor | None,
+    positive: Tensor | None,
+    exclude: Tensor | None,
+    copy: Tensor,
+    scale: Tensor,
+    state: Tensor,
+    temperature: float,
+    allow_tf32: bool,
+    to_query: bool,
+    to_key: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to query, key and explicit positives; empty where not asked for. A `key` None adds to the query's."""
+    inputs = query, key, index, positive, exclude
+    if runs_triton(query):
+        return gradients(grad, *inputs, copy, scale, state, temperature, allow_tf32, to_query, to_key)
+    keys = query if key is None else key
+    of_query, of_key, of_positive = info_nce_gradient_reference(
+        grad, query, keys, index, positive, exclude, temperature
+    )
+    of_query = of_query + of_key if key is None else of_query
+    outputs = new_gradients(query, key, positive, to_query, to_key)
+    for out, value in zip(outputs, (of_query, of_key, of_positive)):
+        if out.numel():
+            out.copy_(value)
+    return outputs
+
+
+_INPUTS = "Tensor query, Tensor? key, Tensor? index, Tensor? positive, Tensor? exclude"
+for _name, _schema, _run in (
+    (
+        "info_nce",
+        f"({_INPUTS}, float temperature, bool allow_tf32) -> (Tensor, Tensor, Tensor, Tensor)",
+        _forward,
+    ),
+    (
+        "info_nce_backward",
+        f"(Tensor grad, {_INPUTS}, Tensor copy, Tensor scale, Tensor state, float temperature, bool allow_tf32, "
+        "bool to_query, bool to_key) -> (Tensor, Tensor, Tensor)",
+        _backward,
+    ),
+):
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for _key in ("CPU", "CUDA"):
+        _library.impl(_name, _run, _key)
+
+
+@torch.library.register_fake("dclr::info_nce", lib=_library)
+def _(query, key, index, positive, exclude, temperature, allow_tf32):
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return query.new_empty(query.shape[:2], dtype=wide), *workspace(query, key)
+
+
+@torch.library.register_fake("dclr::info_nce_backward", lib=_library)
+def _(grad, query, key, index, positive, exclude, copy, scale, state, temperature, allow_tf32, to_query, to_key):
+    return new_gradients(query, key, positive, to_query, to_key)
+
+
+class _InfoNCE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, index, positive, exclude, temperature, allow_tf32):
+        with torch._C._AutoDispatchBelowAutograd():
+            loss, *workspace = torch.ops.dclr.info_nce(query, key, index, positive, exclude, temperature, allow_tf32)
+        ctx.save_for_backward(query, key, index, positive, exclude, *workspace)
+        ctx.options = temperature, allow_tf32
+        ctx.mark_non_differentiable(*workspace)
+        return loss, *workspace
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *_):
+        to_query, to_key, _, to_positive, *_ = ctx.needs_input_grad
+        # The explicit positives are written together with the queries.
+        grads = torch.ops.dclr.info_nce_backward(
+            grad, *ctx.saved_tensors, *ctx.options, to_query or to_positive or ctx.saved_tensors[1] is None, to_key
+        )
+        of_query, of_key, of_positive = (
+            value if wanted else None for value, wanted in zip(grads, (to_query, to_key, to_positive))
+        )
+        return of_query, of_key, None, of_positive, None, None, None
+
+
+_library.impl("info_nce", _InfoNCE.apply, "Autograd")
+
+
+# Public function
+
+
 def info_nce(
     query: Tensor,
     key: Tensor,
@@ -65,6 +222,7 @@ def info_nce(
     weight: Tensor | None = None,
     temperature: float = 0.07,
     reduction: str = "mean",
+    allow_tf32: bool = False,
 ) -> Tensor:
     """InfoNCE of cosine similarities; every tensor may have one more leading axis G of independent losses.
 
@@ -76,6 +234,7 @@ def info_nce(
         weight: (M, K) of the explicit positives, default 1 / K; gets no gradient.
         temperature: above 0.
         reduction: `mean`, `sum` or `none`, over the M rows.
+        allow_tf32: multiply float32 inputs as TF32 on GPUs that have it.
 
     Returns:
         (), or (M,) with `none`, float32 (float64 for float64); with groups (G,) or (G, M). An empty batch gives 0.
@@ -88,17 +247,42 @@ def info_nce(
     check(temperature > 0, "temperature", temperature, "a number above 0")
     check(reduction in REDUCTIONS, "reduction", reduction, "mean, sum or none")
     grouped = query.dim() == 3
+    shared = key is query
     if not grouped:
         query, key, positive, exclude, weight = (
             None if value is None else value[None] for value in (query, key, positive, exclude, weight)
         )
     positive, exclude, weight = _check(query, key, positive, exclude, weight)
-    loss_gm = info_nce_reference(query, key, positive, exclude, weight, temperature)
+    loss_gm = _losses(query, None if shared else key, positive, exclude, weight, float(temperature), allow_tf32)
     if reduction == "mean":
-        loss_gm = loss_gm.sum(1) / max(1, query.shape[1])
+        loss_gm = loss_gm.mean(1) if query.shape[1] else loss_gm.sum(1)
     elif reduction == "sum":
         loss_gm = loss_gm.sum(1)
     return loss_gm if grouped else loss_gm[0]
+
+
+def _losses(
+    query: Tensor,
+    key: Tensor | None,
+    positive: Tensor,
+    exclude: Tensor | None,
+    weight: Tensor | None,
+    temperature: float,
+    allow_tf32: bool,
+) -> Tensor:
+    """(G, M) losses: each explicit positive has a query of its own in the op."""
+    if not positive.is_floating_point():
+        return torch.ops.dclr.info_nce(query, key, positive, None, exclude, temperature, allow_tf32)[0]
+    groups, rows, positives, _ = positive.shape
+    if positives > 1:
+        key = query if key is None else key
+        query = query.unsqueeze(2).expand(-1, -1, positives, -1).flatten(1, 2)
+    if exclude is not None:
+        exclude = exclude if exclude.dim() == 4 else exclude.unsqueeze(2).expand(-1, -1, positives, -1)
+        exclude = exclude.flatten(1, 2)
+    loss = torch.ops.dclr.info_nce(query, key, None, positive.flatten(1, 2), exclude, temperature, allow_tf32)[0]
+    loss_gmk = loss.view(groups, rows, positives)
+    return loss_gmk.mean(2) if weight is None else (loss_gmk * weight).sum(2)
 
 
 def _check(

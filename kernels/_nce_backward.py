@@ -1,0 +1,244 @@
+"""Backward Triton kernels of InfoNCE; the forward file has the shape letters.
+
+With p[i, j] the share of negative j in the sum of query i, and g[i] the gradient to its loss,
+
+    to unit query i:  sum over j of g[i] c[i, j] unit key j / temperature       c[i, j] = p[i, j] for negatives,
+    to unit key j:    sum over i of g[i] c[i, j] unit query i / temperature               p[i, +] - 1 for the positive
+
+Scores are computed again tile by tile. Where the keys are the queries, one score serves both sums, and so does its
+exponential where it cannot overflow.
+
+gradient  multiplies the shares with the rows of the other side
+finish    turns a gradient to unit rows into one to the inputs
+"""
+
+from __future__ import annotations
+
+from ._common import tl, triton
+
+if triton is not None:
+    from ._nce_forward import dot, dot_chunks, load_copy, load_index, load_rows, set_marked, touched
+
+    @triton.jit
+    def _load_shares(
+        grad_ptr, grad_stride_r, size, share_ptr, rows_total, row, inside, ONE_EXP: tl.constexpr, INDEXED: tl.constexpr
+    ):
+        """The share of a negative, times its gradient, is exp2(score - base) * weight, that of a positive -pull."""
+        grad = tl.load(grad_ptr + row.to(tl.int64) * grad_stride_r, mask=inside, other=0) / size
+        base = tl.load(share_ptr + row, mask=inside, other=0)
+        # A loss that nobody uses can be NaN: it must not reach other rows.
+        base = tl.where(grad == 0, 0.0, base)
+        weight, pull = grad, tl.zeros(row.shape, tl.float32)
+        if INDEXED:
+            pull = tl.where(grad == 0, 0.0, tl.load(share_ptr + rows_total + row, mask=inside, other=0) * grad)
+        if ONE_EXP:
+            weight *= tl.exp2(-base)
+        return base, weight, pull
+
+    @triton.jit
+    def _gradient_tile(
+        grad_ptr, grad_stride_r, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr, index_stride_r,
+        exclude_ptr, exclude_stride_r, exclude_stride_e, out_ptr, a_tile, a_offset, a_count, b_offset, b_count,
+        sharpness, E, part, AS_QUERY: tl.constexpr, AS_KEY: tl.constexpr, ONE_EXP: tl.constexpr, PAD: tl.constexpr,
+        BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+        PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    ):  # fmt: skip
+        """Gradient to BLOCK_A unit rows a, as queries, as keys or as both, from `part` of the rows b of the other side.
+
+        BLOCK_D columns of it, where the rows are longer than a tile.
+        """
+        INDEXED: tl.constexpr = index_ptr is not None
+        a_first = a_tile * BLOCK_A
+        a_row = a_first + tl.arange(0, BLOCK_A)
+        a_inside = a_row < a_count
+        a_ptr = copy_ptr + tl.cast(a_offset, tl.int64) * PAD
+        b_ptr = copy_ptr + tl.cast(b_offset, tl.int64) * PAD
+        a_scale = tl.load(scale_ptr + a_offset + a_row, mask=a_inside, other=0)
+        if AS_QUERY:
+            a_base, a_weight, a_pull = _load_shares(
+                grad_ptr, grad_stride_r, size, share_ptr, rows_total, a_row, a_inside, ONE_EXP, INDEXED
+            )
+            a_index = load_index(index_ptr, index_stride_r, a_row, a_inside)
+            if not AS_KEY:
+                a_scale = tl.where((a_weight == 0) & (a_pull == 0), 0.0, a_scale)
+        a_scale *= sharpness
+        d = tl.arange(0, BLOCK_D)
+        column = tl.program_id(2) * BLOCK_D + d
+        if BLOCK_D == PAD:
+            a = load_copy(a_ptr, a_first, a_count, d, PAD, BLOCK_A)
+        total = tl.zeros((BLOCK_A, BLOCK_D), tl.float32)
+        begin = tl.program_id(1) * part
+        for first in tl.range(begin, tl.minimum(begin + part, b_count), BLOCK_B, num_stages=STAGES):
+            b_row = first + tl.arange(0, BLOCK_B)
+            b_inside = b_row < b_count
+            b = load_copy(b_ptr, first, b_count, column, PAD, BLOCK_B)
+            if BLOCK_D == PAD:
+                score = dot(a, tl.trans(b), tl.zeros((BLOCK_A, BLOCK_B), tl.float32), PRECISION, UPCAST)
+            else:
+                score = dot_chunks(
+                    a_ptr, a_first, a_count, b_ptr, first, b_count, PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES,
+                    PRECISION, UPCAST,
+                )  # fmt: skip
+            b_scale = tl.load(scale_ptr + b_offset + b_row, mask=b_inside, other=0)
+            if AS_KEY:
+                b_base, b_weight, b_pull = _load_shares(
+                    grad_ptr, grad_stride_r, size, share_ptr, rows_total, b_row, b_inside, ONE_EXP, INDEXED
+                )
+                b_index = load_index(index_ptr, index_stride_r, b_row, b_inside)
+                if not AS_QUERY:
+                    b_scale = tl.where((b_weight == 0) & (b_pull == 0), 0.0, b_scale)
+            score = score * b_scale[None, :] * a_scale[:, None]
+            if ONE_EXP:
+                exponential = tl.exp2(score)
+            coefficient = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
+            if AS_QUERY:
+                share = (exponential if ONE_EXP else tl.exp2(score - a_base[:, None])) * a_weight[:, None]
+                if touched(
+                    a_index, exclude_ptr, exclude_stride_r, exclude_stride_e, a_row, a_inside, E, first, BLOCK_B
+                ):
+                    share = set_marked(
+                        share, a_index, -a_pull, 0.0,
+                        exclude_ptr, exclude_stride_r, exclude_stride_e, a_row, a_inside, b_row, E, 0,
+                    )  # fmt: skip
+                coefficient += share
+            if AS_KEY:
+                share = (exponential if ONE_EXP else tl.exp2(score - b_base[None, :])) * b_weight[None, :]
+                if touched(
+                    b_index, exclude_ptr, exclude_stride_r, exclude_stride_e, b_row, b_inside, E, a_first, BLOCK_A
+                ):
+                    share = set_marked(
+                        share, b_index, -b_pull, 0.0,
+                        exclude_ptr, exclude_stride_r, exclude_stride_e, b_row, b_inside, a_row, E, 1,
+                    )  # fmt: skip
+                coefficient += share
+            coefficient *= tl.where(b_scale == b_scale, b_scale, 0.0)[None, :]
+            if first + BLOCK_B > b_count:
+                coefficient = tl.where(b_inside[None, :], coefficient, 0.0)
+            total = dot(coefficient.to(copy_ptr.dtype.element_ty), b, total, PRECISION, UPCAST)
+        mask = a_inside[:, None] & (column < PAD)[None, :]
+        tl.store(out_ptr + (a_offset + a_row).to(tl.int64)[:, None] * PAD + column[None, :], total, mask=mask)
+
+    @triton.jit(
+        do_not_specialize=[
+            "grad_stride_g", "grad_stride_r", "index_stride_g", "index_stride_r",
+            "exclude_stride_g", "exclude_stride_r", "exclude_stride_e", "G", "R", "P", "E", "N",
+            "key_part", "query_part",
+        ]
+    )  # fmt: skip
+    def gradient_kernel(
+        grad_ptr, grad_stride_g, grad_stride_r, size_ptr, copy_ptr, scale_ptr, share_ptr,
+        index_ptr, index_stride_g, index_stride_r, exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e,
+        partial_ptr, sharpness, G, R, P, E, N, key_part, query_part,
+        QUERY: tl.constexpr, KEY: tl.constexpr, SHARED: tl.constexpr, ONE_EXP: tl.constexpr, PAD: tl.constexpr,
+        BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+        PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    ):  # fmt: skip
+        """Tiles of queries (QUERY), then of keys (KEY), of each group; with SHARED the queries are the keys.
+
+        `partial_ptr` (splits, G, N, PAD): parts of the gradient to unit rows, in units of `size_ptr` (G,) if given and
+        of 1 / temperature.
+        """
+        query_tiles = tl.cdiv(R, BLOCK_A) if QUERY else 0
+        tiles = query_tiles + (tl.cdiv(P, BLOCK_A) if KEY and not SHARED else 0)
+        g = (tl.program_id(0) // tiles).to(tl.int64)
+        tile = tl.program_id(0) % tiles
+        size = tl.load(size_ptr + g) if size_ptr is not None else 1.0
+        grad_ptr += g * grad_stride_g
+        copy_ptr += g * N * PAD
+        scale_ptr += g * N
+        share_ptr += g * R
+        rows_total = G.to(tl.int64) * R
+        index_ptr = index_ptr + g * index_stride_g if index_ptr is not None else index_ptr
+        exclude_ptr = exclude_ptr + g * exclude_stride_g if exclude_ptr is not None else exclude_ptr
+        partial_ptr += (tl.program_id(1).to(tl.int64) * G + g) * N * PAD
+        if QUERY:  # noqa: SIM102, for the compiler leaves out a branch only on a constant of its own
+            if tile < query_tiles:
+                _gradient_tile(
+                    grad_ptr, grad_stride_r, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr,
+                    index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e, partial_ptr, tile, 0, R, N - P, P,
+                    sharpness, E, key_part, True, SHARED, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES, PRECISION,
+                    UPCAST,
+                )  # fmt: skip
+        if KEY and not SHARED:  # noqa: SIM102
+            if tile >= query_tiles:
+                _gradient_tile(
+                    grad_ptr, grad_stride_r, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr,
+                    index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e, partial_ptr, tile - query_tiles,
+                    N - P, P, 0, R, sharpness, E, query_part, False, True, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D,
+                    STAGES, PRECISION, UPCAST,
+                )  # fmt: skip
+
+    @triton.jit
+    def _sum_parts(partial_ptr, row, inside, splits, stride_split, d, PAD: tl.constexpr):
+        total = tl.zeros((row.shape[0], d.shape[0]), tl.float32)
+        for split in range(splits):
+            total += load_rows(partial_ptr + tl.cast(split, tl.int64) * stride_split, row, inside, PAD, d, PAD, 1)
+        return total
+
+    @triton.jit
+    def _store_rows(ptr, row, d, D, value, mask):
+        if ptr is not None:
+            tl.store(ptr + row[:, None] * D + d[None, :], value.to(ptr.dtype.element_ty), mask=mask)
+
+    @triton.jit(
+        do_not_specialize=[
+            "grad_stride_g", "grad_stride_r", "positive_stride_g", "positive_stride_r", "G", "R", "P", "N", "splits",
+        ]
+    )  # fmt: skip
+    def finish_kernel(
+        grad_ptr, grad_stride_g, grad_stride_r, size_ptr, copy_ptr, scale_ptr, share_ptr, pair_ptr, partial_ptr,
+        positive_ptr, positive_stride_g, positive_stride_r, positive_stride_d,
+        query_out_ptr, key_out_ptr, positive_out_ptr, inverse_temperature, G, R, P, D, N, splits,
+        PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ):  # fmt: skip
+        """Gradients of the inputs: that to unit row u = x / |x|, z, is (z - (z . u) u) / |x| to x.
+
+        Programs are blocks of queries, then of keys if their gradient is asked for, of each group.
+        """
+        query_blocks = tl.cdiv(R, ROWS)
+        blocks = query_blocks + (tl.cdiv(P, ROWS) if key_out_ptr is not None else 0)
+        g = (tl.program_id(0) // blocks).to(tl.int64)
+        block = tl.program_id(0) % blocks
+        of_query = block < query_blocks
+        row = ((block - tl.where(of_query, 0, query_blocks)) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+        inside = row < tl.where(of_query, R, P)
+        copied = g * N + tl.where(of_query, 0, N - P) + row
+        inverse = tl.load(scale_ptr + copied, mask=inside, other=0)
+        scale = tl.load(scale_ptr + G.to(tl.int64) * N + copied, mask=inside, other=0)
+        factor = inverse_temperature
+        if size_ptr is not None:
+            factor *= tl.load(size_ptr + g)
+        if positive_ptr is not None:
+            pairs_total = G.to(tl.int64) * R
+            pair, of_pair = g * R + row, row < tl.where(of_query, R, 0)
+            grad = tl.load(grad_ptr + g * grad_stride_g + row * grad_stride_r, mask=of_pair, other=0)
+            pull = tl.load(share_ptr + pairs_total + pair, mask=of_pair, other=0) * grad * inverse_temperature
+            pull = tl.where(grad == 0, 0.0, pull)
+            cosine = tl.load(pair_ptr + pair, mask=of_pair, other=0)
+            positive_inverse = tl.load(pair_ptr + pairs_total + pair, mask=of_pair, other=0)
+            positive_scale = tl.load(pair_ptr + 2 * pairs_total + pair, mask=of_pair, other=0)
+            positive_ptr += g * positive_stride_g
+        along = tl.zeros((ROWS,), tl.float32)
+        for step in tl.static_range(2):
+            for first in range(0, PAD, BLOCK_D):
+                d = first + tl.arange(0, BLOCK_D)
+                mask = inside[:, None] & (d < D)[None, :]
+                unit = load_rows(copy_ptr, copied, inside, PAD, d, PAD, 1) * inverse[:, None]
+                z = _sum_parts(partial_ptr, copied, inside, splits, G.to(tl.int64) * N * PAD, d, PAD) * factor
+                if positive_ptr is not None:
+                    positive = load_rows(positive_ptr, row, of_pair, positive_stride_r, d, D, positive_stride_d)
+                    positive *= (positive_scale * positive_inverse)[:, None]
+                    z -= pull[:, None] * positive
+                    if positive_out_ptr is not None and step == 1:
+                        out = (cosine[:, None] * positive - unit) * (pull * positive_inverse)[:, None]
+                        out *= positive_scale[:, None]
+                        if of_query:
+                            _store_rows(positive_out_ptr, g * R + row, d, D, out, mask)
+                if step == 0:
+                    along += tl.sum(z * unit, 1)
+                else:
+                    out = (z - along[:, None] * unit) * inverse[:, None] * scale[:, None]
+                    if of_query:
+                        _store_rows(query_out_ptr, g * R + row, d, D, out, mask)
+                    else:
+                        _store_rows(key_out_ptr, g * P + row, d, D, out, mask)
