@@ -39,8 +39,8 @@ if triton is not None:
     def _gradient_tile(
         grad_ptr, grad_stride_r, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr, index_stride_r,
         exclude_ptr, exclude_stride_r, exclude_stride_e, out_ptr, a_tile, a_offset, a_count, b_offset, b_count,
-        sharpness, E, part, AS_QUERY: tl.constexpr, AS_KEY: tl.constexpr, ONE_EXP: tl.constexpr, PAD: tl.constexpr,
-        BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+        sharpness, part, E: tl.constexpr, AS_QUERY: tl.constexpr, AS_KEY: tl.constexpr, ONE_EXP: tl.constexpr,
+        PAD: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
         PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     ):  # fmt: skip
         """Gradient to BLOCK_A unit rows a, as queries, as keys or as both, from `part` of the rows b of the other side.
@@ -94,7 +94,7 @@ if triton is not None:
             if AS_QUERY:
                 share = (exponential if ONE_EXP else tl.exp2(score - a_base[:, None])) * a_weight[:, None]
                 if touched(
-                    a_index, exclude_ptr, exclude_stride_r, exclude_stride_e, a_row, a_inside, E, first, BLOCK_B
+                    a_index, exclude_ptr, exclude_stride_r, exclude_stride_e, a_row, a_inside, first, E, BLOCK_B
                 ):
                     share = set_marked(
                         share, a_index, -a_pull, 0.0,
@@ -104,7 +104,7 @@ if triton is not None:
             if AS_KEY:
                 share = (exponential if ONE_EXP else tl.exp2(score - b_base[None, :])) * b_weight[None, :]
                 if touched(
-                    b_index, exclude_ptr, exclude_stride_r, exclude_stride_e, b_row, b_inside, E, a_first, BLOCK_A
+                    b_index, exclude_ptr, exclude_stride_r, exclude_stride_e, b_row, b_inside, a_first, E, BLOCK_A
                 ):
                     share = set_marked(
                         share, b_index, -b_pull, 0.0,
@@ -121,16 +121,16 @@ if triton is not None:
     @triton.jit(
         do_not_specialize=[
             "grad_stride_g", "grad_stride_r", "index_stride_g", "index_stride_r",
-            "exclude_stride_g", "exclude_stride_r", "exclude_stride_e", "G", "R", "P", "E", "N",
+            "exclude_stride_g", "exclude_stride_r", "exclude_stride_e", "G", "R", "P", "N",
             "key_part", "query_part",
         ]
     )  # fmt: skip
     def gradient_kernel(
         grad_ptr, grad_stride_g, grad_stride_r, size_ptr, copy_ptr, scale_ptr, share_ptr,
         index_ptr, index_stride_g, index_stride_r, exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e,
-        partial_ptr, sharpness, G, R, P, E, N, key_part, query_part,
-        QUERY: tl.constexpr, KEY: tl.constexpr, SHARED: tl.constexpr, ONE_EXP: tl.constexpr, PAD: tl.constexpr,
-        BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+        partial_ptr, sharpness, G, R, P, N, key_part, query_part,
+        E: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, SHARED: tl.constexpr, ONE_EXP: tl.constexpr,
+        PAD: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
         PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     ):  # fmt: skip
         """Tiles of queries (QUERY), then of keys (KEY), of each group; with SHARED the queries are the keys.
@@ -156,7 +156,7 @@ if triton is not None:
                 _gradient_tile(
                     grad_ptr, grad_stride_r, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr,
                     index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e, partial_ptr, tile, 0, R, N - P, P,
-                    sharpness, E, key_part, True, SHARED, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES, PRECISION,
+                    sharpness, key_part, E, True, SHARED, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES, PRECISION,
                     UPCAST,
                 )  # fmt: skip
         if KEY and not SHARED:  # noqa: SIM102
@@ -164,7 +164,7 @@ if triton is not None:
                 _gradient_tile(
                     grad_ptr, grad_stride_r, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr,
                     index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e, partial_ptr, tile - query_tiles,
-                    N - P, P, 0, R, sharpness, E, query_part, False, True, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D,
+                    N - P, P, 0, R, sharpness, query_part, E, False, True, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D,
                     STAGES, PRECISION, UPCAST,
                 )  # fmt: skip
 

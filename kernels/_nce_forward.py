@@ -10,6 +10,8 @@ cost no precision. A row with a NaN or an infinity is copied as zeros with a NaN
 
 Shape letters: G groups, R queries, P keys, D features, E excluded keys of a query, N copied rows of a group: the
 queries, then the keys unless these are the queries themselves. Scores are in units of log 2.
+
+E is a constant, for only a loop without loops in it is pipelined.
 """
 
 from __future__ import annotations
@@ -110,11 +112,10 @@ if triton is not None:
                 product += tl.sum(x * y, 1)
                 square += tl.sum(y * y, 1)
             other_inverse = _inverse_norm(square)
-            pair_ptr += g * R + row
-            pairs_total = G.to(tl.int64) * R
-            tl.store(pair_ptr, product * inverse * other_inverse, mask=inside)
-            tl.store(pair_ptr + pairs_total, other_inverse, mask=inside)
-            tl.store(pair_ptr + 2 * pairs_total, other_scale, mask=inside)
+            pair, pairs_total = g * R + row, G.to(tl.int64) * R
+            tl.store(pair_ptr + pair, product * inverse * other_inverse, mask=inside)
+            tl.store(pair_ptr + pairs_total + pair, other_inverse, mask=inside)
+            tl.store(pair_ptr + 2 * pairs_total + pair, other_scale, mask=inside)
         else:
             row = (block - query_blocks) * ROWS + tl.arange(0, ROWS)
             _copy_rows(
@@ -165,21 +166,32 @@ if triton is not None:
         return tl.load(exclude_ptr + offset, mask=inside, other=-1).to(tl.int32)
 
     @triton.jit
-    def touched(index, exclude_ptr, stride_r, stride_e, row, inside, E, first, BLOCK: tl.constexpr):
+    def touched(index, exclude_ptr, stride_r, stride_e, row, inside, first, E: tl.constexpr, BLOCK: tl.constexpr):
         """Whether one of the queries `row` has its positive or an excluded key among [first, first + BLOCK)."""
         hit = (index >= first) & (index < first + BLOCK)
-        for e in range(E):
+        for e in tl.static_range(E):
             mark = _load_excluded(exclude_ptr, stride_r, stride_e, row, inside, e)
             hit = hit | ((mark >= first) & (mark < first + BLOCK))
         return tl.max(hit.to(tl.int32), 0) > 0
 
     @triton.jit
     def set_marked(
-        tile, index, at_positive, at_excluded, exclude_ptr, stride_r, stride_e, row, inside, key, E, AXIS: tl.constexpr
+        tile,
+        index,
+        at_positive,
+        at_excluded,
+        exclude_ptr,
+        stride_r,
+        stride_e,
+        row,
+        inside,
+        key,
+        E: tl.constexpr,
+        AXIS: tl.constexpr,
     ):
         """Sets a tile at the excluded keys and at the positives, which win. Queries `row` lie along AXIS."""
         key = tl.expand_dims(key, AXIS)
-        for e in range(E):
+        for e in tl.static_range(E):
             mark = _load_excluded(exclude_ptr, stride_r, stride_e, row, inside, e)
             tile = tl.where(tl.expand_dims(mark, 1 - AXIS) == key, at_excluded, tile)
         return tl.where(tl.expand_dims(index, 1 - AXIS) == key, tl.expand_dims(at_positive, 1 - AXIS), tile)
@@ -187,14 +199,15 @@ if triton is not None:
     @triton.jit(
         do_not_specialize=[
             "index_stride_g", "index_stride_r", "exclude_stride_g", "exclude_stride_r", "exclude_stride_e",
-            "G", "R", "P", "E", "N", "part",
+            "G", "R", "P", "N", "part",
         ]
     )  # fmt: skip
     def forward_kernel(
         copy_ptr, scale_ptr, index_ptr, index_stride_g, index_stride_r,
-        exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e, partial_ptr, sharpness, G, R, P, E, N, part,
-        BOUNDED: tl.constexpr, PAD: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
-        STAGES: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+        exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e, partial_ptr, sharpness, G, R, P, N, part,
+        E: tl.constexpr, BOUNDED: tl.constexpr, PAD: tl.constexpr,
+        BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+        PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     ):  # fmt: skip
         """Sum over `part` keys of exp2(score - top) for BLOCK_A queries, with top 0 if BOUNDED, else their maximum.
 
@@ -229,7 +242,7 @@ if triton is not None:
                 )
             column_scale = tl.load(scale_ptr + (N - P) + key, mask=key < P, other=0)
             score = score * column_scale[None, :] * row_scale[:, None]
-            if touched(index, exclude_ptr, exclude_stride_r, exclude_stride_e, row, inside, E, first, BLOCK_B):
+            if touched(index, exclude_ptr, exclude_stride_r, exclude_stride_e, row, inside, first, E, BLOCK_B):
                 score = set_marked(
                     score, index, nothing, float("-inf"),
                     exclude_ptr, exclude_stride_r, exclude_stride_e, row, inside, key, E, 0,

@@ -17,18 +17,26 @@ if triton is not None:
 
 # Tiles of each kernel by the size of an element in bytes: rows kept, rows that pass by, columns at a time. Both
 # kernels have one BLOCK_D, for rows are padded to a multiple of it.
-_WIDE = {"BLOCK_A": 64, "BLOCK_B": 64, "BLOCK_D": 32, "num_warps": 8, "STAGES": 2}
+_FORWARD_32 = {"BLOCK_A": 64, "BLOCK_B": 64, "BLOCK_D": 32, "num_warps": 8, "STAGES": 2}
+_GRADIENT_32 = {"BLOCK_A": 32, "BLOCK_B": 64, "BLOCK_D": 32, "num_warps": 8, "STAGES": 2}
 CONFIGS = {
     "default": {
-        "forward": {2: {"BLOCK_A": 128, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2}, 4: _WIDE},
-        "gradient": {2: {"BLOCK_A": 64, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2}, 4: _WIDE},
+        "forward": {2: {"BLOCK_A": 128, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2}, 4: _FORWARD_32},
+        "gradient": {2: {"BLOCK_A": 64, "BLOCK_B": 32, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2}, 4: _GRADIENT_32},
     },
     "sm_90": {
-        "forward": {2: {"BLOCK_A": 128, "BLOCK_B": 128, "BLOCK_D": 128, "num_warps": 8, "STAGES": 3}, 4: _WIDE},
-        "gradient": {2: {"BLOCK_A": 128, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 3}, 4: _WIDE},
+        "forward": {2: {"BLOCK_A": 128, "BLOCK_B": 128, "BLOCK_D": 128, "num_warps": 8, "STAGES": 3}, 4: _FORWARD_32},
+        "gradient": {2: {"BLOCK_A": 64, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 3}, 4: _GRADIENT_32},
     },
 }
-CONFIGS["sm_100"] = CONFIGS["sm_90"]
+CONFIGS["gfx942"] = {
+    "forward": CONFIGS["default"]["forward"],
+    "gradient": {
+        2: {"BLOCK_A": 32, "BLOCK_B": 32, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2},
+        4: {"BLOCK_A": 32, "BLOCK_B": 32, "BLOCK_D": 32, "num_warps": 4, "STAGES": 2},
+    },
+}
+CONFIGS["sm_100"] = CONFIGS["sm_90"] | {"forward": CONFIGS["default"]["forward"]}
 # Rows of a program in the kernels that go through the inputs row by row, and in the one over the losses.
 ROWS, BLOCK_LOSSES = 16, 256
 # Above this 1 / temperature, sums of exponentials need a running maximum; above half of it, so does their product.
@@ -93,6 +101,10 @@ def _strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
     return (0,) * rank if tensor is None else tensor.stride()
 
 
+def _excluded(exclude: Tensor | None) -> int:
+    return 0 if exclude is None else exclude.shape[2]
+
+
 def _precision(allow_tf32: bool) -> str:
     return "tf32" if allow_tf32 and not INTERPRET else "ieee"
 
@@ -128,9 +140,8 @@ def losses(
         )  # fmt: skip
         forward_kernel[(tiles, splits)](
             copy, scale, index, *_strides(index, 2), exclude, *_strides(exclude, 3), partial, sharpness,
-            groups, rows, count, 0 if exclude is None else exclude.shape[2], copied,
-            _part(count, config["BLOCK_B"], splits), BOUNDED=bounded, PAD=pad, PRECISION=_precision(allow_tf32),
-            **config,
+            groups, rows, count, copied, _part(count, config["BLOCK_B"], splits),
+            E=_excluded(exclude), BOUNDED=bounded, PAD=pad, PRECISION=_precision(allow_tf32), **config,
         )  # fmt: skip
         losses_kernel[(triton.cdiv(groups * rows, BLOCK_LOSSES),)](
             partial, state, loss, state[3:], sharpness, groups * rows, splits, BOUNDED=bounded, BLOCK=BLOCK_LOSSES
@@ -176,10 +187,10 @@ def gradients(
         gradient_kernel[(tiles, splits, pad // config["BLOCK_D"])](
             grad, *grad.stride(), size, copy, scale, state[3:], index, *_strides(index, 2),
             exclude, *_strides(exclude, 3), partial, math.log2(math.e) / temperature,
-            groups, rows, count, 0 if exclude is None else exclude.shape[2], copied,
+            groups, rows, count, copied,
             _part(count, config["BLOCK_B"], splits), _part(rows, config["BLOCK_B"], splits),
-            QUERY=to_query, KEY=to_key, SHARED=shared, ONE_EXP=shared and 2 / temperature < BOUND, PAD=pad,
-            PRECISION=_precision(allow_tf32), **config,
+            E=_excluded(exclude), QUERY=to_query, KEY=to_key, SHARED=shared,
+            ONE_EXP=shared and 2 / temperature < BOUND, PAD=pad, PRECISION=_precision(allow_tf32), **config,
         )  # fmt: skip
         finish_kernel[(groups * blocks,)](
             grad, *grad.stride(), size, copy, scale, state[3:], state, partial, positive, *_strides(positive, 3),

@@ -43,12 +43,16 @@ class SynthConfig:
     """Of a blob's centre, 0 to 1."""
     speed: tuple[float, float] = (1.0, 2.0)
     """Slowest and fastest, in pixels per frame."""
+    sector: float = 0.5
+    """Share of the directions about a label's that videos take: 1 leaves no gap between labels, 0 has one each."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("train", 1), ("test", 1), ("size", 8), ("frames", 2), ("blobs", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"synth.{name}: got {getattr(self, name)}, expected at least {least}")
+        if not 0 <= self.sector <= 1:
+            raise ValueError(f"synth.sector: got {self.sector}, expected a share in [0, 1]")
         if self.size % 2:
             raise ValueError(f"synth.size: got {self.size}, expected an even number (4:2:0 video)")
 
@@ -121,7 +125,7 @@ def moving_scene(motion: int, scene: int, config: SynthConfig, rng: np.random.Ge
     size = config.size
     scenery = background(scene, size, config.contrast, rng)
     # Within its label's sector the direction is continuous, so that two videos of one label still differ.
-    angle = (motion + rng.uniform(-0.5, 0.5)) * 2 * np.pi / len(MOTIONS)
+    angle = (motion + config.sector * rng.uniform(-0.5, 0.5)) * 2 * np.pi / len(MOTIONS)
     velocity = rng.uniform(*config.speed) * np.array([np.cos(angle), np.sin(angle)])
     start = rng.uniform(0, size, (config.blobs, 2))
     center = (start + velocity * np.arange(config.frames)[:, None, None]) % size  # (frames, blobs, xy)

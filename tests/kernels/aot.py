@@ -4,6 +4,9 @@
     report = compile_case(case, "sm_90")
     check_report(report, "sm_90", contains="st.global")
 
+    with recorded_launches() as cases:  # of a function that launches kernels: they do not run
+        info_nce(query, key)
+
 Registers and stack come from the binary: `cuobjdump` for NVIDIA, the code object's metadata for AMD.
 """
 
@@ -13,9 +16,13 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -64,6 +71,43 @@ class Report:
     local_bytes: int
     shared_bytes: int
     asm: str
+
+
+POINTERS = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8", torch.bool: "*i1",
+    torch.int64: "*i64", torch.int32: "*i32",
+}  # fmt: skip
+
+
+@contextmanager
+def recorded_launches() -> Iterator[list[Case]]:
+    """The specialisations of the launches in the block, which compile and run nothing."""
+    cases: list[Case] = []
+
+    def record(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        cases.append(launch_case(kernel, {**dict(zip(kernel.arg_names, args)), **kwargs}, **options))
+
+    with patch.object(JITFunction, "run", record):
+        yield cases
+
+
+def launch_case(kernel: JITFunction, arguments: dict[str, Any], **options: int) -> Case:
+    """The specialisation that Triton makes of a launch: types, absent arguments, the value 1, multiples of 16."""
+    signature, constexprs, attrs = {}, {}, {}
+    for param in kernel.params:
+        value = arguments[param.name]
+        special = not param.do_not_specialize
+        if param.is_constexpr or value is None or (type(value) is int and value == 1 and special):
+            constexprs[param.name] = value
+            continue
+        if isinstance(value, torch.Tensor):
+            signature[param.name] = POINTERS[value.dtype]
+        else:
+            signature[param.name] = "fp32" if isinstance(value, float) else "i32" if abs(value) < 2**31 else "i64"
+        if special and (isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0)):
+            attrs[param.name] = 16
+    return Case(kernel.__name__, kernel, signature, constexprs, attrs=attrs, **options)
 
 
 def compile_case(case: Case, target: str) -> Report:

@@ -1,0 +1,59 @@
+"""The InfoNCE kernels compile for every target, as launched for two views, a query with keys and explicit positives."""
+
+import importlib
+import re
+
+import pytest
+import torch
+
+from dclr.kernels import info_nce
+
+from .aot import TARGETS, check_report, compile_case, recorded_launches
+
+KERNELS = ("prepare_kernel", "forward_kernel", "losses_kernel", "gradient_kernel", "finish_kernel")
+KINDS = ("two views", "query and key", "explicit")
+
+
+def launches(monkeypatch, target, dtype, kind, temperature=0.07, dim=128):
+    """Name -> case of the kernels of a loss and its gradients."""
+    launch = importlib.import_module("dclr.kernels._nce_launch")
+    monkeypatch.setattr(launch, "device_class", lambda device: target)
+    for module in (launch, importlib.import_module("dclr.kernels.info_nce")):
+        monkeypatch.setattr(module, "runs_triton", lambda tensor: True)
+    query = torch.empty(2, 256, dim, dtype=dtype, requires_grad=True)
+    key = query if kind == "two views" else torch.empty(2, 512, dim, dtype=dtype, requires_grad=True)
+    positive = torch.zeros(2, 256, dtype=torch.int64)
+    exclude = positive
+    if kind == "explicit":
+        positive = torch.empty(2, 256, 3, dim, dtype=dtype, requires_grad=True)
+        exclude = torch.zeros(2, 256, 3, 2, dtype=torch.int64)
+    with recorded_launches() as cases:
+        info_nce(query, key, positive=positive, exclude=exclude, temperature=temperature).sum().backward()
+    return {case.name: case for case in cases}
+
+
+def check(cases, target, only=KERNELS):
+    reports = {name: compile_case(cases[name], target) for name in only}
+    for report in reports.values():
+        # AMD parks some scalars in vector registers.
+        check_report(report, target, spill_bytes=0 if target.startswith("sm") else 400)
+    return reports
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_all_kernels(dtype, kind, target, monkeypatch):
+    cases = launches(monkeypatch, target, dtype, kind)
+    assert set(cases) == set(KERNELS)
+    reports = check(cases, target)
+    if target == "sm_90" and dtype == torch.bfloat16:
+        for name in ("forward_kernel", "gradient_kernel"):
+            assert re.search("wgmma", reports[name].asm), f"no wgmma in {name}"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dim, temperature", [(128, 0.01), (20, 0.07), (2048, 0.07)])
+def test_sharp_short_and_long_rows(dim, temperature, target, monkeypatch):
+    cases = launches(monkeypatch, target, torch.float16, "two views", temperature, dim)
+    check(cases, target, ("forward_kernel", "gradient_kernel"))
