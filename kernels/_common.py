@@ -68,8 +68,11 @@ def check_same_device(**tensors: torch.Tensor | None) -> None:
 def unit(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Rows (..., D) in `dtype`, divided by their norm; a zero row stays zero and has zero gradient."""
     rows = rows.to(dtype)
+    # Brought to about 1 first: the squares of very small and very large elements leave the range of a float.
+    largest = rows.detach().abs().amax(-1, keepdim=True) if rows.shape[-1] else rows.new_ones(())
+    zero = largest == 0
+    rows = rows / torch.where(zero, 1, largest)
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    zero = norm == 0
     return torch.where(zero, 0, rows / torch.where(zero, 1, norm))
 
 

@@ -97,7 +97,7 @@ def info_nce_gradient_reference(
 
 def _to_row(grad: Tensor, unit_row: Tensor, row: Tensor) -> Tensor:
     """Gradient to a row from that to its unit row."""
-    norm = torch.linalg.vector_norm(row.to(grad.dtype), dim=-1, keepdim=True)
+    norm = (row.to(grad.dtype) * unit_row).sum(-1, keepdim=True)  # without squares, which leave the range of a float
     grad = (grad - (grad * unit_row).sum(-1, keepdim=True) * unit_row) / torch.where(norm == 0, 1, norm)
     return torch.where(norm == 0, 0, grad).to(row.dtype)
 
@@ -118,7 +118,8 @@ def _forward(
     if runs_triton(query):
         return losses(query, key, index, positive, exclude, temperature, allow_tf32)
     chosen = index if positive is None else positive.unsqueeze(2)
-    loss = info_nce_reference(query, query if key is None else key, chosen, exclude, None, temperature)
+    with torch.autocast(query.device.type, enabled=False):
+        loss = info_nce_reference(query, query if key is None else key, chosen, exclude, None, temperature)
     return loss, *workspace(query, key)
 
 
@@ -142,9 +143,10 @@ def _backward(
     if runs_triton(query):
         return gradients(grad, *inputs, copy, scale, state, temperature, allow_tf32, to_query, to_key)
     keys = query if key is None else key
-    of_query, of_key, of_positive = info_nce_gradient_reference(
-        grad, query, keys, index, positive, exclude, temperature
-    )
+    with torch.autocast(query.device.type, enabled=False):
+        of_query, of_key, of_positive = info_nce_gradient_reference(
+            grad, query, keys, index, positive, exclude, temperature
+        )
     of_query = of_query + of_key if key is None else of_query
     outputs = new_gradients(query, key, positive, to_query, to_key)
     for out, value in zip(outputs, (of_query, of_key, of_positive)):

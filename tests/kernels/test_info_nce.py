@@ -1,0 +1,266 @@
+"""InfoNCE against its formula with the whole matrix of similarities, in float64."""
+
+import pytest
+import torch
+
+from dclr.kernels import info_nce
+
+from .helpers import assert_close
+
+# Groups, queries, keys, features: one of each, a row more than a tile, rows longer than a tile, many against few.
+SHAPES = [(1, 1, 1, 1), (2, 3, 5, 3), (1, 65, 33, 20), (2, 9, 70, 130), (1, 2, 700, 7), (1, 300, 1, 5)]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unit(rows):
+    norm = rows.norm(dim=-1, keepdim=True)
+    return rows / torch.where(norm == 0, 1, norm)
+
+
+def formula(query, key, positive, exclude, temperature):
+    """Losses (G, M) for `positive` (G, M), or (G, M, K) for (G, M, K, D); `exclude` (G, M, E) or (G, M, K, E)."""
+    rows, keys = query.shape[1], key.shape[1]
+    score = unit(query) @ unit(key).mT / temperature
+    indexed = not positive.is_floating_point()
+    if indexed:
+        own = score.gather(2, positive.long()[..., None])[..., None]  # (G, M, 1, 1)
+        exclude = positive[..., None] if exclude is None else torch.cat([exclude, positive[..., None]], -1)
+    else:
+        own = (unit(query)[:, :, None] * unit(positive)).sum(-1)[..., None] / temperature
+    positives = own.shape[2]
+    kept = torch.ones(len(query), rows, positives, keys, dtype=torch.bool)
+    if exclude is not None:
+        exclude = (exclude if exclude.dim() == 4 else exclude[:, :, None]).expand(-1, -1, positives, -1)
+        kept = (exclude.long()[..., None] != torch.arange(keys)).all(3)
+    negative = score[:, :, None].masked_fill(~kept, -torch.inf)
+    losses = torch.cat([own, negative], -1).logsumexp(-1) - own[..., 0]
+    return losses[..., 0] if indexed else losses
+
+
+def wide(*tensors):
+    """float64 leaves of the same values."""
+    return [tensor.detach().double().requires_grad_() for tensor in tensors]
+
+
+def strided(rows, layout):
+    """Leaves of the same values: transposed, or every other column of a larger tensor."""
+    if layout == "transposed":
+        rows = rows.transpose(-1, -2).contiguous().transpose(-1, -2)
+    elif layout == "sliced":
+        larger = torch.full((*rows.shape[:-1], 2 * rows.shape[-1]), torch.nan, dtype=rows.dtype)
+        larger[..., ::2] = rows
+        rows = larger[..., ::2]
+    return rows.detach().requires_grad_()
+
+
+def compare(losses, expected, leaves, wide_leaves, dtype, grad, temperature):
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses.double(), expected, rtol=2e-5, atol=3e-6 / temperature)
+    grads = torch.autograd.grad(losses, leaves, grad)
+    wanted = torch.autograd.grad(expected, wide_leaves, grad.double())
+    for actual, reference in zip(grads, wanted):
+        assert actual.dtype == dtype
+        assert_close(actual, reference, dtype, max(20, 1 / temperature) if dtype == torch.float32 else 4)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 10.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_index_positives(shape, dtype, temperature):
+    groups, rows, keys, features = shape
+    torch.manual_seed(rows)
+    query = strided(torch.randn(groups, rows, features).to(dtype), "transposed")
+    key = strided(torch.randn(groups, keys, features).to(dtype), "sliced")
+    positive = torch.randint(keys, (groups, rows))
+    exclude = torch.randint(-1, keys, (groups, rows, 3), dtype=torch.int32)
+    exclude[..., 2] = exclude[..., 0]  # duplicates count once
+    exclude[:, ::2, 1] = positive[:, ::2]  # a positive that is also excluded stays
+    losses = info_nce(query, key, positive=positive, exclude=exclude, temperature=temperature, reduction="none")
+    leaves = wide(query, key)
+    expected = formula(*leaves, positive, exclude, temperature)
+    compare(losses, expected, (query, key), leaves, dtype, torch.randn(groups, rows), temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 10.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 2, 1), (2, 6, 3), (1, 130, 20), (1, 34, 130)])
+def test_query_that_is_the_key(shape, dtype, temperature):
+    torch.manual_seed(0)
+    rows = torch.randn(shape).to(dtype).requires_grad_()
+    own = torch.arange(shape[1]).expand(shape[:2])
+    partner = own.roll(shape[1] // 2, 1)
+    losses = info_nce(rows, rows, positive=partner, exclude=own, temperature=temperature, reduction="none")
+    leaves = wide(rows)
+    expected = formula(leaves[0], leaves[0], partner, own[..., None], temperature)
+    compare(losses, expected, (rows,), leaves, dtype, torch.randn(shape[:2]), temperature)
+
+
+@pytest.mark.parametrize("exclude_per", ["none", "query", "positive"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape, positives", [((1, 1, 1, 2), 1), ((2, 5, 7, 3), 3), ((1, 18, 70, 40), 2)])
+def test_explicit_positives(shape, positives, dtype, exclude_per):
+    groups, rows, keys, features = shape
+    torch.manual_seed(rows)
+    query = strided(torch.randn(groups, rows, features).to(dtype), "sliced")
+    key = torch.randn(groups, keys, features).to(dtype).requires_grad_()
+    positive = strided(torch.randn(groups, rows, positives, features).to(dtype), "transposed")
+    sizes = {"none": None, "query": (groups, rows, 2), "positive": (groups, rows, positives, 2)}[exclude_per]
+    exclude = None if sizes is None else torch.randint(-1, keys, sizes)
+    weight = torch.rand(groups, rows, positives)
+    options = {"positive": positive, "exclude": exclude, "temperature": 0.1, "reduction": "none"}
+    leaves = wide(query, key, positive)
+    each = formula(*leaves, exclude, 0.1)
+    grad = torch.randn(groups, rows)
+    losses = info_nce(query, key, weight=weight, **options)
+    compare(losses, (each * weight).sum(2), (query, key, positive), leaves, dtype, grad, 0.1)
+    torch.testing.assert_close(info_nce(query, key, **options).double(), each.mean(2), rtol=2e-5, atol=3e-5)
+
+
+def test_reductions_and_their_expanded_gradients():
+    query, key = (torch.randn(2, 9, 5).requires_grad_() for _ in range(2))
+    leaves = wide(query, key)
+    expected = formula(*leaves, torch.arange(9).expand(2, 9), None, 0.07)
+    for reduction in ("mean", "sum"):
+        grads = torch.autograd.grad(info_nce(query, key, reduction=reduction).sum(), (query, key))
+        wanted = torch.autograd.grad(getattr(expected, reduction)(1).sum(), leaves, retain_graph=True)
+        for actual, reference in zip(grads, wanted):
+            assert_close(actual, reference, torch.float32, 100)
+
+
+def test_without_groups_and_without_the_other_gradient():
+    query, key = torch.randn(4, 3, requires_grad=True), torch.randn(6, 3)
+    positive = torch.tensor([0, 3, 5, 5])
+    loss = info_nce(query, key, positive=positive, exclude=torch.tensor([1, -1, 0, 5]))
+    assert loss.shape == ()
+    (grad,) = torch.autograd.grad(loss, query)
+    leaves = wide(query, key)
+    expected = formula(leaves[0][None], leaves[1][None], positive[None], torch.tensor([[[1], [-1], [0], [5]]]), 0.07)
+    assert_close(grad, torch.autograd.grad(expected.mean(), leaves[0])[0], torch.float32, 100)
+    assert torch.equal(
+        info_nce(query, key.requires_grad_(), positive=positive, exclude=torch.tensor([1, -1, 0, 5])), loss
+    )
+
+
+def test_only_explicit_positives_get_a_gradient():
+    query, key, positive = torch.randn(4, 3), torch.randn(6, 3), torch.randn(4, 2, 3, requires_grad=True)
+    (grad,) = torch.autograd.grad(info_nce(query, key, positive=positive), positive)
+    leaf = positive.detach().double().requires_grad_()
+    expected = formula(query.double()[None], key.double()[None], leaf[None], None, 0.07).mean()
+    assert_close(grad, torch.autograd.grad(expected, leaf)[0], torch.float32, 100)
+
+
+@pytest.mark.parametrize("dtype, scale", [(torch.float32, 1e-30), (torch.float32, 1e30), (torch.bfloat16, 1e30),
+                                          (torch.float16, 1e-5), (torch.float16, 1e4)])  # fmt: skip
+def test_norms_do_not_matter(dtype, scale):
+    torch.manual_seed(0)
+    query, key = ((torch.randn(1, 8, 16) * scale).to(dtype).requires_grad_() for _ in range(2))
+    losses = info_nce(query, key, reduction="none")
+    leaves = wide(query, key)
+    expected = formula(*leaves, torch.arange(8)[None], None, 0.07)
+    torch.testing.assert_close(losses.double(), expected, rtol=2e-5, atol=5e-5)
+    if dtype != torch.float16:  # whose gradients are beyond its range
+        grads = torch.autograd.grad(losses.sum(), (query, key))
+        for actual, reference in zip(grads, torch.autograd.grad(expected.sum(), leaves)):
+            assert_close(actual.double() * scale, reference * scale, dtype, 20)
+
+
+def test_no_keys_and_no_queries():
+    query, positive = torch.randn(3, 4, requires_grad=True), torch.randn(3, 2, 4)
+    loss = info_nce(query, torch.empty(0, 4), positive=positive)
+    loss.backward()
+    assert loss == 0 and not query.grad.any()
+    empty = torch.empty(0, 4, requires_grad=True)
+    key = torch.randn(5, 4, requires_grad=True)
+    loss = info_nce(empty, key, positive=torch.empty(0, dtype=torch.int64))
+    loss.backward()
+    assert loss == 0 and empty.grad.shape == (0, 4) and not key.grad.any()
+
+
+def test_zero_rows():
+    query, key = torch.randn(3, 4), torch.randn(3, 4)
+    query[0], key[1] = 0, 0
+    query.requires_grad_(), key.requires_grad_()
+    losses = info_nce(query, key, temperature=1.0, reduction="none")
+    assert losses[0].item() == pytest.approx(torch.tensor(3.0).log().item())
+    losses.sum().backward()
+    assert not query.grad[0].any() and not key.grad[1].any() and query.grad[1:].any() and query.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_reaches_no_other(bad):
+    torch.manual_seed(0)
+    query, key = torch.randn(5, 4), torch.randn(5, 4)
+    query[2, 1] = bad
+    query.requires_grad_(), key.requires_grad_()
+    losses = info_nce(query, key, reduction="none")
+    assert losses.isnan().tolist() == [False, False, True, False, False]
+    grads = torch.autograd.grad(losses[[0, 1, 3, 4]].sum(), query)
+    assert grads[0][[0, 1, 3, 4]].isfinite().all()
+
+
+def test_addresses_past_two_to_the_31():
+    """The second row and the second group start past element 2^31; untouched pages cost nothing."""
+    stride = 2**31 + 64
+    shape, strides = (2, 2, 8), (2 * stride, stride, 1)
+    storage = torch.empty(3 * stride + 8, dtype=torch.float16)
+    query = storage.as_strided(shape, strides).copy_(torch.randn(shape)).requires_grad_()
+    key = torch.randn(2, 3, 8).half().requires_grad_()
+    positive = torch.tensor([[2, 0], [1, 1]])
+    losses = info_nce(query, key, positive=positive, reduction="none")
+    leaves = wide(query, key)
+    expected = formula(*leaves, positive, None, 0.07)
+    compare(losses, expected, (query, key), leaves, torch.float16, torch.ones(2, 2), 0.07)
+
+
+def test_gradcheck():
+    query, key = (torch.randn(1, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    explicit = torch.randn(1, 4, 2, 3, dtype=torch.float64, requires_grad=True)
+    exclude = torch.tensor([[[0], [2], [-1], [3]]])
+    rows = torch.tensor([[1, 0, 3, 2]])
+    for losses in (
+        lambda: info_nce(query, key, positive=rows, exclude=exclude, temperature=0.5, reduction="none"),
+        lambda: info_nce(query, query, positive=rows, exclude=exclude, temperature=0.5, reduction="none"),
+        lambda: info_nce(query, key, positive=explicit, exclude=exclude, temperature=0.5, reduction="none"),
+    ):
+        assert torch.autograd.gradcheck(lambda *_, losses=losses: losses(), (query, key, explicit))
+
+
+def test_opcheck():
+    query, key = (torch.randn(2, 4, 3, requires_grad=True) for _ in range(2))
+    rows = torch.randint(4, (2, 4))
+    exclude = torch.randint(-1, 4, (2, 4, 2))
+    positive = torch.randn(2, 4, 3, requires_grad=True)
+    forward, backward = torch.ops.dclr.info_nce.default, torch.ops.dclr.info_nce_backward.default
+    for inputs in (
+        (query, key, rows, None, exclude),
+        (query, None, rows, None, None),
+        (query, key, None, positive, exclude),
+    ):
+        torch.library.opcheck(forward, (*inputs, 0.1, False))
+        plain = [value if value is None else value.detach() for value in inputs]
+        loss, *workspace = forward(*plain, 0.1, False)
+        torch.library.opcheck(
+            backward, (torch.rand_like(loss), *plain, *workspace, 0.1, False, True, inputs[1] is not None)
+        )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_into_one_graph(dynamic):
+    def losses(query, key, positive, exclude):
+        own = info_nce(query, query, positive=positive, exclude=exclude)
+        return own + info_nce(query, key, positive=positive)
+
+    compiled = torch.compile(losses, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for rows in (4, 7):
+        query, key = (torch.randn(rows, 5, requires_grad=True) for _ in range(2))
+        own = torch.arange(rows)
+        arguments = query, key, own.roll(1), own
+        expected = torch.autograd.grad(losses(*arguments), (query, key))
+        torch.testing.assert_close(torch.autograd.grad(compiled(*arguments), (query, key)), expected)
+
+
+def test_autocast_and_repeats_give_the_same():
+    query, key = torch.randn(33, 20), torch.randn(33, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = info_nce(query, key)
+    assert loss.dtype == torch.float32 and torch.equal(loss, info_nce(query, key))
