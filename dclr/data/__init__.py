@@ -2,7 +2,7 @@
 
 from dclr.data.clips import Batch, EvaluationClips, PretrainClips
 from dclr.data.datasets import DATASETS, DatasetError, VideoDataset, load_dataset
-from dclr.data.loader import EpochSampler, build_evaluation_loader, build_pretrain_loader
+from dclr.data.loader import EpochSampler, build_evaluation_loader, build_pretrain_loader, to_device
 from dclr.data.video import VideoError, count_frames, read_clips, read_video
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "load_dataset",
     "read_clips",
     "read_video",
+    "to_device",
 ]

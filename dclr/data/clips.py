@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dclr.data.datasets import DatasetError, VideoDataset
+from dclr.data.prepared import count_prepared, read_prepared
 from dclr.data.video import VideoError, count_frames, read_clips, read_video
 
 TEST_CROPS = ("square_resize", "native", "short128")
@@ -143,20 +144,27 @@ class _Videos:
         self.paths = paths
         # Counting takes a decoding pass; in shared memory all workers together do it once a video.
         self.counts = torch.zeros(len(paths), dtype=torch.int64).share_memory_()
+        self.prepared = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
         self.whole: dict[int, np.ndarray] | None = {} if cache == "memory" else None
 
     def count(self, index: int) -> int:
         if not self.counts[index]:
-            self.counts[index] = count_frames(self.paths[index]) if self.whole is None else len(self._video(index))
+            self.counts[index] = self._count(index) if self.whole is None else len(self._video(index))
         return int(self.counts[index])
 
     def clips(self, index: int, starts: Sequence[int], frames: int, stride: int) -> Tensor:
         """uint8 (V, T, H, W, 3), as `read_clips`."""
         if self.whole is None:
-            return torch.from_numpy(read_clips(self.paths[index], starts, frames, stride))
+            read = read_prepared if self.prepared[index] else read_clips
+            return torch.from_numpy(read(self.paths[index], starts, frames, stride))
         video = self._video(index)
         numbers_vt = np.add.outer(np.asarray(starts), stride * np.arange(frames)) % len(video)
         return torch.from_numpy(video[numbers_vt])
+
+    def _count(self, index: int) -> int:
+        packets = count_prepared(self.paths[index])
+        self.prepared[index] = packets > 0
+        return packets or count_frames(self.paths[index])
 
     def _video(self, index: int) -> np.ndarray:
         if index not in self.whole:

@@ -1,15 +1,25 @@
 """Loaders whose batches depend on seed, epoch and step alone, not on the number of workers or ranks."""
 
+import atexit
 import multiprocessing
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from functools import cache, partial
+from multiprocessing import forkserver, resource_tracker
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from dclr.data.clips import EvaluationClips, PretrainClips, collate
+from dclr.data.clips import Batch, EvaluationClips, PretrainClips, collate
+
+# Both reach the whole process group; the trainer finishes its step and saves before it stops.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class EpochSampler(Sampler):
@@ -65,15 +75,39 @@ def build_evaluation_loader(
     return DataLoader(clips, batch_size=batch_size, sampler=range(rank, len(clips), world), **_options(workers))
 
 
+def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches with their tensors on `device`.
+
+    A GPU copies on a stream of its own, from pinned memory: the copy runs beside the step before, which the GPU is
+    still busy with when the next batch is asked for. Whatever is launched after that waits for the copy.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    for batch in batches:
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
+            tensors = [tensor.to(device, non_blocking=True) for tensor in batch[:3]]
+        if stream is not None:
+            current = torch.cuda.current_stream(device)
+            current.wait_stream(stream)
+            for tensor in tensors:
+                # Its memory belongs to the side stream, which must not reuse it while the step reads.
+                tensor.record_stream(current)
+        yield Batch(*tensors, batch.failures)
+
+
 def _options(workers: int) -> dict[str, Any]:
-    options = {"collate_fn": collate, "num_workers": workers, "pin_memory": torch.cuda.is_available()}
-    if workers:
-        options |= {
-            "multiprocessing_context": _context(),
-            "persistent_workers": True,
-            "worker_init_fn": _start_worker,
-        }
-    return options
+    return {"collate_fn": collate, "pin_memory": torch.cuda.is_available(), **worker_options(workers)}
+
+
+def worker_options(workers: int) -> dict[str, Any]:
+    """Arguments of a `DataLoader` whose worker processes leave stopping to this one; 0 loads in this process."""
+    if not workers:
+        return {"num_workers": 0}
+    return {
+        "num_workers": workers,
+        "multiprocessing_context": _context(),
+        "persistent_workers": True,
+        "worker_init_fn": partial(_start_worker, _exiting()),
+    }
 
 
 def _context() -> multiprocessing.context.BaseContext:
@@ -82,9 +116,32 @@ def _context() -> multiprocessing.context.BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    # The tracker comes first because starting it unblocks the signals.
+    resource_tracker.ensure_running()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        # The server and its workers inherit what is blocked: were it to die of a signal, so would they.
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return context
 
 
-def _start_worker(worker: int) -> None:
-    # Ctrl-C reaches the whole process group, but the trainer finishes its step and saves before it stops.
+@cache
+def _exiting() -> Tensor:
+    """A shared bool, true from when this process begins to exit."""
+    flag = torch.zeros((), dtype=torch.bool).share_memory_()
+    atexit.register(flag.fill_, True)
+    return flag
+
+
+def _start_worker(exiting: Tensor, worker: int) -> None:
+    def terminated(number: int, frame: FrameType | None) -> None:
+        # Python at exit terminates what workers are left, and waits for them to obey.
+        if exiting:
+            os._exit(0)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, terminated)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -60,7 +60,7 @@ def read_video(path: str | os.PathLike) -> np.ndarray:
 
 def count_frames(path: str | os.PathLike) -> int:
     """How many frames of a video decode (at least 1). Raises `VideoError`."""
-    return sum(1 for _ in _frames(path))
+    return sum(1 for _ in decoded_frames(path))
 
 
 def _pictures(path: str | os.PathLike, numbers: Iterable[int] | None = None) -> tuple[dict[int, np.ndarray], int]:
@@ -68,9 +68,9 @@ def _pictures(path: str | os.PathLike, numbers: Iterable[int] | None = None) -> 
     wanted = None if numbers is None else set(numbers)
     last = None if wanted is None else max(wanted)
     pictures = {}
-    for number, frame in enumerate(_frames(path)):
+    for number, frame in enumerate(decoded_frames(path)):
         if number == 0:
-            convert = _Converter(frame)
+            convert = Converter(frame)
         if wanted is None or number in wanted:
             try:
                 pictures[number] = convert(frame)
@@ -82,14 +82,14 @@ def _pictures(path: str | os.PathLike, numbers: Iterable[int] | None = None) -> 
     return pictures, number + 1
 
 
-def _frames(path: str | os.PathLike) -> Iterator[av.VideoFrame]:
+def decoded_frames(path: str | os.PathLike) -> Iterator[av.VideoFrame]:
     """Every frame that decodes. A packet that does not is left out; a broken container ends the video."""
     path = os.fspath(path)
     damage = "the video stream is empty"
     decoded = False
-    with _open(path) as container:
-        stream = _video_stream(container, path)
-        for packet in _packets(container, stream):
+    with open_video(path) as container:
+        stream = video_stream(container, path)
+        for packet in read_packets(container, stream):
             try:
                 frames = stream.decode(packet)
             except av.FFmpegError as error:
@@ -101,7 +101,7 @@ def _frames(path: str | os.PathLike) -> Iterator[av.VideoFrame]:
         raise VideoError(path, f"no frame of it decodes ({damage})")
 
 
-def _open(path: str) -> av.container.InputContainer:
+def open_video(path: str) -> av.container.InputContainer:
     if os.path.isdir(path):
         raise VideoError(path, "is a directory, not a video")
     try:
@@ -113,7 +113,7 @@ def _open(path: str) -> av.container.InputContainer:
         raise VideoError(path, f"cannot be opened ({error.strerror})") from error
 
 
-def _video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
+def video_stream(container: av.container.InputContainer, path: str) -> av.VideoStream:
     """The first video stream; a cover picture in a sound file is none."""
     for stream in container.streams.video:
         if stream.disposition & Disposition.attached_pic:
@@ -126,7 +126,7 @@ def _video_stream(container: av.container.InputContainer, path: str) -> av.Video
     raise VideoError(path, "has no video stream")
 
 
-def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet | None]:
+def read_packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet | None]:
     """The stream's packets as far as the file goes, then None, which draws the last frames from the decoder."""
     try:
         for packet in container.demux(stream):
@@ -138,21 +138,21 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
     yield None
 
 
-class _Converter:
+class Converter:
     """Frames to upright RGB (H, W, 3) of the first one's size and rotation, as FFmpeg itself converts."""
 
     def __init__(self, first: av.VideoFrame):
         self.reformatter = VideoReformatter()
         self.size = {"width": first.width, "height": first.height}
-        self.matrix = _display_matrix(first)
+        self.matrix = display_matrix(first)
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         # Bicubic is FFmpeg's default, and decides how subsampled colour is filled in.
         picture = self.reformatter.reformat(frame, **self.size, format="rgb24", interpolation="BICUBIC", threads=1)
-        return _upright(picture.to_ndarray(), self.matrix)
+        return upright(picture.to_ndarray(), self.matrix)
 
 
-def _display_matrix(frame: av.VideoFrame) -> np.ndarray:
+def display_matrix(frame: av.VideoFrame) -> np.ndarray:
     """The linear part ((a, b), (c, d)) of the display matrix: x' = a x + c y, y' = b x + d y."""
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
@@ -160,7 +160,7 @@ def _display_matrix(frame: av.VideoFrame) -> np.ndarray:
     return np.frombuffer(side_data, dtype=np.int32).reshape(3, 3)[:2, :2].copy()
 
 
-def _upright(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def upright(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """`picture` (H, W, 3) turned and mirrored by the nearest matrix of quarter turns, as a view."""
     (a, b), (c, d) = matrix.tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):

@@ -1,8 +1,15 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import torch
 
 from dclr.data import (
+    Batch,
     DatasetError,
     EpochSampler,
     EvaluationClips,
@@ -11,6 +18,28 @@ from dclr.data import (
     build_evaluation_loader,
     build_pretrain_loader,
 )
+from dclr.data.loader import to_device
+
+SIGNALLED = """
+import signal, sys
+from dclr.data import PretrainClips, VideoDataset, build_pretrain_loader
+
+if __name__ == "__main__":
+    videos = VideoDataset("test", 8 * (sys.argv[1],), tuple(range(8)), ())
+    loader = build_pretrain_loader(PretrainClips(videos, frames=3, size=16), 1, workers=2)
+    noted = []
+    signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
+    batches = iter(loader)
+    next(batches)
+    print("ready", flush=True)
+    while len(noted) < int(sys.argv[2]):
+        signal.pause()
+    print(*noted, 1 + sum(1 for _ in batches))
+"""
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def dataset_of(*paths):
@@ -108,3 +137,47 @@ def test_evaluation_covers_every_video_once(files):
     assert [len(batch.failures) for batch in whole] == [1, 0]
     ranks = [list(build_evaluation_loader(clips, 3, rank=rank, world=2)) for rank in range(2)]
     assert [batch.video_id.tolist() for rank in ranks for batch in rank] == [[0, 4], [1, 3]]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_batches_on_the_device(files, device):
+    loader = build_pretrain_loader(pretrain_clips(files, seed=7), 2)
+    expected, got = list(loader), list(to_device(loader, torch.device(device)))
+    assert len(got) == len(expected) == 2
+    for batch, moved in zip(expected, got):
+        assert all(tensor.device.type == device for tensor in moved[:3])
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(moved[:3], batch[:3]))
+        assert list(map(str, moved.failures)) == list(map(str, batch.failures))
+
+
+def test_batches_are_copied_one_by_one():
+    """Nothing is taken from the loader before it is asked for."""
+    taken = []
+
+    def batches():
+        for number in range(3):
+            taken.append(number)
+            yield Batch(torch.zeros(2, 1), torch.tensor([number]), torch.tensor([number]))
+
+    moved = to_device(batches(), torch.device("cpu"))
+    assert not taken
+    assert next(moved).video_id.item() == 0 and taken == [0]
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM, signal.SIGINT, signal.SIGTERM], []])
+def test_workers_leave_stopping_to_the_trainer(files, tmp_path, signals):
+    """Signals to the whole process group stop no worker, and the process still ends by itself with a loader alive."""
+    script = tmp_path / "script.py"
+    script.write_text(SIGNALLED)
+    command = [sys.executable, str(script), str(files["h264"]), str(len(signals))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        for number in signals:
+            os.killpg(process.pid, number)
+            time.sleep(0.2)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert output.split() == [*(str(int(number)) for number in signals), "8"]

@@ -49,14 +49,14 @@ def test_the_files_are_as_awkward_as_they_say(files):
 
 def test_decoding_stops_at_the_last_needed_frame(files, monkeypatch):
     decoded = []
-    frames = video_module._frames
+    frames = video_module.decoded_frames
 
     def counted(path):
         for frame in frames(path):
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(video_module, "_frames", counted)
+    monkeypatch.setattr(video_module, "decoded_frames", counted)
     read_clips(files["h264"], [3, 0], 4, 2)
     assert len(decoded) == 10
     decoded.clear()

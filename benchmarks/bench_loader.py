@@ -1,0 +1,180 @@
+"""Sampling of a video for training on one core: two clips of 16 + 1 frames, decoded and cropped to 112 x 112.
+
+From files like UCF-101's and Kinetics', generated, and from their prepared copies. The variants draw the same frames
+and crops in turn. Floor: the cropped clips written once; decoding has none that could be counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import cycle, product
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dclr.data import read_clips
+from dclr.data.clips import crop_resize, random_resized_crop_box, sample_starts
+from dclr.data.prepared import read_prepared, small_size, write_prepared
+
+from .harness import OURS, Problem, missing
+
+PREPARED = "ours, prepared"
+FRAMES, STRIDE, SIDE, DRAWS = 17, 2, 112, 16
+
+
+@dataclass(frozen=True)
+class Size:
+    """A kind of file: codec, picture, length in frames, and bits a second."""
+
+    name: str
+    suffix: str
+    codec: str
+    width: int
+    height: int
+    frames: int
+    fps: int
+    bit_rate: int
+    gop: int
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.width}x{self.height}"
+
+
+SIZES = {
+    "tiny": [
+        Size("ucf", ".avi", "mpeg4", 160, 120, 40, 25, 400_000, 12),
+        Size("kinetics", ".mp4", "libx264", 170, 130, 40, 30, 400_000, 250),
+    ],
+    "cpu": [
+        Size("ucf", ".avi", "mpeg4", 320, 240, 180, 25, 400_000, 12),
+        Size("kinetics", ".mp4", "libx264", 340, 256, 300, 30, 700_000, 250),
+        Size("kinetics", ".mp4", "libx264", 1280, 720, 300, 30, 2_000_000, 250),
+    ],
+}
+SIZES["cuda"] = SIZES["cpu"]
+
+
+@pytest.fixture
+def one_core():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_loader(size, bench, tmp_path, one_core):
+    rows = bench(problem(size, tmp_path))
+    raw = next(row.p50_us for row in rows if row.variant == OURS)
+    for row in rows:
+        if row.p50_us:
+            ratio = f", {raw / row.p50_us:.1f}x of raw" if row.variant == PREPARED else ""
+            wrong = f", {row.note}" if row.note.startswith("wrong") else ""
+            row.note = f"{1e6 / row.p50_us:.1f} videos/s a core{ratio}{wrong}"
+
+
+def problem(size: Size, folder: Path) -> Problem:
+    raw = write_scene(folder / f"raw{size.suffix}", size)
+    copy = folder / f"prepared{size.suffix}"
+    write_prepared(raw, copy)
+    result = Problem(
+        name=f"loader {size}: raw {raw.stat().st_size / 1e6:.2f} MB, prepared {copy.stat().st_size / 1e6:.2f} MB",
+        # Decoders round colours in their own ways: two clips are the same if they are as close as bfloat16 values.
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+        expected=sampler(size, lambda starts: read_clips(raw, starts, FRAMES, STRIDE)),
+        variants={
+            OURS: sampler(size, lambda starts: read_clips(raw, starts, FRAMES, STRIDE)),
+            PREPARED: sampler(size, lambda starts: read_prepared(copy, starts, FRAMES, STRIDE), prepared=True),
+        },
+        bytes=2 * FRAMES * SIDE * SIDE * 3,
+        other_functions={PREPARED},
+    )
+    add_peers(result, size, str(raw))
+    return result
+
+
+def sampler(
+    size: Size, read: Callable[[list[int]], np.ndarray], prepared: bool = False
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Each call reads and crops the next of the draws; `read` takes two starts and gives (2, 17, H, W, 3)."""
+    height, width = (small_size(size.width, size.height) if prepared else (size.width, size.height))[::-1]
+    turns = cycle(draws(size.frames, height, width))
+
+    def run() -> tuple[Tensor, ...]:
+        starts, boxes = next(turns)
+        return tuple(crop_resize(torch.from_numpy(clip), box, SIDE) for clip, box in zip(read(starts), boxes))
+
+    return run
+
+
+def draws(frames: int, height: int, width: int) -> Iterator[tuple[list[int], list[tuple[int, int, int, int]]]]:
+    for seed in range(DRAWS):
+        rng = np.random.default_rng(seed)
+        starts = sample_starts(frames, 1 + (FRAMES - 1) * STRIDE, 2, rng)
+        yield starts, [random_resized_crop_box(height, width, (0.2, 1.0), (3 / 4, 4 / 3), rng) for _ in starts]
+
+
+def write_scene(path: Path, size: Size) -> Path:
+    """A textured background that pans, a textured square that crosses it, and grain, so that all blocks move."""
+    rng = np.random.default_rng(0)
+    height, width = size.height, size.width
+    coarse = rng.integers(64, 192, (height // 16 + 8, width // 16 + 24, 3), dtype=np.uint8)
+    picture = av.VideoFrame.from_ndarray(coarse, format="rgb24")
+    scenery = picture.reformat(width=16 * coarse.shape[1], height=16 * coarse.shape[0], interpolation="BICUBIC")
+    scenery = scenery.to_ndarray().astype(np.int16)
+    grain = rng.normal(0, 1, (4, height, width, 1)).astype(np.int16)
+    side = height // 3
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(size.codec, rate=size.fps, options={"g": str(size.gop), "bf": "2"})
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = width, height, "yuv420p", size.bit_rate
+        for t in range(size.frames):
+            x, y = t % 256, t % 64
+            frame = scenery[y : y + height, x : x + width] + grain[t % 4]
+            left = 2 * t % (width - side)
+            frame[side : 2 * side, left : left + side] = scenery[:side, :side]
+            frame = np.clip(frame, 0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def add_peers(problem: Problem, size: Size, path: str) -> None:
+    """Other decoders, each with one thread and all frames of both clips in one call."""
+
+    def add(name: str, read: Callable[[list[int]], np.ndarray]) -> None:
+        def clips(starts: list[int]) -> np.ndarray:
+            numbers = [start + STRIDE * i for start, i in product(starts, range(FRAMES))]
+            return read(numbers).reshape(len(starts), FRAMES, size.height, size.width, 3)
+
+        problem.variants[name] = sampler(size, clips)
+
+    if not missing(problem, "opencv", "cv2", needs_cuda=False):
+        import cv2
+
+        def opencv(numbers: list[int]) -> np.ndarray:
+            video = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+            pictures = {}
+            for number in range(max(numbers) + 1):
+                video.grab()
+                if number in numbers:
+                    pictures[number] = cv2.cvtColor(video.retrieve()[1], cv2.COLOR_BGR2RGB)
+            return np.stack([pictures[number] for number in numbers])
+
+        add("opencv", opencv)
+    if not missing(problem, "decord", "decord", needs_cuda=False):
+        from decord import VideoReader
+
+        add("decord", lambda numbers: VideoReader(path, num_threads=1).get_batch(numbers).asnumpy())
+    if not missing(problem, "torchcodec", "torchcodec.decoders", needs_cuda=False):
+        from torchcodec.decoders import VideoDecoder
+
+        def torchcodec(numbers: list[int]) -> np.ndarray:
+            decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
+            return decoder.get_frames_at(numbers).data.numpy()
+
+        add("torchcodec", torchcodec)
