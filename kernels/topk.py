@@ -10,9 +10,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import check, check_float, check_same_device, unit
+from ._common import INTERPRET, check, check_float, check_same_device, device_class, runs_triton, triton
+
+if triton is not None:
+    from ._topk import merge_kernel, search_kernel
 
 MAX_K = 64
+
+# Tiles of 16-bit (2 bytes) and of 32-bit inputs; up to `whole` features are kept whole, BLOCK_D at a time are taken of
+# more. `programs` share a multiprocessor.
+_HALF = {"BLOCK_M": 128, "BLOCK_L": 64, "BLOCK_D": 32, "whole": 128, "num_warps": 8, "num_stages": 3, "programs": 2}
+_SINGLE = {"BLOCK_M": 64, "BLOCK_L": 32, "BLOCK_D": 16, "whole": 16, "num_warps": 8, "num_stages": 2, "programs": 2}
+CONFIGS = {
+    "default": {2: {**_HALF, "num_stages": 2}, 4: _SINGLE},
+    "sm_80": {2: {**_HALF, "whole": 64}, 4: {**_SINGLE, "BLOCK_D": 32, "whole": 32, "num_stages": 3}},
+    "sm_90": {2: _HALF, 4: _SINGLE},
+    "sm_100": {2: _HALF, 4: {**_SINGLE, "BLOCK_M": 32, "num_stages": 3}},
+}
+# Of all parts of the queue together, for one query: the merge has them in registers.
+MAX_CANDIDATES = 8192
+
+_library = torch.library.Library("dclr", "FRAGMENT")
 
 
 class TopK(NamedTuple):
@@ -26,8 +44,10 @@ def topk_similarity_reference(
     query: Tensor, queue: Tensor, k: int, size: Tensor | int, query_id: Tensor | None, queue_id: Tensor | None
 ) -> TopK:
     """Plain PyTorch form of `topk_similarity`."""
-    # In float64, so that equal rows tie wherever in the matrix product they stand.
-    similarity = (unit(query, torch.float64) @ unit(queue, torch.float64).T).float()
+    # In float64 and normalised last, so that equal cosines tie once rounded to float32.
+    query, queue = query.double(), queue.double()
+    norms = query.norm(dim=1)[:, None] * queue.norm(dim=1)[None]
+    similarity = torch.where(norms == 0, 0, query @ queue.T / norms).float()
     allowed = (torch.arange(queue.shape[0], device=queue.device) < size).expand_as(similarity)
     if query_id is not None:
         allowed = allowed & (query_id[:, None] != queue_id[None])
@@ -40,7 +60,99 @@ def topk_similarity_reference(
     return TopK(values, order.masked_fill(~found, -1))
 
 
-@torch.no_grad()
+# Op
+
+
+def search_sizes(config: dict[str, int], query: Tensor, queue: Tensor, k: int) -> dict[str, int]:
+    """Constants of a launch of the search: tiles no larger than the query needs, warps and stages."""
+    rows, features = query.shape
+    short = rows <= 64 or k > 16  # long lists take registers
+    # Where rows start at odd addresses, each element is a load of its own: short tiles, or they do not fit.
+    aligned = all(length % 8 == 0 for length in (features, *query.stride(), *queue.stride()) if length != 1)
+    whole = features <= (config["whole"] if aligned else config["BLOCK_D"])
+    return {
+        "K": k,
+        "WIDTH": triton.next_power_of_2(k),
+        "UPCAST": INTERPRET,
+        "BLOCK_M": min(64, config["BLOCK_M"]) if short else config["BLOCK_M"],
+        "BLOCK_L": config["BLOCK_L"],
+        "BLOCK_D": max(16, triton.next_power_of_2(features)) if whole else config["BLOCK_D"],
+        "WHOLE": whole,
+        "num_warps": config["num_warps"],
+        "num_stages": config["num_stages"],
+    }
+
+
+def merge_sizes(candidates: int) -> dict[str, int]:
+    """Constants of a launch of the merge."""
+    width = triton.next_power_of_2(candidates)
+    return {"ROWS": max(1, 1024 // width), "WIDTH": width, "num_warps": 4 if width <= 2048 else 8}
+
+
+def _part_count(device: torch.device, programs: int, blocks: int, tiles: int, k: int) -> int:
+    """Parts of the queue: so many that the device is full once, but a tile each at least."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return max(1, min(programs * processors // blocks, tiles, MAX_CANDIDATES // k))
+
+
+def _topk(
+    query: Tensor,
+    queue: Tensor,
+    k: int,
+    limit: int,
+    size: Tensor | None,
+    query_id: Tensor | None,
+    queue_id: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    if not runs_triton(query):
+        return topk_similarity_reference(query, queue, k, limit if size is None else size, query_id, queue_id)
+    rows, length = len(query), len(queue)
+    values = query.new_empty((rows, k), dtype=torch.float32)
+    indices = query.new_empty((rows, k), dtype=torch.int64)
+    if rows == 0:
+        return values, indices
+    config = CONFIGS.get(device_class(query.device), CONFIGS["default"])[query.element_size()]
+    sizes = search_sizes(config, query, queue, k)
+    blocks, tiles = triton.cdiv(rows, sizes["BLOCK_M"]), triton.cdiv(length, sizes["BLOCK_L"])
+    parts = _part_count(query.device, config["programs"], blocks, tiles, k)
+    keys = query.new_empty((rows, parts, k), dtype=torch.int64)
+    id_strides = [None if ids is None else ids.stride(0) for ids in (query_id, queue_id)]
+    merge = merge_sizes(parts * k)
+    with torch.cuda.device_of(query):
+        search_kernel[blocks, parts](
+            query, *query.stride(), queue, *queue.stride(), query_id, id_strides[0], queue_id, id_strides[1],
+            size, keys, rows, length, query.shape[1], limit, **sizes,
+        )  # fmt: skip
+        merge_kernel[(triton.cdiv(rows, merge["ROWS"]),)](keys, values, indices, rows, parts * k, k, **merge)
+    return values, indices
+
+
+_library.define(
+    "topk_similarity(Tensor query, Tensor queue, int k, SymInt limit, Tensor? size, Tensor? query_id, "
+    "Tensor? queue_id) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+for _key in ("CPU", "CUDA"):
+    _library.impl("topk_similarity", _topk, _key)
+
+
+def _detached(*arguments):
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.dclr.topk_similarity(*arguments)
+
+
+_library.impl("topk_similarity", _detached, "Autograd")
+
+
+@torch.library.register_fake("dclr::topk_similarity", lib=_library)
+def _(query, queue, k, limit, size, query_id, queue_id):
+    shape = len(query), k
+    return query.new_empty(shape, dtype=torch.float32), query.new_empty(shape, dtype=torch.int64)
+
+
+# Public function
+
+
 def topk_similarity(
     query: Tensor,
     queue: Tensor,
@@ -77,8 +189,12 @@ def topk_similarity(
             check(value.dtype == torch.int64, name, value.dtype, "int64", TypeError)
             check(tuple(value.shape) == (rows,), name, f"shape {tuple(value.shape)}", f"({rows},)")
     check_same_device(query=query, queue=queue, query_id=query_id, queue_id=queue_id)
-    if size is None:
-        size = length
-    elif not isinstance(size, Tensor):
-        check(0 <= size <= length, "size", size, f"0 to {length}")
-    return topk_similarity_reference(query, queue, k, size, query_id, queue_id)
+    if isinstance(size, Tensor):
+        check(size.dtype == torch.int64, "size", size.dtype, "int64", TypeError)
+        check(size.dim() == 0, "size", f"shape {tuple(size.shape)}", "an int or a 0-d tensor")
+        check_same_device(query=query, size=size)
+        limit = length
+    else:
+        limit, size = length if size is None else size, None
+        check(0 <= limit <= length, "size", limit, f"0 to {length}")
+    return TopK(*torch.ops.dclr.topk_similarity(query, queue, k, limit, size, query_id, queue_id))

@@ -1,0 +1,71 @@
+"""The top-K kernels compile for every target, as launched, with wgmma where there is one."""
+
+import pytest
+import torch
+
+from dclr.kernels import topk, topk_similarity
+
+from .aot import TARGETS, check_report, compile_case, recorded_launches
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def reports(monkeypatch, target, dtype, rows, features, k, transposed=False, masked=False, length=16384):
+    """Of both kernels, of one launch."""
+    monkeypatch.setattr(topk, "device_class", lambda device: target)
+    monkeypatch.setattr(topk, "runs_triton", lambda tensor: True)
+    query, queue = torch.empty(rows, features, dtype=dtype), torch.empty(length, features, dtype=dtype)
+    if transposed:
+        queue = torch.empty(features, length, dtype=dtype).T
+    options = {}
+    if masked:
+        ids = torch.zeros(length, dtype=torch.int64)
+        options = {"size": torch.tensor(5), "query_id": torch.zeros(rows, dtype=torch.int64), "queue_id": ids}
+    with recorded_launches() as cases:
+        topk_similarity(query, queue, k, **options)
+    assert [case.name for case in cases] == ["search_kernel", "merge_kernel"]
+    both = [compile_case(case, target) for case in cases]
+    for report in both:
+        # AMD parks scalars in vector registers.
+        check_report(report, target, spill_bytes=0 if target.startswith("sm") else 64)
+    return both
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("rows", [64, 512])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows(dtype, rows, target, monkeypatch):
+    search, _ = reports(monkeypatch, target, dtype, rows, 128, 5)
+    if target == "sm_90" and dtype != torch.float32:
+        assert "wgmma.mma_async" in search.asm
+    if target.startswith("sm"):
+        assert "cp.async" in search.asm  # the queue's next tile is on its way
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "features, k, transposed, masked",
+    [
+        (128, 64, True, True),
+        (128, 64, False, False),
+        (128, 16, False, False),
+        (128, 16, False, True),
+        (128, 1, True, False),
+        (2048, 5, False, False),
+        (2048, 64, True, True),
+        (127, 5, False, False),
+        (1, 5, False, False),
+    ],
+)
+def test_layouts(features, k, transposed, masked, dtype, target, monkeypatch):
+    search, _ = reports(monkeypatch, target, dtype, 512, features, k, transposed, masked)
+    if target == "sm_90" and dtype != torch.float32 and features >= 16:
+        assert "wgmma.mma_async" in search.asm
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("parts, k", [(1, 1), (132, 5), (1638, 5), (128, 64)])
+def test_merge(parts, k, target, monkeypatch):
+    monkeypatch.setattr(topk, "_part_count", lambda *args: parts)
+    reports(monkeypatch, target, torch.float16, 3, 16, k)
