@@ -10,12 +10,16 @@ from dclr.augment import AugmentConfig
 from dclr.methods.base import Method, Output
 from dclr.methods.dclr import DCLR, DCLRConfig
 from dclr.methods.dclr_release import DCLRRelease
+from dclr.methods.dualvar import DualVar, DualVarConfig
+from dclr.methods.moco import MoCo, MoCoConfig
 from dclr.methods.simclr import SimCLR, SimCLRConfig
 
 #: name -> (its configuration, the module)
 METHODS: dict[str, tuple[type, type[Method]]] = {
     "dclr": (DCLRConfig, DCLR),
     "simclr": (SimCLRConfig, SimCLR),
+    "moco": (MoCoConfig, MoCo),
+    "dualvar": (DualVarConfig, DualVar),
 }
 
 
@@ -37,7 +41,11 @@ __all__ = [
     "METHODS",
     "DCLRConfig",
     "DCLRRelease",
+    "DualVar",
+    "DualVarConfig",
     "Method",
+    "MoCo",
+    "MoCoConfig",
     "Output",
     "SimCLR",
     "SimCLRConfig",

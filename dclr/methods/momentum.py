@@ -1,12 +1,17 @@
-"""What the momentum methods share: the averaged key encoder, the queue of negatives, the multi-positive loss."""
+"""What the momentum methods share: the averaged key encoder, the queue of negatives, the losses against it."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+
+from dclr.augment import Draw
+from dclr.distributed import gather_rows, rank, world
+from dclr.kernels import info_nce
 
 
 class MomentumCopy(nn.Module):
@@ -50,6 +55,53 @@ class KeyQueue(nn.Module):
         rows = (self.pointer + torch.arange(keys.shape[0], device=keys.device)) % length
         self.keys.index_copy_(0, rows, keys.to(self.keys.dtype))
         self.pointer = (self.pointer + keys.shape[0]) % length
+
+
+@torch.no_grad()
+def encode_shuffled(encode: Callable[[Tensor], Tensor], clip: Tensor, draw: Draw) -> Tensor:
+    """`encode(clip)`, but each process encodes its share of a permutation of all processes' clips.
+
+    BatchNorm's statistics then tell a query nothing of which key is its own (MoCo Sec. 3.3).
+
+    Args:
+        encode: (n, ...) to (n, d); row by row but for the statistics.
+        clip: (n, ...), of one shape on every process.
+
+    Returns:
+        (n, d), in the order of `clip`.
+    """
+    n = clip.shape[0]
+    order = torch.randperm(n * world(), generator=draw.generator).to(clip.device, non_blocking=True)
+    own = slice(rank() * n, (rank() + 1) * n)
+    keys = encode(gather_rows(clip)[order[own]])
+    return gather_rows(keys)[order.argsort()[own]]
+
+
+def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of queries with their own keys against a queue of negatives (MoCo Eq. 1), by cosine.
+
+    Args:
+        query: (n, d) floating, with gradient.
+        key: (n, d) of the same dtype, taken without gradient.
+        queue: (length, d) of the same dtype.
+
+    Returns:
+        () mean over the queries.
+    """
+    return info_nce(query, queue, positive=key.detach()[:, None], temperature=temperature)
+
+
+@torch.no_grad()
+def queue_similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cosine of queries (n, d) with their keys (n, d) and with a queue (length, d) of unit rows."""
+    query, key = normalize(query, dim=1), normalize(key, dim=1)
+    return (query * key).sum(1).mean(), (query.mean(0) * queue.mean(0)).sum()
+
+
+def check_queue(length: int, keys: int) -> None:
+    """Raise ValueError where the `keys` of one step do not fit the queue."""
+    if length < keys:
+        raise ValueError(f"method.queue: got {length}, expected at least the {keys} keys of one step")
 
 
 def multi_positive_loss(logits: Tensor, positive: Tensor) -> Tensor:

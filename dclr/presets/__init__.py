@@ -5,6 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dclr.config import PretrainConfig
-from dclr.presets import dclr, demo
+from dclr.presets import dclr, demo, dualvar, moco
 
-PRESETS: dict[str, Callable[[], PretrainConfig]] = {**dclr.PRESETS, **demo.PRESETS}
+PRESETS: dict[str, Callable[[], PretrainConfig]] = {**dclr.PRESETS, **moco.PRESETS, **dualvar.PRESETS, **demo.PRESETS}
