@@ -15,10 +15,11 @@ if triton is not None:
     from ._nce_backward import finish_kernel, gradient_kernel
     from ._nce_forward import forward_kernel, losses_kernel, prepare_kernel
 
-# Tiles of each kernel by the size of an element in bytes: rows kept, rows that pass by, columns at a time. Both
-# kernels have one BLOCK_D, for rows are padded to a multiple of it.
+# Tiles of each kernel by the size of an element in bytes: rows kept, rows that pass by, columns at a time, a
+# power of two up to LONGEST.
+LONGEST = 128
 _FORWARD_32 = {"BLOCK_A": 64, "BLOCK_B": 64, "BLOCK_D": 32, "num_warps": 8, "STAGES": 2}
-_GRADIENT_32 = {"BLOCK_A": 32, "BLOCK_B": 64, "BLOCK_D": 32, "num_warps": 8, "STAGES": 2}
+_GRADIENT_32 = {"BLOCK_A": 32, "BLOCK_B": 32, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2}
 CONFIGS = {
     "default": {
         "forward": {2: {"BLOCK_A": 128, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2}, 4: _FORWARD_32},
@@ -26,14 +27,17 @@ CONFIGS = {
     },
     "sm_90": {
         "forward": {2: {"BLOCK_A": 128, "BLOCK_B": 128, "BLOCK_D": 128, "num_warps": 8, "STAGES": 3}, 4: _FORWARD_32},
-        "gradient": {2: {"BLOCK_A": 64, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 3}, 4: _GRADIENT_32},
+        "gradient": {
+            2: {"BLOCK_A": 64, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 3},
+            4: {"BLOCK_A": 32, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2},
+        },
     },
 }
 CONFIGS["gfx942"] = {
     "forward": CONFIGS["default"]["forward"],
     "gradient": {
         2: {"BLOCK_A": 32, "BLOCK_B": 32, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2},
-        4: {"BLOCK_A": 32, "BLOCK_B": 32, "BLOCK_D": 32, "num_warps": 4, "STAGES": 2},
+        4: {"BLOCK_A": 32, "BLOCK_B": 16, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2},
     },
 }
 CONFIGS["sm_100"] = CONFIGS["sm_90"] | {"forward": CONFIGS["default"]["forward"]}
@@ -47,10 +51,11 @@ def tile_sizes(features: int, kind: str, like: Tensor) -> tuple[dict[str, Any], 
     """Constants of a kernel over copied rows of `features` columns, and their padded length."""
     configs = CONFIGS.get(device_class(like.device), CONFIGS["default"])
     config = dict(configs[kind][like.element_size()])
-    config["BLOCK_D"] = min(config["BLOCK_D"], max(16, triton.next_power_of_2(features)))
+    pad = max(16, triton.next_power_of_2(features)) if features <= LONGEST else triton.cdiv(features, LONGEST) * LONGEST
+    config["BLOCK_D"] = min(config["BLOCK_D"], pad)
     # The interpreter has no bfloat16: it multiplies in float32.
     config["UPCAST"] = INTERPRET
-    return config, triton.cdiv(features, config["BLOCK_D"]) * config["BLOCK_D"]
+    return config, pad
 
 
 def workspace(query: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.traffic import count_traffic
-from dclr.kernels import decoupled_pool
+from dclr.kernels import _nce_launch, decoupled_pool, info_nce
 
 
 def size(*tensors):
@@ -31,3 +31,37 @@ def test_head_reads_and_writes_once(batch, layout, dtype):
     with count_traffic() as backward:
         torch.autograd.grad(loss, maps)
     hold(backward.bytes, size(maps[0], *pools, *maps), 1.05)
+
+
+@pytest.fixture(scope="module", params=[torch.bfloat16, torch.float32], ids=str)
+def two_views(request):
+    """A batch (M, D) whose query is its key, and the traffic of its loss and gradient, without split columns."""
+    rows = torch.randn(256, 128).to(request.param).requires_grad_()
+    own = torch.arange(len(rows))
+    with pytest.MonkeyPatch.context() as patch, count_traffic() as traffic:
+        patch.setattr(_nce_launch, "_processors", lambda device: 1)
+        info_nce(rows, rows, positive=own.roll(128), exclude=own, temperature=0.1).backward()
+    return rows.detach(), traffic
+
+
+def test_info_nce_multiplies_no_more_than_it_must(two_views):
+    """One similarity matrix forward, one again backward and one product with it."""
+    rows, traffic = two_views
+    assert traffic.dot_flops == 6 * len(rows) ** 2 * rows.shape[1]
+
+
+@pytest.mark.parametrize("name", ["forward_kernel", "gradient_kernel"])
+def test_info_nce_keeps_a_tile_while_the_keys_pass_by(two_views, name):
+    """The keys once for each tile of rows, and the rows once (in 32 bits again with each tile of keys, in parts)."""
+    rows, traffic = two_views
+    kernel = traffic.per_kernel[name]
+    (across, beside, depth), *_ = kernel.dot_shapes
+    parts = rows.shape[1] // depth
+    tiles = len(rows) // across
+    again = 1 if parts == 1 else len(rows) // beside
+    hold(kernel.bytes_loaded, (tiles + again) * size(rows), 1.25)
+
+
+def test_info_nce_takes_five_launches(two_views):
+    _, traffic = two_views
+    assert traffic.launches == 5
