@@ -193,11 +193,14 @@ class _InfoNCE(torch.autograd.Function):
         ctx.save_for_backward(query, key, index, positive, exclude, *workspace)
         ctx.options = temperature, allow_tf32
         ctx.mark_non_differentiable(*workspace)
+        ctx.set_materialize_grads(False)
         return loss, *workspace
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 7
         to_query, to_key, _, to_positive, *_ = ctx.needs_input_grad
         # The explicit positives are written together with the queries.
         grads = torch.ops.dclr.info_nce_backward(

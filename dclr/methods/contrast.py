@@ -7,6 +7,7 @@ sum of the means over each view.
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import nvtx
@@ -43,8 +44,11 @@ class Term(NamedTuple):
 
 def own_rows(n: int, device: torch.device) -> Rows:
     """Rows of this rank's n videos in the global batch."""
-    total = n * world()
-    first = torch.arange(n, device=device) + rank() * n
+    return _rows(rank() * n, n, world() * n, device)
+
+
+def _rows(start: int, n: int, total: int, device: torch.device) -> Rows:
+    first = torch.arange(start, start + n, device=device)
     second = first + total
     return Rows(torch.cat([first, second]), torch.cat([second, first]))
 
@@ -69,22 +73,36 @@ def contrast(terms: list[Term], temperature: float, denominator: Denominator = "
         (len(terms),) float32 losses.
     """
     n = terms[0].anchor.shape[0] // 2
-    rows = own_rows(n, terms[0].anchor.device)
     literal = denominator == "literal"
-    positive, exclude = zip(*(_choose(rows, term.same_view and not literal) for term in terms))
-    positive, exclude = torch.stack(positive), torch.stack(exclude).unsqueeze(-1)
+    same_view = tuple(term.same_view and not literal for term in terms)
+    place = rank() * n, n, world() * n, terms[0].anchor.device
+    positive, exclude = _positive_and_excluded(same_view, denominator, *place)
     anchor, key = torch.stack([t.anchor for t in terms]), torch.stack([t.key for t in terms])
-    if denominator == "all":
-        exclude = None
-    elif denominator == "joint":
+    if denominator == "joint":
         own_modality = torch.stack([gather_views(term.anchor) for term in terms])
         key = torch.cat([key, own_modality], dim=1)
-        own = torch.stack(rows, dim=-1) + 2 * n * world()
-        exclude = torch.cat([exclude, own.expand(len(terms), -1, -1)], dim=-1)
-    losses = 2 * info_nce(anchor, key, positive=positive, exclude=exclude, temperature=temperature)
+    sums = info_nce(anchor, key, positive=positive, exclude=exclude, temperature=temperature, reduction="sum")
+    losses = sums / n
     if literal:
+        rows = own_rows(n, anchor.device)
         losses = losses + torch.stack([_positive_moved(term, rows) for term in terms]) / temperature
     return losses
+
+
+@functools.lru_cache(maxsize=64)
+def _positive_and_excluded(
+    same_view: tuple[bool, ...], denominator: Denominator, start: int, n: int, total: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """(terms, 2n) rows of the positives and (terms, 2n, E) rows left out: the same in every step, so kept."""
+    rows = _rows(start, n, total, device)
+    positive, exclude = zip(*(_choose(rows, same) for same in same_view))
+    positive, exclude = torch.stack(positive), torch.stack(exclude).unsqueeze(-1)
+    if denominator == "all":
+        return positive, None
+    if denominator == "joint":
+        own = torch.stack(rows, dim=-1) + 2 * total
+        exclude = torch.cat([exclude, own.expand(len(same_view), -1, -1)], dim=-1)
+    return positive, exclude
 
 
 def _choose(rows: Rows, same_view: bool) -> tuple[Tensor, Tensor]:

@@ -270,7 +270,7 @@ class DCLR(Method):
         losses: dict[str, Tensor] = {}
         if flat:
             values = contrast([term for _, term in flat], self.config.tau, self.config.denom)
-            for (name, _), value in zip(flat, values):
+            for (name, _), value in zip(flat, values.unbind()):
                 losses[name] = losses[name] + value if name in losses else value
         return losses, statistics
 
