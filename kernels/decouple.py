@@ -10,14 +10,19 @@ Shape suffixes: b batch, c channels, t frames, h rows, w columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ._common import FLOAT_DTYPES, check, check_same_device
+from ._common import FLOAT_DTYPES, check, check_same_device, runs_triton
+from ._decouple import launch_backward, launch_forward
 
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last_3d)
+
+_library = torch.library.Library("dclr", "FRAGMENT")
 
 
 class Decoupled(NamedTuple):
@@ -28,11 +33,14 @@ class Decoupled(NamedTuple):
     difference: Tensor
 
 
+# Reference
+
+
 def decouple_reference(
     clip_bcthw: Tensor, static_index: Tensor, flip: Tensor | None, mean: Tensor, std: Tensor, dtype: torch.dtype
 ) -> Decoupled:
     """Plain PyTorch form of `decouple`; arithmetic in float32, or float64 for a float64 clip."""
-    wide = torch.float64 if clip_bcthw.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(clip_bcthw.dtype)
     raw = clip_bcthw.to(wide) / 255 if clip_bcthw.dtype == torch.uint8 else clip_bcthw.to(wide)
     if flip is not None:
         raw = torch.where(flip.view(-1, 1, 1, 1, 1), raw.flip(-1), raw)
@@ -41,6 +49,144 @@ def decouple_reference(
     difference = ((raw[:, :, 1:] - raw[:, :, :-1]) / std).to(dtype)
     still = rgb[torch.arange(rgb.shape[0], device=rgb.device), :, static_index.long()]
     return Decoupled(rgb, still[:, :, None].expand_as(rgb), difference)
+
+
+def decouple_backward_reference(
+    grads: Sequence[Tensor | None], static_index: Tensor, flip: Tensor | None, std: Tensor, to_clip: Tensor
+) -> Tensor:
+    """Gradient of the clip from those of rgb, static and difference, added to zeros `to_clip` (B, C, T+1, H, W)."""
+    rgb, static, difference = grads
+    if rgb is not None:
+        to_clip[:, :, :-1] += rgb
+    if static is not None:
+        samples = torch.arange(len(to_clip), device=to_clip.device)
+        to_clip[samples, :, static_index.long()] += static.sum(2, dtype=to_clip.dtype)
+    if difference is not None:
+        to_clip[:, :, 1:] += difference
+        to_clip[:, :, :-1] -= difference
+    to_clip = to_clip / std.view(-1, 1, 1, 1)
+    return to_clip if flip is None else torch.where(flip.view(-1, 1, 1, 1, 1), to_clip.flip(-1), to_clip)
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic on a clip of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# Ops
+
+
+def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
+
+
+def _empty_results(clip: Tensor, dtype: torch.dtype, channels_last: bool) -> tuple[Tensor, ...]:
+    batch, channels, frames, height, width = clip.shape
+    shape = batch, channels, frames - 1, height, width
+    return tuple(_empty(clip, shape, dtype, channels_last) for _ in range(3))
+
+
+def _forward(
+    clip: Tensor,
+    static_index: Tensor,
+    flip: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> tuple[Tensor, ...]:
+    results = _empty_results(clip, dtype, channels_last)
+    if not runs_triton(clip) or dtype == torch.float64:
+        values = torch.zeros((), device=clip.device).expand(clip.shape[1])
+        mean, std = values if mean is None else mean, values + 1 if std is None else std
+        for result, value in zip(results, decouple_reference(clip, static_index, flip, mean, std, dtype)):
+            result.copy_(value)
+    elif clip.numel():
+        launch_forward(clip, *_dense(static_index, flip, mean, std), results, channels_last)
+    return results
+
+
+def _backward(
+    rgb: Tensor | None,
+    static: Tensor | None,
+    difference: Tensor | None,
+    static_index: Tensor,
+    flip: Tensor | None,
+    std: Tensor | None,
+    size: Sequence[int],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    """`size`, `dtype` and `channels_last` are those of the clip and of its gradient."""
+    grads = rgb, static, difference
+    to_clip = _empty(static_index, size, dtype, channels_last)
+    wide = any(grad is not None and grad.dtype == torch.float64 for grad in (to_clip, *grads))
+    if not runs_triton(to_clip) or wide:
+        zeros = torch.zeros(size, dtype=wide_dtype(dtype), device=to_clip.device)
+        std = zeros.new_ones(size[1]) if std is None else std
+        to_clip.copy_(decouple_backward_reference(grads, static_index, flip, std, zeros))
+    elif to_clip.numel():
+        launch_backward(grads, *_dense(static_index, flip, std), to_clip, channels_last)
+    return to_clip
+
+
+def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The small arguments; all but strided ones are so already."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+for _name, _schema, _run in (
+    (
+        "decouple",
+        "(Tensor clip, Tensor static_index, Tensor? flip, Tensor? mean, Tensor? std, ScalarType dtype, "
+        "bool channels_last) -> (Tensor, Tensor, Tensor)",
+        _forward,
+    ),
+    (
+        "decouple_backward",
+        "(Tensor? rgb, Tensor? static, Tensor? difference, Tensor static_index, Tensor? flip, Tensor? std, "
+        "SymInt[] size, ScalarType dtype, bool channels_last) -> Tensor",
+        _backward,
+    ),
+):
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for _key in ("CPU", "CUDA"):
+        _library.impl(_name, _run, _key)
+
+
+@torch.library.register_fake("dclr::decouple", lib=_library)
+def _(clip, static_index, flip, mean, std, dtype, channels_last):
+    return _empty_results(clip, dtype, channels_last)
+
+
+@torch.library.register_fake("dclr::decouple_backward", lib=_library)
+def _(rgb, static, difference, static_index, flip, std, size, dtype, channels_last):
+    return _empty(static_index, size, dtype, channels_last)
+
+
+class _Decouple(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, clip, static_index, flip, mean, std, dtype, channels_last):
+        with torch._C._AutoDispatchBelowAutograd():
+            results = torch.ops.dclr.decouple(clip, static_index, flip, mean, std, dtype, channels_last)
+        ctx.save_for_backward(static_index, flip, std)
+        clip_last = not clip.is_contiguous() and clip.is_contiguous(memory_format=torch.channels_last_3d)
+        ctx.clip = clip.shape, clip.dtype, clip_last
+        ctx.set_materialize_grads(False)
+        return results
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        to_clip = torch.ops.dclr.decouple_backward(*grads, *ctx.saved_tensors, *ctx.clip)
+        return to_clip, *(None,) * 6
+
+
+_library.impl("decouple", _Decouple.apply, "Autograd")
+
+
+# Public function
 
 
 def decouple(
@@ -70,27 +216,28 @@ def decouple(
         TypeError, ValueError: a wrong rank, size, dtype or device, named.
     """
     dtype = _check(clip, static_index, flip, dtype, memory_format)
-    wide = torch.float64 if clip.dtype == torch.float64 else torch.float32
-    channel = [_per_channel(name, value, default, clip, wide) for name, value, default in
-               (("mean", mean, 0.0), ("std", std, 1.0))]  # fmt: skip
-    parts = decouple_reference(clip, static_index, flip, *channel, dtype)
-    return Decoupled(*(part.contiguous(memory_format=memory_format) for part in parts))
+    channel = _per_channel("mean", mean, clip), _per_channel("std", std, clip)
+    last = memory_format == torch.channels_last_3d
+    return Decoupled(*torch.ops.dclr.decouple(clip, static_index, flip, *channel, dtype, last))
 
 
 def _check(
     clip: Tensor, static_index: Tensor, flip: Tensor | None, dtype: torch.dtype | None, memory_format: object
 ) -> torch.dtype:
+    # Shapes are handed over as they are: a symbolic size put into a string would be fixed, one graph a batch size.
     floating = clip.dtype in FLOAT_DTYPES
     check(floating or clip.dtype == torch.uint8, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
-    shape = f"shape {tuple(clip.shape)}"
-    check(clip.dim() == 5 and clip.shape[2] >= 2, "clip", shape, "(B, C, T+1, H, W) with at least 2 frames")
+    enough = clip.dim() == 5 and clip.shape[2] >= 2
+    check(enough, "clip", tuple(clip.shape), "(B, C, T+1, H, W) with at least 2 frames")
+    small = clip.shape[1] * clip.shape[3] * clip.shape[4] < 2**31
+    check(small, "clip", tuple(clip.shape), "frames of fewer than 2^31 elements")
     integer = static_index.dtype in (torch.int64, torch.int32)
     check(integer, "static_index", static_index.dtype, "int64 or int32", TypeError)
     batch, frames = clip.shape[0], clip.shape[2] - 1
-    check(tuple(static_index.shape) == (batch,), "static_index", f"shape {tuple(static_index.shape)}", f"({batch},)")
+    check(tuple(static_index.shape) == (batch,), "static_index", tuple(static_index.shape), (batch,))
     if flip is not None:
         check(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
-        check(tuple(flip.shape) == (batch,), "flip", f"shape {tuple(flip.shape)}", f"({batch},)")
+        check(tuple(flip.shape) == (batch,), "flip", tuple(flip.shape), (batch,))
     check_same_device(clip=clip, static_index=static_index, flip=flip)
     check(memory_format in MEMORY_FORMATS, "memory_format", memory_format, "contiguous_format or channels_last_3d")
     if static_index.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
@@ -102,10 +249,23 @@ def _check(
     return dtype
 
 
-def _per_channel(name: str, value: Sequence[float] | Tensor | None, default: float, clip: Tensor, dtype) -> Tensor:
-    channels = clip.shape[1]
+def _per_channel(name: str, value: Sequence[float] | Tensor | None, clip: Tensor) -> Tensor | None:
     if value is None:
-        return torch.full((channels,), default, device=clip.device, dtype=dtype)
-    tensor = torch.as_tensor(value, dtype=dtype, device=clip.device)
-    check(tuple(tensor.shape) == (channels,), name, f"shape {tuple(tensor.shape)}", f"({channels},)")
-    return tensor
+        return None
+    dtype, expected = wide_dtype(clip.dtype), (clip.shape[1],)
+    if isinstance(value, Tensor):
+        check_same_device(clip=clip, **{name: value})
+        check(tuple(value.shape) == expected, name, tuple(value.shape), expected)
+        return value.detach().to(dtype)
+    check(len(value) == clip.shape[1], name, tuple(value), "a value of each channel")
+    # A traced or fake clip wants a constant of its own kind.
+    plain = type(clip) is Tensor and not torch.compiler.is_compiling()
+    constant = _cached_constant if plain else torch.tensor
+    return constant(tuple(value), dtype=dtype, device=clip.device)
+
+
+@lru_cache(maxsize=64)
+def _cached_constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Copied to the device once, not once a step."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)

@@ -21,8 +21,8 @@ def _demo(method: DCLRConfig | SimCLRConfig) -> PretrainConfig:
             size=32, scale=(0.5, 1.0), workers=0, cache="memory",
         ),
         augment=AugmentConfig(flip=0, hue=0, blur=0),
-        optim=OptimConfig(optimizer="adamw", lr=0.006, milestones=(0.85,), warmup=20),
-        train=TrainConfig(epochs=16, batch=32, checkpoint_every=2, tensorboard=False),
+        optim=OptimConfig(optimizer="adamw", lr=0.006, milestones=(0.75,), warmup=20),
+        train=TrainConfig(epochs=24, batch=32, checkpoint_every=2, tensorboard=False),
         method=method,
     )  # fmt: skip
 
@@ -44,7 +44,7 @@ def _demo_terms(vs: float, vd: float, sd: float, vs_start: int = 0, sd_start: in
 
 def demo() -> PretrainConfig:
     """The demo's DCLR: L_VD alone first, then L_VS joins."""
-    return _demo_terms(vs=4, vd=1, sd=0, vs_start=6)
+    return _demo_terms(vs=8, vd=1, sd=0, vs_start=6)
 
 
 def demo_vanilla() -> PretrainConfig:
