@@ -31,9 +31,14 @@ def runs_triton(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda or INTERPRET
 
 
-def check(condition: bool, argument: str, got: object, expected: str, error: type = ValueError) -> None:
-    """Raise `error` naming the argument, what it was and what it must be."""
+def check(condition: bool, argument: str, got: object, expected: object, error: type = ValueError) -> None:
+    """Raise `error` naming the argument, what it was and what it must be.
+
+    Sizes are handed over as they are and put into words here: a symbolic size in a string would be fixed, and a graph
+    compiled for each batch size.
+    """
     if not condition:
+        expected = expected() if callable(expected) else expected
         raise error(f"{argument}: got {got}, expected {expected}")
 
 
@@ -52,7 +57,7 @@ def check_float(argument: str, tensor: torch.Tensor, rank: int | tuple[int, ...]
     check(
         tensor.dim() in ranks,
         argument,
-        f"shape {tuple(tensor.shape)}",
+        tuple(tensor.shape),
         f"{' or '.join(map(str, ranks))} dimensions",
     )
 

@@ -279,10 +279,10 @@ def check_features(**maps: Tensor) -> None:
     (first_name, first), *others = maps.items()
     for name, features in maps.items():
         check_float(name, features, 5)
-        check(0 not in features.shape[1:], name, f"shape {tuple(features.shape)}", "only the batch to be empty")
+        check(0 not in features.shape[1:], name, tuple(features.shape), "only the batch to be empty")
+    shape, dtype = tuple(first.shape), first.dtype
     for name, features in others:
-        shape, dtype = tuple(first.shape), first.dtype
-        check(features.shape == shape, name, f"shape {tuple(features.shape)}", f"{shape} as {first_name}")
+        check(features.shape == shape, name, tuple(features.shape), lambda: f"{shape} as {first_name}")
         check(features.dtype == dtype, name, features.dtype, f"{dtype} as {first_name}", TypeError)
     check_same_device(**maps)
 

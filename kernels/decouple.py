@@ -224,7 +224,6 @@ def decouple(
 def _check(
     clip: Tensor, static_index: Tensor, flip: Tensor | None, dtype: torch.dtype | None, memory_format: object
 ) -> torch.dtype:
-    # Shapes are handed over as they are: a symbolic size put into a string would be fixed, one graph a batch size.
     floating = clip.dtype in FLOAT_DTYPES
     check(floating or clip.dtype == torch.uint8, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
     enough = clip.dim() == 5 and clip.shape[2] >= 2

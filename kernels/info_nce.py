@@ -296,31 +296,36 @@ def _check(
     """Sizes and dtypes of everything, in grouped form; returns positive, exclude (with its E axis) and weight."""
     groups, rows, dim = query.shape
     check(query.dtype == key.dtype, "key", key.dtype, f"the query's {query.dtype}", TypeError)
-    check((key.shape[0], key.shape[2]) == (groups, dim), "key", f"shape {tuple(key.shape)}", f"({groups}, P, {dim})")
+    check((key.shape[0], key.shape[2]) == (groups, dim), "key", tuple(key.shape), lambda: f"({groups}, P, {dim})")
     check_same_device(query=query, key=key, positive=positive, exclude=exclude, weight=weight)
     if positive is None:
-        check(key.shape[1] == rows, "positive", "None", f"rows of key, unless key has as many rows as query ({rows})")
+        check(
+            key.shape[1] == rows,
+            "positive",
+            "None",
+            lambda: f"rows of key, unless key has as many rows as query ({rows})",
+        )
         positive = torch.arange(rows, device=query.device).expand(groups, rows)
     explicit = positive.is_floating_point()
     lead = (groups, rows)
     if explicit:
         good = positive.dim() == 4 and positive.shape[:2] == lead and positive.shape[3] == dim and positive.shape[2] > 0
-        check(good, "positive", f"shape {tuple(positive.shape)}", f"({groups}, {rows}, K, {dim})")
+        check(good, "positive", tuple(positive.shape), lambda: f"({groups}, {rows}, K, {dim})")
         check(positive.dtype == query.dtype, "positive", positive.dtype, f"the query's {query.dtype}", TypeError)
     else:
         _check_rows("positive", positive, key.shape[1], least=0)
-        check(tuple(positive.shape) == lead, "positive", f"shape {tuple(positive.shape)}", f"({groups}, {rows})")
+        check(tuple(positive.shape) == lead, "positive", tuple(positive.shape), lead)
     if exclude is not None:
         _check_rows("exclude", exclude, key.shape[1], least=-1)
         exclude = exclude[..., None] if exclude.dim() == 2 else exclude
         fits = exclude.shape[:2] == lead and (
             exclude.dim() == 3 or (explicit and exclude.dim() == 4 and exclude.shape[2] == positive.shape[2])
         )
-        check(fits, "exclude", f"shape {tuple(exclude.shape)}", "(M,), (M, E), or (M, K, E) with explicit positives")
+        check(fits, "exclude", tuple(exclude.shape), "(M,), (M, E), or (M, K, E) with explicit positives")
     if weight is not None:
         check(explicit, "weight", "a tensor", "None unless the positives are explicit")
         wanted = (*lead, positive.shape[2])
-        check(tuple(weight.shape) == wanted, "weight", f"shape {tuple(weight.shape)}", f"{wanted}")
+        check(tuple(weight.shape) == wanted, "weight", tuple(weight.shape), wanted)
         weight = weight.detach()
     return positive, exclude, weight
 

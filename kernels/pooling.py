@@ -317,7 +317,7 @@ def weighted_pool(features: Tensor, activation: Tensor) -> Tensor:
     check_float("activation", activation, 4)
     batch, _, *positions = features.shape
     expected = (batch, *positions)
-    check(activation.shape == expected, "activation", f"shape {tuple(activation.shape)}", f"{expected} as features")
+    check(activation.shape == expected, "activation", tuple(activation.shape), lambda: f"{expected} as features")
     check_same_device(features=features, activation=activation)
     return torch.ops.dclr.weighted_pool(features, activation)
 

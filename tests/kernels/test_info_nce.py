@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from dclr.kernels import info_nce
 
@@ -264,3 +265,40 @@ def test_autocast_and_repeats_give_the_same():
     with torch.autocast("cpu", torch.bfloat16):
         loss = info_nce(query, key)
     assert loss.dtype == torch.float32 and torch.equal(loss, info_nce(query, key))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: info_nce(x, x, temperature=0), "temperature: got 0"),
+        (lambda x: info_nce(x, x[:2]), "positive: got None"),
+        (lambda x: info_nce(x, x[:, :2]), "key: got"),
+        (lambda x: info_nce(x[0], x), "query: got"),
+        (lambda x: info_nce(x, x, positive=torch.tensor([0, 1, 3])), "positive: got values in"),
+        (lambda x: info_nce(x, x, positive=torch.tensor([0, 1])), "positive: got"),
+        (lambda x: info_nce(x, x, positive=torch.tensor([0, 1, 2]).short()), "positive: got torch.int16"),
+        (lambda x: info_nce(x, x, positive=x[:, None, :2]), "positive: got"),
+        (lambda x: info_nce(x, x, exclude=torch.tensor([0, 1, -2])), "exclude: got values in"),
+        (lambda x: info_nce(x, x, exclude=torch.zeros(3, 1, 1, dtype=torch.int64)), "exclude: got"),
+        (lambda x: info_nce(x, x, weight=x), "weight: got"),
+        (lambda x: info_nce(x, x, positive=x[:, None], weight=x), "weight: got"),
+        (lambda x: info_nce(x, x, reduction="max"), "reduction: got max"),
+        (lambda x: info_nce(x, x.double()), "key: got torch.float64"),
+        (lambda x: info_nce(x.long(), x), "query: got torch.int64"),
+        (lambda x: info_nce(x, x.to("meta")), "key on meta"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        call(torch.eye(3))
+
+
+def test_changing_batch_sizes_do_not_recompile():
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(info_nce, fullgraph=True, backend=counter, dynamic=True)
+    counts = []
+    for rows in (3, 6, 17):
+        query, key = torch.randn(rows, 5, requires_grad=True), torch.randn(rows, 5)
+        torch.testing.assert_close(compiled(query, key), info_nce(query, key))
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[-1]
