@@ -7,7 +7,7 @@ Shapes: b clips, c = 3 channels, t frames, h x w pixels; a batch of n videos has
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import nvtx
@@ -16,6 +16,7 @@ from kornia.enhance import adjust_hue, adjust_saturation
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
+from dclr.foreground import ForegroundConfig, foreground_mask, merge
 from dclr.kernels import decouple
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -48,6 +49,17 @@ class Draw:
         """(views * n,) int64 in [0, high)."""
         return self._own(torch.randint(high, (views, n * self.world), generator=self.generator), n)
 
+    def permutations(self, views: int, n: int, derangement: bool = False) -> Tensor:
+        """(views, n) int64: a permutation of this rank's n videos for each view; as derangement, n > 1, none stays."""
+        drawn = [self._permutation(n, derangement) for _ in range(views * self.world)]
+        return torch.stack(drawn).unflatten(0, (views, self.world))[:, self.rank]
+
+    def _permutation(self, n: int, derangement: bool) -> Tensor:
+        while True:  # every third permutation or so is a derangement
+            order = torch.randperm(n, generator=self.generator)
+            if not derangement or n == 1 or not (order == torch.arange(n)).any():
+                return order
+
     def chance(self, views: int, n: int, probability: float) -> Tensor:
         """(views * n,) bool, True with the given probability."""
         return self.uniform(views, n) < probability
@@ -75,6 +87,8 @@ class AugmentConfig:
     std: tuple[float, float, float] = IMAGENET_STD
     color_shared: bool = False
     """Give a clip and its static frame the same colour augmentation."""
+    foreground: ForegroundConfig = field(default_factory=ForegroundConfig)
+    """FAME: merge a clip's foreground with another background, before the colours."""
 
     def __post_init__(self) -> None:
         for name in ("flip", "grayscale", "jitter", "blur"):
@@ -192,6 +206,8 @@ class Augment:
 
     def __init__(self, config: AugmentConfig, diff: str = "forward17", diff_source: str = "raw") -> None:
         self.config, self.diff, self.diff_source = config, diff, diff_source
+        #: Of the last batch, for the log: the share of clips in which nothing moves, so that a mask says nothing.
+        self.statistics: dict[str, Tensor] = {}
 
     @nvtx.annotate("augment")
     def rgb(self, clips: Tensor, draw: Draw) -> Tensor:
@@ -204,8 +220,8 @@ class Augment:
             (views * n, 3, T, h, w) float32.
         """
         views, n, frames = clips.shape[:3]
-        flip = self._flip(clips, draw)
-        rgb = _flipped(_clips_bcthw(clips)[:, :, : frames - 1], flip)
+        rgb = _flipped(_clips_bcthw(clips)[:, :, : frames - 1], self._flip(clips, draw))
+        rgb = self._merged(rgb, views, n, draw)
         return self._normalize(augment_color(rgb, self.config, draw_color(self.config, draw, views, n)))
 
     @nvtx.annotate("augment")
@@ -226,16 +242,37 @@ class Augment:
         colors = draw_color(self.config, draw, views, n)
         static_colors = colors if self.config.color_shared else draw_color(self.config, draw, views, n)
 
-        raw = decouple(_clips_bcthw(clips), index, flip=flip)
+        whole = _clips_bcthw(clips)
+        if self.config.foreground.merges:
+            whole, flip = self._merged(_flipped(whole, flip), views, n, draw), torch.zeros_like(flip)
+        raw = decouple(whole, index, flip=flip)
         rgb, static, difference = raw.rgb, raw.static, raw.difference
         if static_clips is not None:
-            static = decouple(_clips_bcthw(static_clips), index, flip=self._flip(clips, draw)).static
+            own = _flipped(_clips_bcthw(static_clips), self._flip(clips, draw))
+            static = decouple(self._merged(own, views, n, draw), index).static
         if (self.diff, self.diff_source) == ("forward17", "raw"):
             rgb = augment_color(rgb, self.config, colors)
         else:
-            rgb, difference = self._difference_variant(_flipped(_clips_bcthw(clips), flip), colors)
+            rgb, difference = self._difference_variant(_flipped(whole, flip), colors)
         static = self._normalize(augment_color(static[:, :, :1], self.config, static_colors))
         return Streams(self._normalize(rgb), static.expand_as(rgb), difference / self._channel(self.config.std, rgb))
+
+    def _merged(self, clip_bcthw: Tensor, views: int, n: int, draw: Draw) -> Tensor:
+        """FAME's merge, of one view or of all; a batch of one video, or a single view, has no other to merge with."""
+        config = self.config.foreground
+        if not config.merges or (views if config.background == "intra" else n) < 2:
+            return clip_bcthw
+        order = torch.arange(views * n, device=clip_bcthw.device).view(views, n)
+        if config.background == "intra":
+            other = order.roll(-1, 0)
+        else:
+            drawn = draw.permutations(views, n, config.perm == "derangement")
+            other = order[:, :1] + drawn.to(clip_bcthw.device, non_blocking=True)
+        chosen = order[:1] if config.views == "single" else order
+        own, background = clip_bcthw[chosen.flatten()], clip_bcthw[other[: len(chosen)].flatten()]
+        mask = foreground_mask(own, config)
+        self.statistics = {"augment/still_clips": mask.still.float().mean()}
+        return torch.cat([merge(own, background, mask.weight), clip_bcthw[len(own) :]])
 
     def _difference_variant(self, raw_bcthw: Tensor, colors: ColorDraw) -> tuple[Tensor, Tensor]:
         """Colour-augmented rgb (T frames) and the difference of the source and kind that were asked for."""
@@ -265,6 +302,6 @@ def _clips_bcthw(clips: Tensor) -> Tensor:
 
 
 def _flipped(clip_bcthw: Tensor, flip_b: Tensor) -> Tensor:
-    """uint8 to float32 in [0, 1], mirrored where `flip_b`."""
-    clip = clip_bcthw.float() / 255
+    """uint8, or float32 in [0, 1] already, to float32 in [0, 1], mirrored where `flip_b`."""
+    clip = clip_bcthw.float() / 255 if clip_bcthw.dtype == torch.uint8 else clip_bcthw
     return _where(flip_b, clip.flip(-1), clip)

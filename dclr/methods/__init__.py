@@ -11,6 +11,7 @@ from dclr.methods.base import Method, Output
 from dclr.methods.dclr import DCLR, DCLRConfig
 from dclr.methods.dclr_release import DCLRRelease
 from dclr.methods.dualvar import DualVar, DualVarConfig
+from dclr.methods.fame import FAME, FAMEConfig
 from dclr.methods.moco import MoCo, MoCoConfig
 from dclr.methods.simclr import SimCLR, SimCLRConfig
 
@@ -19,6 +20,7 @@ METHODS: dict[str, tuple[type, type[Method]]] = {
     "dclr": (DCLRConfig, DCLR),
     "simclr": (SimCLRConfig, SimCLR),
     "moco": (MoCoConfig, MoCo),
+    "fame": (FAMEConfig, FAME),
     "dualvar": (DualVarConfig, DualVar),
 }
 
@@ -38,11 +40,13 @@ def build_method(config: Any, encoder: nn.Module, augment: AugmentConfig) -> Met
 
 __all__ = [
     "DCLR",
+    "FAME",
     "METHODS",
     "DCLRConfig",
     "DCLRRelease",
     "DualVar",
     "DualVarConfig",
+    "FAMEConfig",
     "Method",
     "MoCo",
     "MoCoConfig",

@@ -195,7 +195,7 @@ class DCLR(Method):
             self._cross_video(batch, streams, projected, losses, statistics)
         if self.aligning:
             losses["ac"] = alignment
-        return Output(losses, statistics)
+        return Output(losses, {**statistics, **self.augment.statistics})
 
     def after_step(self) -> None:
         for mode, entries in self._pending:

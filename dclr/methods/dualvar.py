@@ -224,7 +224,7 @@ class DualVar(Method):
             losses, statistics = self._queued(pooled, clips[1])
         if self.ranking:
             losses["sr"] = self._shuffle_rank(ranked, order)
-        return Output(losses, statistics)
+        return Output(losses, {**statistics, **self.augment.statistics})
 
     def after_step(self) -> None:
         if self.config.form == "moco":

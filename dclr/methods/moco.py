@@ -91,7 +91,7 @@ class MoCo(Method):
         losses, similarities = zip(*(self._contrast(*direction, draw) for direction in directions))
         positive, negative = (torch.stack(values).mean() for values in zip(*similarities))
         statistics = {"similarity/vv_positive": positive, "similarity/vv_negative": negative}
-        return Output({"vv": torch.stack(losses).mean()}, statistics)
+        return Output({"vv": torch.stack(losses).mean()}, {**statistics, **self.augment.statistics})
 
     def after_step(self) -> None:
         self.key_encoder.update(self.encoder)

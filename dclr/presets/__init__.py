@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dclr.config import PretrainConfig
-from dclr.presets import dclr, demo, dualvar, moco
+from dclr.presets import dclr, demo, dualvar, fame, moco
 
-PRESETS: dict[str, Callable[[], PretrainConfig]] = {**dclr.PRESETS, **moco.PRESETS, **dualvar.PRESETS, **demo.PRESETS}
+PRESETS: dict[str, Callable[[], PretrainConfig]] = {
+    **dclr.PRESETS,
+    **moco.PRESETS,
+    **fame.PRESETS,
+    **dualvar.PRESETS,
+    **demo.PRESETS,
+}

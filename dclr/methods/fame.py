@@ -1,0 +1,33 @@
+"""FAME: symmetric MoCo on clips whose backgrounds come from other videos (Ding et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from dclr.augment import AugmentConfig
+from dclr.foreground import ForegroundConfig
+from dclr.methods.moco import MoCo, MoCoConfig
+
+
+@dataclass
+class FAMEConfig(MoCoConfig):
+    """MoCo in both directions, and the masks; any other method takes them from `augment.foreground`."""
+
+    tau: float = 0.1
+    symmetric: bool = True
+    foreground: ForegroundConfig = field(default_factory=lambda: ForegroundConfig(mask="fame"))
+
+
+class FAME(MoCo):
+    """MoCo with `config.foreground` in front of it.
+
+    Args:
+        config: temperature, head, momentum, queue and masks.
+        encoder: (b, 3, T, h, w) to (b, C, T', h', w'), with `feature_dim`.
+        augment: flip and colour augmentation.
+    """
+
+    def __init__(self, config: FAMEConfig, encoder: nn.Module, augment: AugmentConfig) -> None:
+        super().__init__(config, encoder, replace(augment, foreground=config.foreground))
