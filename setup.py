@@ -4,7 +4,15 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-test = ["pytest>=8", "pytest-xdist>=3.5", "pytest-benchmark>=5", "ruff>=0.6", "setuptools>=69", "wheel"]
+test = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "pytest-benchmark>=5",
+    "matplotlib>=3.8",
+    "ruff>=0.6",
+    "setuptools>=69",
+    "wheel",
+]
 
 setup(
     name="dclr",

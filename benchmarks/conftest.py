@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from datetime import date
 from pathlib import Path
 
 import pytest
@@ -94,7 +93,7 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     device = mode(config)
     report = harness.report(rows, device) | {"left_out": config.stash[LEFT_OUT]}
-    path = Path(config.getoption("--results") or _default_path(device))
+    path = Path(config.getoption("--results") or harness.results_path(device))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     terminalreporter.section(
@@ -113,8 +112,3 @@ def pytest_terminal_summary(terminalreporter, config):
     if device == "cpu":
         terminalreporter.line("left out: CUDA graphs, memory, and the sizes of a GPU")
     terminalreporter.line(f"written: {path}")
-
-
-def _default_path(device: str) -> Path:
-    name = harness.device_name(device).replace(" ", "-")
-    return harness.ROOT / "benchmarks" / "results" / name / f"{date.today().isoformat()}.json"

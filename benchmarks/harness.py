@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -276,12 +276,23 @@ def measure_ceilings(device: str) -> dict:
     for dtype in dtypes:
         a = torch.randn(side, side, device=device).to(dtype)
         runs[str(dtype).removeprefix("torch.")] = lambda a=a: (a @ a,)
+    if device == "cuda":
+        runs["tf32"] = lambda: (_tf32_square(a),)
     for run in runs.values():
         run()
     samples = timer.interleaved(runs, seconds=1.0)
     best = {name: min(device_s for device_s, _ in values) for name, values in samples.items()}
     copy = 2 * size / best.pop("copy")
     return {"copy_bytes": copy, "matmul_flops": {name: 2 * side**3 / value for name, value in best.items()}}
+
+
+def _tf32_square(a: Tensor) -> Tensor:
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        return a @ a
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def relative_error(outputs: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
@@ -309,6 +320,26 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: list[dict]) -> str:
+    """One line a problem, of the rows of a report: ours, the best of the others that were right, the floor."""
+    lines = [f"{'p50, us':<72}{'ours':>9}{'graph':>9}{'floor':>9}{'% floor':>9}{'peak MB':>9}  best of the others"]
+    for problem in dict.fromkeys(row["problem"] for row in rows):
+        timed = {row["variant"]: row for row in rows if row["problem"] == problem and row["p50_us"]}
+        ours = timed.pop(OURS)
+        graph = timed.pop(GRAPH, {}).get("p50_us")
+        right = [(row["p50_us"], name) for name, row in timed.items() if not row["note"].startswith("wrong")]
+        best = "{1} {0:.1f}".format(*min(right)) if right else "-"
+        peak = ours["peak_bytes"] and ours["peak_bytes"] / 1e6
+        cells = [(ours["p50_us"], 1), (graph, 1), (ours["floor_us"], 1), (ours["percent_of_floor"], 0), (peak, 1)]
+        lines.append(f"{problem:<72}{''.join(_cell(value, 9, digits) for value, digits in cells)}  {best}")
+    return "\n".join(lines)
+
+
+def results_path(device: str) -> Path:
+    """benchmarks/results/DEVICE/DATE.json"""
+    return ROOT / "benchmarks" / "results" / device_name(device).replace(" ", "-") / f"{date.today().isoformat()}.json"
+
+
 def environment(device: str) -> dict:
     """Commit, device, versions, command and ceilings: what a number needs beside it."""
     git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
@@ -319,7 +350,7 @@ def environment(device: str) -> dict:
         "device": device_name(device),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(["pytest", *sys.argv[1:]]),
         "ceilings": measure_ceilings(device),
     }
 

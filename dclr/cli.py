@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import tyro
 
 import dclr
+from dclr.bench import BenchConfig, bench
 from dclr.config import ConfigError, PretrainConfig, load, nearest, update
 from dclr.data.prepare import PrepareConfig, prepare
 from dclr.data.synth import SynthConfig, synthesize
@@ -156,6 +157,11 @@ def _demo(argv: list[str]) -> None:
     demo(_parse(DemoConfig, argv, "demo", DemoConfig()))
 
 
+def _bench(argv: list[str]) -> None:
+    """Time the kernels against their peers; --plot draws results, --tune searches a config table on this GPU."""
+    bench(_parse(BenchConfig, argv, "bench", BenchConfig()))
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "prepare": _prepare,
     "pretrain": _pretrain,
@@ -163,6 +169,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "retrieve": _retrieve,
     "synth": _synth,
     "demo": _demo,
+    "bench": _bench,
 }
 
 

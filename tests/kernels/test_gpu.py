@@ -189,6 +189,7 @@ def whole_step(function, clip, index, maps, rows, queue):
 def test_graph_replays_with_new_inputs():
     inputs, others = step_inputs(), step_inputs(seed=10)
     stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         for _ in range(3):
             whole_step(step, *inputs)
@@ -222,7 +223,8 @@ def test_compiled_is_one_graph():
     for batch in (8, 6, 10):
         inputs = step_inputs(batch)
         for actual, expected in zip(whole_step(compiled, *inputs), whole_step(step, *inputs), strict=True):
-            torch.testing.assert_close(actual, expected)
+            bound = {"rtol": 1e-5, "atol": 1e-5} if expected.dtype == torch.float32 else {}
+            torch.testing.assert_close(actual, expected, **bound)
 
 
 def test_a_step_never_waits_for_the_device():
