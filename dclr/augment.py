@@ -206,7 +206,7 @@ class Augment:
 
     def __init__(self, config: AugmentConfig, diff: str = "forward17", diff_source: str = "raw") -> None:
         self.config, self.diff, self.diff_source = config, diff, diff_source
-        #: Of the last batch, for the log: the share of clips in which nothing moves, so that a mask says nothing.
+        #: Of the last clips merged, for the log: the share in which nothing moves, so that a mask says nothing.
         self.statistics: dict[str, Tensor] = {}
 
     @nvtx.annotate("augment")
@@ -220,9 +220,11 @@ class Augment:
             (views * n, 3, T, h, w) float32.
         """
         views, n, frames = clips.shape[:3]
-        rgb = _flipped(_clips_bcthw(clips)[:, :, : frames - 1], self._flip(clips, draw))
-        rgb = self._merged(rgb, views, n, draw)
-        return self._normalize(augment_color(rgb, self.config, draw_color(self.config, draw, views, n)))
+        flip = self._flip(clips, draw)
+        colors = draw_color(self.config, draw, views, n)
+        background = self._background(views, n, draw)
+        rgb = _flipped(*self._merged(_clips_bcthw(clips)[:, :, : frames - 1], flip, background))
+        return self._normalize(augment_color(rgb, self.config, colors))
 
     @nvtx.annotate("augment")
     def streams(self, clips: Tensor, draw: Draw, static_clips: Tensor | None = None) -> Streams:
@@ -241,15 +243,15 @@ class Augment:
         index = draw.integers(views, n, frames - 1).to(clips.device, non_blocking=True)
         colors = draw_color(self.config, draw, views, n)
         static_colors = colors if self.config.color_shared else draw_color(self.config, draw, views, n)
+        background = self._background(views, n, draw)
 
-        whole = _clips_bcthw(clips)
-        if self.config.foreground.merges:
-            whole, flip = self._merged(_flipped(whole, flip), views, n, draw), torch.zeros_like(flip)
+        whole, flip = self._merged(_clips_bcthw(clips), flip, background)
         raw = decouple(whole, index, flip=flip)
         rgb, static, difference = raw.rgb, raw.static, raw.difference
         if static_clips is not None:
-            own = _flipped(_clips_bcthw(static_clips), self._flip(clips, draw))
-            static = decouple(self._merged(own, views, n, draw), index).static
+            # A crop of its own has a mask of its own, but the background of the same video.
+            own, own_flip = self._merged(_clips_bcthw(static_clips), self._flip(clips, draw), background)
+            static = decouple(own, index, flip=own_flip).static
         if (self.diff, self.diff_source) == ("forward17", "raw"):
             rgb = augment_color(rgb, self.config, colors)
         else:
@@ -257,22 +259,31 @@ class Augment:
         static = self._normalize(augment_color(static[:, :, :1], self.config, static_colors))
         return Streams(self._normalize(rgb), static.expand_as(rgb), difference / self._channel(self.config.std, rgb))
 
-    def _merged(self, clip_bcthw: Tensor, views: int, n: int, draw: Draw) -> Tensor:
-        """FAME's merge, of one view or of all; a batch of one video, or a single view, has no other to merge with."""
+    def _background(self, views: int, n: int, draw: Draw) -> Tensor | None:
+        """Clip that each of the first clips, of one view or of all, takes its background from; None where none does.
+
+        A batch of one video, or for `intra` a single view, has no other to merge with.
+        """
         config = self.config.foreground
         if not config.merges or (views if config.background == "intra" else n) < 2:
-            return clip_bcthw
-        order = torch.arange(views * n, device=clip_bcthw.device).view(views, n)
+            return None
+        order = torch.arange(views * n).view(views, n)
         if config.background == "intra":
             other = order.roll(-1, 0)
         else:
-            drawn = draw.permutations(views, n, config.perm == "derangement")
-            other = order[:, :1] + drawn.to(clip_bcthw.device, non_blocking=True)
-        chosen = order[:1] if config.views == "single" else order
-        own, background = clip_bcthw[chosen.flatten()], clip_bcthw[other[: len(chosen)].flatten()]
-        mask = foreground_mask(own, config)
+            other = order[:, :1] + draw.permutations(views, n, config.perm == "derangement")
+        return (other[:1] if config.views == "single" else other).flatten()
+
+    def _merged(self, clip_bcthw: Tensor, flip_b: Tensor, background: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Clips after FAME's merge, and the flip that is still to do: none where they were flipped to be merged."""
+        if background is None:
+            return clip_bcthw, flip_b
+        clip = _flipped(clip_bcthw, flip_b)
+        own, rest = clip[: len(background)], clip[len(background) :]
+        mask = foreground_mask(own, self.config.foreground)
         self.statistics = {"augment/still_clips": mask.still.float().mean()}
-        return torch.cat([merge(own, background, mask.weight), clip_bcthw[len(own) :]])
+        merged = merge(own, clip[background.to(clip.device, non_blocking=True)], mask.weight)
+        return torch.cat([merged, rest]) if len(rest) else merged, None
 
     def _difference_variant(self, raw_bcthw: Tensor, colors: ColorDraw) -> tuple[Tensor, Tensor]:
         """Colour-augmented rgb (T frames) and the difference of the source and kind that were asked for."""
@@ -296,12 +307,7 @@ class Augment:
         return (clip_bcthw - mean) / std
 
 
-def _clips_bcthw(clips: Tensor) -> Tensor:
-    """(views, n, t, h, w, 3) to (views * n, 3, t, h, w), a view: nothing is copied."""
-    return clips.flatten(0, 1).permute(0, 4, 1, 2, 3)
-
-
-def _flipped(clip_bcthw: Tensor, flip_b: Tensor) -> Tensor:
+def _flipped(clip_bcthw: Tensor, flip_b: Tensor | None) -> Tensor:
     """uint8, or float32 in [0, 1] already, to float32 in [0, 1], mirrored where `flip_b`."""
     clip = clip_bcthw.float() / 255 if clip_bcthw.dtype == torch.uint8 else clip_bcthw
-    return _where(flip_b, clip.flip(-1), clip)
+    return clip if flip_b is None else _where(flip_b, clip.flip(-1), clip)

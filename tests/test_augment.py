@@ -83,6 +83,17 @@ def test_color_is_shared_or_independent():
     assert (rgb - static).abs().amax((1, 2, 3, 4)).min() > 0.01
 
 
+def test_draws_of_rgb_are_flips_then_colours():
+    """Nothing else is drawn where clips keep their backgrounds, and nothing else done."""
+    config, drawn, own = AugmentConfig(), draw(), draw()
+    rgb = Augment(config).rgb(clips(size=32), drawn)
+    raw = bcthw(clips(size=32))[:, :, :4]
+    flip, color = own.chance(2, 3, config.flip), draw_color(config, own, 2, 3)
+    flipped = torch.where(flip.view(-1, 1, 1, 1, 1), raw.flip(-1), raw)
+    torch.testing.assert_close(rgb, (augment_color(flipped, config, color) - MEAN) / STD, atol=1e-5, rtol=0)
+    assert torch.equal(drawn.generator.get_state(), own.generator.get_state())
+
+
 def test_every_frame_gets_the_same_augmentation():
     still = clips(size=32)[:, :, :1].expand(-1, -1, 5, -1, -1, -1)
     rgb = Augment(AugmentConfig()).rgb(still, draw(seed=3))

@@ -114,6 +114,19 @@ def test_grid_keeps_the_cells_that_move_most():
     assert torch.equal(mask[0], expected)
 
 
+@pytest.mark.parametrize("size", [8, 26])
+def test_grid_against_numpy(size):
+    clips = random_clips(size=size)
+    mask, _ = foreground_mask(clips, ForegroundConfig(mask="grid"))
+    cell = np.arange(size) * 4 // size
+    for b, clip in enumerate(clips.double().numpy()):
+        score = seed_of(clip)
+        sums = np.array([score[np.ix_(cell == i, cell == j)].sum() for i in range(4) for j in range(4)])
+        kept = np.zeros(16)
+        kept[np.argsort(-sums)[:8]] = 1
+        assert np.array_equal(mask[b].numpy(), kept.reshape(4, 4)[np.ix_(cell, cell)])
+
+
 def test_gauss_mask():
     mask = gauss_mask(random_clips(2, 9))
     row = torch.exp(-(((torch.arange(9) - 4) / 3) ** 2) / 2)
@@ -128,9 +141,17 @@ def test_clips_that_stand_still_are_told():
     assert mask[1].flatten()[:144].all() and mask[1].sum() == 144  # ties go to the lower index
 
 
+@pytest.mark.parametrize("kind", ["fame", "seed", "grid", "gauss"])
+def test_a_single_frame_stands_still(kind):
+    mask, still = foreground_mask(random_clips(frames=1), ForegroundConfig(mask=kind))
+    assert still.all() and mask.isfinite().all()
+    assert not seed(random_clips(frames=1)).any()
+
+
 def test_time_reversal_keeps_the_mask_and_beta_1_the_clip():
     clips = random_clips()
     config = ForegroundConfig(mask="fame")
+    torch.testing.assert_close(seed(clips), seed(clips.flip(2)))
     masks = [foreground_mask(x, config).weight for x in (clips, clips.flip(2))]
     assert (masks[0] != masks[1]).float().mean() < 0.02  # sums in another order
     whole = foreground_mask(clips, ForegroundConfig(mask="fame", beta=1.0)).weight
@@ -158,7 +179,7 @@ def batch(n=4, frames=5, size=8, seed=0):
 
 
 def augmented(clips, streams=False, **foreground):
-    config = AugmentConfig(**OFF, foreground=ForegroundConfig(**{"mask": "seed", **foreground}))
+    config = AugmentConfig(**OFF, foreground=ForegroundConfig(**{"mask": "seed", "views": "both", **foreground}))
     augment, draw = Augment(config), Draw(torch.Generator().manual_seed(5))
     return augment.streams(clips, draw) if streams else augment.rgb(clips, draw)
 
@@ -211,6 +232,67 @@ def test_a_batch_of_one_stays_as_it_is():
     clips = batch(n=1)
     assert torch.equal(augmented(clips), plain(clips))
     assert not torch.equal(augmented(clips, background="intra"), plain(clips))
+    alone = augmented(clips, streams=True)
+    assert all(torch.equal(*pair) for pair in zip(alone, augmented(clips, streams=True, mask="none")))
+
+
+@pytest.mark.parametrize("mask", ["fame", "seed", "grid", "gauss"])
+@pytest.mark.parametrize("background", ["inter", "intra", "none"])
+@pytest.mark.parametrize("views", ["single", "both"])
+def test_merge_of_a_batch_by_its_definition(mask, background, views):
+    """x' = x M + y (1 - M), clip by clip, with the permutation that the draw gives."""
+    clips = batch(size=24)
+    draw = Draw(torch.Generator().manual_seed(5))
+    Augment(AugmentConfig(**OFF)).rgb(clips, draw)
+    rows = torch.arange(8)
+    permuted = (torch.tensor([[0], [4]]) + draw.permutations(2, 4)).flatten()
+    source = {"inter": permuted, "intra": (rows + 4) % 8, "none": rows}[background]
+    originals, merged = plain(clips), augmented(clips, mask=mask, background=background, views=views)
+    for row, own in enumerate(originals):
+        view = row // 4
+        other = originals[source[row]] if views == "both" or view == 0 else own
+        weight = foreground_mask(own[None], ForegroundConfig(mask=mask)).weight[0]
+        torch.testing.assert_close(merged[row], own * weight + other * (1 - weight), atol=1e-6, rtol=0)
+
+
+def test_every_stream_has_the_same_background():
+    """Also a static frame with a crop of its own: with equal crops of clips that stand still it is the clip."""
+    still = batch(n=6)[:, :, :1].expand(-1, -1, 5, -1, -1, -1)
+    config = AugmentConfig(**OFF, foreground=ForegroundConfig(mask="gauss", views="both", perm="derangement"))
+    for number in range(3):
+        rgb, static, difference = Augment(config).streams(still, Draw(torch.Generator().manual_seed(number)), still)
+        assert torch.equal(rgb, static) and not torch.equal(rgb, plain(still)) and not difference.any()
+
+
+@pytest.mark.parametrize("source", ["raw", "augmented"])
+@pytest.mark.parametrize("diff", ["forward17", "roll16"])
+def test_flipped_once_before_the_merge(source, diff):
+    """A clip that is mirrored for the merge is not mirrored again: all three streams are those of mirrored clips."""
+    foreground = ForegroundConfig(mask="seed", views="both")
+    plain_, mirrored = (
+        Augment(AugmentConfig(**{**OFF, "flip": p}, foreground=foreground), diff, source) for p in (0, 1)
+    )
+    expected = plain_.streams(batch().flip(-2), Draw(torch.Generator().manual_seed(5)))
+    for one, other in zip(mirrored.streams(batch(), Draw(torch.Generator().manual_seed(5))), expected):
+        torch.testing.assert_close(one, other)
+
+
+def test_colours_do_not_depend_on_the_number_of_ranks():
+    """Backgrounds are of a rank's own videos, flips and colours those of the global batch."""
+    clips, config = batch(), AugmentConfig(blur=0, foreground=ForegroundConfig(mask="gauss", background="intra"))
+    whole = Augment(config).rgb(clips, Draw(torch.Generator().manual_seed(5))).unflatten(0, (2, 4))
+    parts = [
+        Augment(config).rgb(clips[:, 2 * rank : 2 * rank + 2], Draw(torch.Generator().manual_seed(5), rank, 2))
+        for rank in range(2)
+    ]
+    torch.testing.assert_close(torch.cat([part.unflatten(0, (2, 2)) for part in parts], dim=1), whole)
+    config.foreground = ForegroundConfig(mask="gauss")  # view 1 keeps its background, so that it shows the colours
+    whole = Augment(config).rgb(clips, Draw(torch.Generator().manual_seed(5)))[4:]
+    parts = [
+        Augment(config).rgb(clips[:, 2 * rank : 2 * rank + 2], Draw(torch.Generator().manual_seed(5), rank, 2))[2:]
+        for rank in range(2)
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole)
 
 
 def test_streams_of_a_merged_clip():
@@ -235,7 +317,7 @@ def test_permutations_of_each_rank():
     assert Draw(torch.Generator()).permutations(2, 1, derangement=True).tolist() == [[0], [0]]
 
 
-@pytest.mark.parametrize("beta", [0, -0.5, 1.5])
+@pytest.mark.parametrize("beta", [0, -0.5, 1.5, float("nan")])
 def test_beta_out_of_range(beta):
-    with pytest.raises(ValueError, match=r"augment\.foreground\.beta: got"):
+    with pytest.raises(ValueError, match=r"foreground\.beta: got"):
         ForegroundConfig(beta=beta)

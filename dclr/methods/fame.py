@@ -26,8 +26,13 @@ class FAME(MoCo):
     Args:
         config: temperature, head, momentum, queue and masks.
         encoder: (b, 3, T, h, w) to (b, C, T', h', w'), with `feature_dim`.
-        augment: flip and colour augmentation.
+        augment: flip and colour augmentation, without masks of its own.
+
+    Raises:
+        ValueError: `augment.foreground` is set, which `config.foreground` would replace.
     """
 
     def __init__(self, config: FAMEConfig, encoder: nn.Module, augment: AugmentConfig) -> None:
+        if augment.foreground != ForegroundConfig():
+            raise ValueError(f"augment.foreground: got {augment.foreground}, expected it in method.foreground for fame")
         super().__init__(config, encoder, replace(augment, foreground=config.foreground))

@@ -9,6 +9,7 @@ from dclr.foreground import ForegroundConfig
 from dclr.methods import DCLRConfig, DualVarConfig, FAMEConfig, MoCoConfig, SimCLRConfig, build_method
 from dclr.methods.search import SearchConfig
 from dclr.models import build_encoder
+from dclr.presets.fame import PRESETS
 
 
 def batch(views=2, n=4, frames=5, size=24):
@@ -26,6 +27,24 @@ def loss(config, augment, views=2, seed=0):
     method.after_step()
     assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
     return total.item(), output
+
+
+def test_fame_does_not_drop_masks_of_the_augmentation():
+    with pytest.raises(ValueError, match=r"augment\.foreground: got .*grid.* expected it in method\.foreground"):
+        loss(FAMEConfig(queue=16, dim=8, hidden=8), AugmentConfig(foreground=ForegroundConfig(mask="grid")))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_the_released_recipe(name):
+    preset = PRESETS[name]()
+    method, foreground = preset.method, preset.method.foreground
+    assert (method.tau, method.momentum, method.symmetric, method.key_bn) == (0.1, 0.999, True, "shuffle")
+    assert method.queue == {"ucf101": 2048, "kinetics400": 65536}[preset.data.dataset]
+    assert not preset.train.sync_bn and preset.optim.schedule == "cosine" and preset.optim.lr == 0.01
+    assert preset.augment.mean == (0.43216, 0.394666, 0.37645) and foreground.hue == "official"
+    assert foreground.views == ("both" if "both views" in PRESETS[name].__doc__ else "single")
+    assert foreground.merges == (name not in ("F1.1", "F3.1", "F4.1"))
+    assert PRESETS[name].__doc__.splitlines()[0].count(" / ") or name == "fame_ucf101"
 
 
 def test_fame_is_symmetric_moco_on_merged_clips():
