@@ -98,17 +98,18 @@ if triton is not None:
             if index_ptr is not None:
                 other_ptr, other_stride, other_stride_d = key_ptr, key_stride_p, key_stride_d
                 offset = g * index_stride_g + row.to(tl.int64) * index_stride_r
-                other = tl.load(index_ptr + offset, mask=inside, other=0).to(tl.int32)
+                other = tl.load(index_ptr + offset, mask=inside, other=-1).to(tl.int32)
+                there = (other >= 0) & (other < P)
             else:
                 other_ptr, other_stride, other_stride_d = positive_ptr, positive_stride_r, positive_stride_d
                 other_ptr += g * positive_stride_g
-                other = row
-            other_scale = _power_scale(other_ptr, other, inside, other_stride, other_stride_d, D, ROWS, BLOCK_D)
+                other, there = row, inside
+            other_scale = _power_scale(other_ptr, other, there, other_stride, other_stride_d, D, ROWS, BLOCK_D)
             square, product = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
             for first in range(0, D, BLOCK_D):
                 d = first + tl.arange(0, BLOCK_D)
                 x = load_rows(query_ptr, row, inside, query_stride_r, d, D, query_stride_d) * scale[:, None]
-                y = load_rows(other_ptr, other, inside, other_stride, d, D, other_stride_d) * other_scale[:, None]
+                y = load_rows(other_ptr, other, there, other_stride, d, D, other_stride_d) * other_scale[:, None]
                 product += tl.sum(x * y, 1)
                 square += tl.sum(y * y, 1)
             other_inverse = _inverse_norm(square)

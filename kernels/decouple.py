@@ -203,7 +203,8 @@ def decouple(
 
     Args:
         clip: (B, C, T+1, H, W) uint8 (scaled to [0, 1]) or floating, any strides.
-        static_index: (B,) int64 or int32 in [0, T): the frame that stands still.
+        static_index: (B,) int64 or int32 in [0, T): the frame that stands still. Others are an error where the tensor
+            is on the CPU; on a GPU they give a static clip of zeros.
         flip: (B,) bool, the clips to mirror.
         mean, std: (C,) of each channel, for values in [0, 1]; 0 and 1 where not given.
         dtype: of the results; the clip's, or float32 for uint8.

@@ -234,8 +234,10 @@ def info_nce(
     Args:
         query: (M, D) floating.
         key: (P, D) of the same dtype.
-        positive: None (row i of `key`, P == M), (M,) rows of `key`, or (M, K, D) positives outside of `key`.
-        exclude: (M,), (M, E), or (M, K, E) with explicit positives: rows of `key` that are no negatives, -1 none.
+        positive: None (row i of `key`, P == M), (M,) rows of `key`, or (M, K, D) positives outside of `key`. A row
+            that `key` does not have is an error where the tensor is on the CPU; on a GPU it counts as a zero row.
+        exclude: (M,), (M, E), or (M, K, E) with explicit positives: rows of `key` that are no negatives, -1 none. A
+            row that `key` does not have is an error on the CPU, and ignored on a GPU.
         weight: (M, K) of the explicit positives, default 1 / K; gets no gradient.
         temperature: above 0.
         reduction: `mean`, `sum` or `none`, over the M rows.
