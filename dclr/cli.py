@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import tyro
 
 import dclr
+from dclr.ablate import SIZES, AblateConfig, ablate
 from dclr.bench import BenchConfig, bench
 from dclr.config import ConfigError, PretrainConfig, load, nearest, update
 from dclr.data.prepare import PrepareConfig, prepare
@@ -157,6 +158,13 @@ def _demo(argv: list[str]) -> None:
     demo(_parse(DemoConfig, argv, "demo", DemoConfig()))
 
 
+def _ablate(argv: list[str]) -> None:
+    """Pretrain rows of the papers' tables on generated videos over several seeds; a table and a plot of them."""
+    size = _take(argv, values=("--size",))[0].get("--size", "cpu")
+    # The videos' flags are laid over those of the size.
+    ablate(_parse(AblateConfig, argv, "ablate", AblateConfig(size=size if size in SIZES else "cpu")))
+
+
 def _bench(argv: list[str]) -> None:
     """Time the kernels against their peers; --plot draws results, --tune searches a config table on this GPU."""
     bench(_parse(BenchConfig, argv, "bench", BenchConfig()))
@@ -169,6 +177,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "retrieve": _retrieve,
     "synth": _synth,
     "demo": _demo,
+    "ablate": _ablate,
     "bench": _bench,
 }
 

@@ -2,7 +2,8 @@
 
 Every video has a textured background of its own, of one of eight scene families, over which bright blobs all move in
 one direction at one speed. Labels are the nearest of eight directions (`motion`) and the family (`scene`). No
-background is drawn twice, so train and test share none.
+background is drawn twice, so train and test share none. Three settings make it harder, each alone: `scenes`, `turn`,
+`still`.
 """
 
 from __future__ import annotations
@@ -45,14 +46,24 @@ class SynthConfig:
     """Slowest and fastest, in pixels per frame."""
     sector: float = 0.5
     """Share of the directions about a label's that videos take: 1 leaves no gap between labels, 0 has one each."""
+    scenes: int = 0
+    """Backgrounds that the videos of a split share, so that a background does not give its video away; the families
+    take turns. 0: each its own. Train and test share none in any case."""
+    turn: float = 0.0
+    """Share of the videos that go another label's way in their second half, so that two clips of one video may show
+    different motions; the label is the first half's."""
+    still: int = 0
+    """Blobs that stand still: in a single frame they look like the others."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("train", 1), ("test", 1), ("size", 8), ("frames", 2), ("blobs", 1)):
+        least_of = {"train": 1, "test": 1, "size": 8, "frames": 2, "blobs": 1, "scenes": 0, "still": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"synth.{name}: got {getattr(self, name)}, expected at least {least}")
-        if not 0 <= self.sector <= 1:
-            raise ValueError(f"synth.sector: got {self.sector}, expected a share in [0, 1]")
+        for name in ("sector", "turn"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"synth.{name}: got {getattr(self, name)}, expected a share in [0, 1]")
         if self.size % 2:
             raise ValueError(f"synth.size: got {self.size}, expected an even number (4:2:0 video)")
 
@@ -120,21 +131,62 @@ def background(scene: int, size: int, contrast: float, rng: np.random.Generator)
     return np.clip(0.3 + contrast * (color - 0.5), 0, 1).astype(np.float32)
 
 
-def moving_scene(motion: int, scene: int, config: SynthConfig, rng: np.random.Generator) -> np.ndarray:
-    """One video, (frames, size, size, 3) uint8. Blobs that leave on one side come back on the other."""
+def shared_background(number: int, split: str, config: SynthConfig) -> tuple[int, np.ndarray]:
+    """Family and picture of one of a split's `config.scenes` backgrounds."""
+    rng = np.random.default_rng((config.seed, number, 1 + (split == "test")))
+    scene = number % len(SCENES)
+    return scene, background(scene, config.size, config.contrast, rng)
+
+
+def moving_scene(
+    motion: int, scene: int, config: SynthConfig, rng: np.random.Generator, scenery: np.ndarray | None = None
+) -> np.ndarray:
+    """One video, (frames, size, size, 3) uint8. Blobs that leave on one side come back on the other.
+
+    Args:
+        scenery: (size, size, 3) background to use; by default one of the family `scene` is drawn.
+    """
     size = config.size
-    scenery = background(scene, size, config.contrast, rng)
-    # Within its label's sector the direction is continuous, so that two videos of one label still differ.
-    angle = (motion + config.sector * rng.uniform(-0.5, 0.5)) * 2 * np.pi / len(MOTIONS)
-    velocity = rng.uniform(*config.speed) * np.array([np.cos(angle), np.sin(angle)])
+    scenery = background(scene, size, config.contrast, rng) if scenery is None else scenery
+    velocity = _velocity(motion, rng.uniform(-0.5, 0.5), config, rng.uniform(*config.speed))
     start = rng.uniform(0, size, (config.blobs, 2))
-    center = (start + velocity * np.arange(config.frames)[:, None, None]) % size  # (frames, blobs, xy)
-    distance = np.abs(np.arange(size)[:, None] - center[:, :, None])  # (frames, blobs, pixel, xy)
+    time = np.arange(config.frames)[:, None, None]
+    # Settings that are off draw nothing, and those that are on draw last: what they do not concern stays as it is.
+    change = _second_velocity(motion, velocity, config, rng) - velocity
+    path = velocity * time + change * np.maximum(time - config.frames // 2, 0)
+    blob = _blobs(start + path, config)  # (frames, size, size, 1)
+    if config.still:
+        stands = rng.uniform(0, size, (1, config.still, 2))
+        scenery = _over(scenery, _blobs(stands, config), config)
+    return np.round(np.clip(_over(scenery, blob, config), 0, 1) * 255).astype(np.uint8)
+
+
+def _velocity(motion: int, offset: float, config: SynthConfig, speed: float) -> np.ndarray:
+    # Within its label's sector the direction is continuous, so that two videos of one label still differ.
+    angle = (motion + config.sector * offset) * 2 * np.pi / len(MOTIONS)
+    return speed * np.array([np.cos(angle), np.sin(angle)])
+
+
+def _second_velocity(motion: int, velocity: np.ndarray, config: SynthConfig, rng: np.random.Generator) -> np.ndarray:
+    """Velocity of the second half: the first's, or, of the share `turn`, another label's at the same speed."""
+    if not config.turn or rng.random() >= config.turn:
+        return velocity
+    other = motion + int(rng.integers(1, len(MOTIONS)))
+    return _velocity(other, rng.uniform(-0.5, 0.5), config, float(np.hypot(*velocity)))
+
+
+def _blobs(center: np.ndarray, config: SynthConfig) -> np.ndarray:
+    """Blobs with centres (frames, blobs, xy): (frames, size, size, 1) in [0, 1], each pixel of the nearest one."""
+    size = config.size
+    distance = np.abs(np.arange(size)[:, None] - (center % size)[:, :, None])  # (frames, blobs, pixel, xy)
     distance = np.minimum(distance, size - distance)
     profile = np.exp(-(distance**2) / (2 * config.radius**2))
-    blob = (profile[..., None, :, 0] * profile[..., :, None, 1]).max(1)[..., None]  # (frames, size, size, 1)
+    return (profile[..., None, :, 0] * profile[..., :, None, 1]).max(1)[..., None]
+
+
+def _over(scenery: np.ndarray, blob: np.ndarray, config: SynthConfig) -> np.ndarray:
     under = scenery * (1 - blob) if config.blend == "cover" else scenery
-    return np.round(np.clip(under + config.brightness * blob, 0, 1) * 255).astype(np.uint8)
+    return under + config.brightness * blob
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int = 25) -> None:
@@ -162,9 +214,11 @@ def synthesize(root: Path, config: SynthConfig, progress: bool = True) -> Path:
     rows = []
     for number, split in enumerate(tqdm(splits, desc="moving scenes", unit="video", disable=not progress)):
         rng = np.random.default_rng((config.seed, number))
-        motion, scene = number % len(MOTIONS), int(rng.integers(len(SCENES)))
+        motion, scene, scenery = number % len(MOTIONS), int(rng.integers(len(SCENES))), None
+        if config.scenes:
+            scene, scenery = shared_background(int(rng.integers(config.scenes)), split, config)
         path = f"videos/{number:06d}.mp4"
-        write_video(root / path, moving_scene(motion, scene, config, rng))
+        write_video(root / path, moving_scene(motion, scene, config, rng, scenery))
         rows.append((path, MOTIONS[motion], list(SCENES)[scene], split))
     labels = root / LABELS_FILE
     with labels.open("w", newline="") as file:

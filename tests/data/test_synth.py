@@ -1,6 +1,7 @@
-"""Moving scenes: independent labels, motion that is what the label says, the two knobs, reproducible files."""
+"""Moving scenes: independent labels, motion that is what the label says, each knob, reproducible files."""
 
 import csv
+import dataclasses
 import math
 from collections import Counter
 
@@ -34,11 +35,65 @@ def test_blobs_move_as_labelled(motion):
     """The shift that best aligns consecutive frames lies in the label's sector (image y points down)."""
     config = SynthConfig(size=32, frames=4, contrast=0.0, blobs=3, speed=(3.0, 3.0))
     video = moving_scene(motion, 0, config, np.random.default_rng(motion)).astype(float).mean(-1)
-    before, after = np.fft.fft2(video[0]), np.fft.fft2(video[1])
-    peak = np.unravel_index(np.fft.ifft2(after * before.conj()).real.argmax(), (32, 32))
-    dy, dx = ((p + 16) % 32 - 16 for p in peak)
-    off = (math.atan2(dy, dx) - motion * math.pi / 4 + math.pi) % (2 * math.pi) - math.pi
-    assert abs(off) < math.pi / 8 + 0.25
+    assert between(direction(video[0], video[1]), motion * math.pi / 4) < math.pi / 8 + 0.25
+
+
+def direction(before, after):
+    """Angle of the shift that best aligns two square grey frames."""
+    size = len(before)
+    peak = np.fft.ifft2(np.fft.fft2(after) * np.fft.fft2(before).conj()).real.argmax()
+    dy, dx = ((p + size // 2) % size - size // 2 for p in np.unravel_index(peak, before.shape))
+    return math.atan2(dy, dx)
+
+
+def between(one, other):
+    """Angle between two directions, 0 to pi."""
+    return abs((one - other + math.pi) % (2 * math.pi) - math.pi)
+
+
+def test_turned_videos_go_another_way_in_their_second_half():
+    config = SynthConfig(size=48, frames=12, contrast=0.0, blobs=4, speed=(3.0, 3.0), turn=1.0)
+    for seed in range(16):
+        video = moving_scene(seed % 8, 0, config, np.random.default_rng(seed)).astype(float).mean(-1)
+        first, second = direction(video[0], video[3]), direction(video[7], video[10])
+        assert between(first, seed % 8 * math.pi / 4) < math.pi / 8 + 0.15  # the label's
+        assert between(first, second) > math.pi / 16
+        assert np.abs(video[7] - video[6]).max() < 200  # they turn, and jump nowhere
+
+
+def test_turn_is_a_share_of_the_videos():
+    changed = 0
+    for seed in range(200):
+        plain, turned = (
+            moving_scene(0, 0, SynthConfig(size=16, frames=8, blobs=2, turn=turn), np.random.default_rng(seed))
+            for turn in (0.0, 0.3)
+        )
+        assert np.array_equal(plain[:5], turned[:5])
+        changed += not np.array_equal(plain, turned)
+    assert 40 <= changed <= 80
+
+
+def test_still_blobs_are_in_each_frame_and_not_in_the_difference():
+    config = SynthConfig(frames=6, brightness=0.25, contrast=0.2)
+    plain, still = (
+        moving_scene(2, 5, dataclasses.replace(config, still=number), np.random.default_rng(9)).astype(int)
+        for number in (0, 3)
+    )
+    assert ((still - plain).max((1, 2, 3)) >= 40).all()
+    assert np.abs(np.diff(still, axis=0) - np.diff(plain, axis=0)).max() <= 2  # rounding
+
+
+def test_shared_backgrounds(tmp_path):
+    config = SynthConfig(train=40, test=16, frames=2, size=16, blobs=1, brightness=0.0, scenes=4)
+    rows = list(csv.DictReader(synthesize(tmp_path, config, progress=False).read_text().splitlines()))
+    backgrounds = {"train": set(), "test": set()}
+    for row in rows:
+        frame = read_clips(tmp_path / row["path"], [0], 1)
+        backgrounds[row["split"]].add((row["scene"], frame.tobytes()))
+    assert len(backgrounds["train"]) == len(backgrounds["test"]) == 4
+    assert not backgrounds["train"] & backgrounds["test"]
+    assert {scene for scene, _ in backgrounds["train"]} == set(list(SCENES)[:4])
+    assert len({(row["motion"], row["scene"]) for row in rows}) > 16  # motion tells nothing of the background
 
 
 def test_scene_is_independent_of_motion():
@@ -64,7 +119,7 @@ def test_contrast_zero_is_flat():
     assert np.ptp(background(1, 16, 0.0, np.random.default_rng(0))) == 0
 
 
-@pytest.mark.parametrize("bad", [{"train": 0}, {"size": 33}, {"frames": 1}, {"blobs": 0}])
+@pytest.mark.parametrize("bad", [{"train": 0}, {"size": 33}, {"frames": 1}, {"blobs": 0}, {"turn": 1.5}, {"still": -1}])
 def test_bad_configuration(bad):
     with pytest.raises(ValueError, match=r"synth\."):
         SynthConfig(**bad)

@@ -1,0 +1,308 @@
+"""The ablation: rows of the papers' tables, pretrained on moving scenes; what each learned of motion and of scene.
+
+A row is any preset. Its method and its augmentation are the preset's; encoder, videos and schedule are the same small
+ones for all rows (see `ablation_run`), so that the rows of a table differ by nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Literal
+
+from dclr.config import ConfigError, PretrainConfig, nearest, to_dict
+from dclr.data.synth import SynthConfig
+from dclr.demo import CHANCE, evaluate, videos
+from dclr.presets import PRESETS
+from dclr.presets.demo import demo_vanilla
+from dclr.training import load_method, pretrain
+from dclr.training.distributed import choose_device
+
+FIGURES = ("motion R@1", "motion linear", "scene R@1", "scene linear")
+SETTINGS, RESULT = "ablation.json", "result.json"
+
+
+@dataclass
+class AblateConfig:
+    """What `dclr ablate` does."""
+
+    rows: tuple[str, ...] = ("T4.1", "T4.3", "T4.4", "demo")
+    """Presets to compare, with commas or spaces between them: T4.1 to T7.5, F1.1 to F5.2 and so on."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each seed has videos and initial weights of its own."""
+    size: Literal["cpu", "gpu"] = "cpu"
+    """cpu: the demo's 8 frames of 32 x 32, tiny encoder; gpu: 16 frames of 64 x 64, R(2+1)D, bf16, 20000 videos."""
+    output: str = "runs/ablate"
+    """Folder of the videos, the runs, results.json, table.md and plot.png."""
+    epochs: int | None = None
+    """Epochs of every row; as the size says where not given."""
+    synth: SynthConfig | None = None
+    """The videos; as the size says where not given. Those with `turn` are for pretraining alone: the figures are of
+    the same videos going straight on."""
+
+    def __post_init__(self) -> None:
+        self.rows = tuple(dict.fromkeys(name for item in self.rows for name in item.split(",") if name))
+        self.seeds = tuple(dict.fromkeys(self.seeds))
+        if not self.rows:
+            raise ConfigError("rows: got none, expected presets, as T4.1,T4.3")
+        for row in self.rows:
+            if row not in PRESETS:
+                raise ConfigError(f"rows: got {row}{nearest(row, PRESETS)}")
+        if not self.seeds or min(self.seeds) < 0:
+            raise ConfigError(f"seeds: got {self.seeds or 'none'}, expected at least one, not negative")
+        if self.epochs is not None and self.epochs < 1:
+            raise ConfigError(f"epochs: got {self.epochs}, expected at least 1")
+        if self.size not in SIZES:
+            raise ConfigError(f"size: got {self.size!r}, expected one of {', '.join(SIZES)}")
+        if self.synth is None:
+            self.synth = SIZES[self.size].synth
+        if self.synth.seed:
+            raise ConfigError(
+                f"synth.seed: got {self.synth.seed}, expected none: each of the seeds draws its own videos"
+            )
+
+
+@dataclass(frozen=True)
+class Size:
+    """What all rows of an ablation share.
+
+    Attributes:
+        synth: the videos.
+        run: encoder, data, optimiser and schedule; its method and augmentation are the rows' own.
+        dim, hidden: widths of the projection heads.
+        momentum: share that a momentum encoder keeps of itself at each step.
+    """
+
+    synth: SynthConfig
+    run: PretrainConfig
+    dim: int
+    hidden: int
+    momentum: float
+
+
+def _gpu_run() -> PretrainConfig:
+    run = demo_vanilla()
+    return dataclasses.replace(
+        run,
+        encoder="r2plus1d_vcop",
+        data=dataclasses.replace(run.data, frames=16, size=64, workers=8, cache=None),
+        optim=dataclasses.replace(run.optim, lr=0.002, warmup=200),
+        train=dataclasses.replace(run.train, epochs=20, batch=64, device="cuda", precision="bf16"),
+    )
+
+
+SIZES = {
+    # 24 x 32 steps: a momentum of 0.999 would leave half of the initial weights to the end.
+    "cpu": Size(SynthConfig(), demo_vanilla(), dim=64, hidden=96, momentum=0.99),
+    "gpu": Size(
+        SynthConfig(train=20000, test=2000, size=72, frames=32, blobs=24, radius=2.4),
+        _gpu_run(),
+        dim=128,
+        hidden=512,
+        momentum=0.999,
+    ),
+}
+
+
+def ablation_run(row: str, config: AblateConfig) -> PretrainConfig:
+    """The configuration of a row, without its seed and folders.
+
+    Of the preset: the method, the augmentation, and whether BatchNorm spans the GPUs. Everything else is the size's.
+    No mirror flips, which would merge directions; no hue shift and no blur, as what tells the scene families apart
+    is their hue, and a blob is as small as the blur.
+    """
+    preset, size = PRESETS[row](), SIZES[config.size]
+    train = dataclasses.replace(
+        size.run.train, epochs=config.epochs or size.run.train.epochs, sync_bn=preset.train.sync_bn
+    )
+    return dataclasses.replace(
+        size.run,
+        augment=dataclasses.replace(preset.augment, flip=0, hue=0, blur=0),
+        train=train,
+        method=_adapted(preset, size, train.epochs, train.batch, config.synth.train),
+    )
+
+
+def _adapted(preset: PretrainConfig, size: Size, epochs: int, batch: int, train_videos: int) -> Any:
+    """The preset's method with what a small set and a short run need, alike for all rows.
+
+    Heads of the size's widths standardise their input, and the temperature is 0.1: else every cosine starts near 1 and
+    a short run stays there. A queue holds a quarter of the videos (2048 is about a fifth of UCF-101). Search and
+    refinement start, and the slow encoder is refreshed, after a quarter of the epochs: the paper's twentieth would be
+    over before features mean anything. The terms of a curriculum start at the same share of the epochs. The released
+    recipe of DCLR has no standardised heads and keeps its momentum of 0.999.
+    """
+    method = preset.method
+    changes = {
+        "tau": 0.1,
+        "dim": size.dim,
+        "hidden": size.hidden,
+        "center": True,
+        "momentum": size.momentum,
+        "queue": max(train_videos // 4, 2 * batch),
+    }
+    quarter = max(1, epochs // 4)
+    if hasattr(method, "search"):
+        # The released recipe's is a queue of negatives, which must hold a batch; a flushed one must fill anew.
+        released = method.variant == "official_release"
+        queue = changes["queue"] if released else max(train_videos // 4, method.search.k)
+        start = quarter if method.search.start else 0
+        changes["search"] = dataclasses.replace(method.search, queue=queue, start=start, refresh=quarter)
+        changes["refine"] = dataclasses.replace(method.refine, start=quarter if method.refine.start else 0)
+        starts = {name: epoch * epochs // preset.train.epochs for name, epoch in asdict(method.loss_start).items()}
+        changes["loss_start"] = dataclasses.replace(method.loss_start, **starts)
+    fields = {field.name for field in dataclasses.fields(method)}
+    return dataclasses.replace(method, **{name: value for name, value in changes.items() if name in fields})
+
+
+def ablate(config: AblateConfig | None = None) -> dict[str, Any]:
+    """Pretrain, evaluate, compare; what is finished already is not run again, what was interrupted goes on.
+
+    Processes with different seeds may share an output folder; a last call with all seeds then writes the whole table.
+
+    Returns:
+        What results.json holds: "runs", the figures of each row and seed in percent, "rows", their means and spreads
+        (the sample standard deviation over seeds, null for one seed), and "protocol".
+
+    Raises:
+        ConfigError: the output folder holds other runs, the size's device is missing, or matplotlib is (the table is
+            there all the same).
+    """
+    config = config or AblateConfig()
+    folder = Path(config.output).expanduser()
+    choose_device(SIZES[config.size].run.train.device)  # a missing GPU is an error now, not after an hour of videos
+    planned = [(row, seed) for seed in config.seeds for row in config.rows]
+    for row, seed in planned:
+        _claim(_run_folder(folder, row, seed), ablation_run(row, config), config.synth)
+    runs: list[dict[str, Any]] = []
+    for number, (row, seed) in enumerate(planned, 1):
+        print(f"[{number}/{len(planned)}] {row}, seed {seed}: {_describe(row)[0]}", flush=True)
+        result = run_row(row, seed, config)
+        runs.append({"row": row, "seed": seed, **result})
+        print("    " + ", ".join(f"{figure} {result[figure]:.1f}" for figure in FIGURES), flush=True)
+        results = summarize(config, runs)
+        # After each run, so that a look at a long experiment, or an end to it, finds what there is.
+        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (folder / "table.md").write_text(format_table(results) + "\n", encoding="utf-8")
+    print(f"\n{format_table(results)}\n\n{folder / 'results.json'}\n{folder / 'table.md'}")
+    print(plot(results, folder / "plot.png"))
+    return results
+
+
+def run_row(row: str, seed: int, config: AblateConfig) -> dict[str, Any]:
+    """Figures of a row and seed: read where the run is finished, else pretrained, from where it was, and evaluated."""
+    folder = Path(config.output).expanduser()
+    output = _run_folder(folder, row, seed)
+    finished = output / RESULT
+    if finished.exists():
+        return json.loads(finished.read_text(encoding="utf-8"))
+    synth = dataclasses.replace(config.synth, seed=seed)
+    run = ablation_run(row, config)
+    root = videos(folder / f"videos_{seed}", synth)
+    run = dataclasses.replace(
+        run,
+        output=str(output),
+        data=dataclasses.replace(run.data, root=str(root)),
+        train=dataclasses.replace(run.train, seed=seed),
+    )
+    pretrain(run, resume=True)
+    if synth.turn:
+        root = videos(folder / f"straight_{seed}", dataclasses.replace(synth, turn=0.0))
+    result = evaluate(load_method(output).method.encoder, run, root)
+    finished.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    finished.with_suffix(".tmp").replace(finished)
+    return result
+
+
+def _run_folder(folder: Path, row: str, seed: int) -> Path:
+    """Of the first preset with the same configuration: T5.1, T6.1 and T7.5, say, are one run."""
+    wanted = PRESETS[row]()
+    return folder / f"{next(name for name, preset in PRESETS.items() if preset() == wanted)}_{seed}"
+
+
+def _claim(output: Path, run: PretrainConfig, synth: SynthConfig) -> None:
+    """Note the settings of a run in its folder, or check them against those noted by an earlier call."""
+    settings = json.dumps({"run": to_dict(run), "videos": asdict(synth)}, indent=1)
+    path = output / SETTINGS
+    if path.exists():
+        if path.read_text(encoding="utf-8") != settings:
+            raise ConfigError(f"{output} holds a run with other settings ({path}); expected another --output")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(settings, encoding="utf-8")
+
+
+def _describe(row: str) -> tuple[str, str]:
+    """What a preset shows, and the paper's figures for it, as its docstring says."""
+    text = (PRESETS[row].__doc__ or "").splitlines()[0].rstrip(".")
+    shows, *published = re.split("; (?:paper|poster): ", text)
+    return shows, published[0] if published else "-"
+
+
+def summarize(config: AblateConfig, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and spread of each figure over the seeds, for each row that has a run."""
+    rows = []
+    for row in config.rows:
+        mine = [run for run in runs if run["row"] == row]
+        if mine:
+            shows, published = _describe(row)
+            summary = {"row": row, "shows": shows, "published": published, "seeds": len(mine)}
+            rows.append(summary | {figure: _spread([run[figure] for run in mine]) for figure in FIGURES})
+    settings = {"size": config.size, "videos": asdict(config.synth)}
+    return {**settings, "chance": CHANCE, "protocol": runs[0]["protocol"], "rows": rows, "runs": list(runs)}
+
+
+def _spread(values: list[float]) -> dict[str, float | None]:
+    return {"mean": mean(values), "spread": stdev(values) if len(values) > 1 else None}
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """Markdown: a line for each row, and under it what the figures are."""
+    head = ["row", "what", "seeds", *FIGURES, "published"]
+    lines = [head, ["---"] * len(head)]
+    for row in results["rows"]:
+        figures = [_cell(row[figure]) for figure in FIGURES]
+        lines.append([row["row"], row["shows"], str(row["seeds"]), *figures, row["published"]])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return (
+        f"{table}\n\nPercent: mean ± sample standard deviation over seeds; chance is {CHANCE}. The published figures "
+        f"are of other data. Protocol: {results['protocol']}"
+    )
+
+
+def _cell(figure: dict[str, float | None]) -> str:
+    spread = "" if figure["spread"] is None else f" ± {figure['spread']:.1f}"
+    return f"{figure['mean']:.1f}{spread}"
+
+
+def plot(results: dict[str, Any], path: Path) -> Path:
+    """Draw motion and scene of each row as bars with spreads, one panel for retrieval and one for the linear probe.
+
+    Raises:
+        ConfigError: matplotlib is missing.
+    """
+    if find_spec("matplotlib") is None:
+        raise ConfigError(f"{path}: matplotlib is not installed; the extra `bench` has it: pip install -e '.[bench]'")
+    from matplotlib.figure import Figure
+
+    rows = results["rows"]
+    figure = Figure(figsize=(3 + 0.7 * len(rows), 6), layout="constrained")
+    panels = figure.subplots(2, sharex=True)
+    for axes, measure in zip(panels, ("R@1", "linear")):
+        for shift, label in ((-0.2, "motion"), (0.2, "scene")):
+            figures = [row[f"{label} {measure}"] for row in rows]
+            places = [place + shift for place in range(len(rows))]
+            spreads = [value["spread"] or 0 for value in figures]
+            axes.bar(places, [value["mean"] for value in figures], 0.4, yerr=spreads, capsize=3, label=label)
+        axes.axhline(results["chance"], color="black", linestyle="--", linewidth=1, label="chance")
+        axes.set(ylabel=f"{measure}, %", ylim=(0, 100))
+    panels[0].legend(ncols=3, fontsize=8)
+    panels[1].set_xticks(range(len(rows)), [row["row"] for row in rows], rotation=45 if len(rows) > 6 else 0)
+    figure.savefig(path, dpi=120)
+    return path
