@@ -33,7 +33,7 @@ class SynthConfig:
     size: int = 40
     """Height and width."""
     frames: int = 24
-    contrast: float = 0.3
+    contrast: float = 0.4
     """Range of the background's brightness, 0 (flat grey) to 1."""
     blend: Literal["add", "cover"] = "add"
     """Blobs add to the background (the frame difference holds motion alone) or cover it (it leaks in)."""
