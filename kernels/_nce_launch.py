@@ -18,8 +18,8 @@ if triton is not None:
 # Tiles of each kernel by the size of an element in bytes: rows kept, rows that pass by, columns at a time, a
 # power of two up to LONGEST.
 LONGEST = 128
-_FORWARD_32 = {"BLOCK_A": 64, "BLOCK_B": 64, "BLOCK_D": 32, "num_warps": 8, "STAGES": 2}
-_GRADIENT_32 = {"BLOCK_A": 32, "BLOCK_B": 32, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2}
+_FORWARD_32 = {"BLOCK_A": 64, "BLOCK_B": 32, "BLOCK_D": 32, "num_warps": 8, "STAGES": 2}
+_GRADIENT_32 = {"BLOCK_A": 32, "BLOCK_B": 16, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2}
 CONFIGS = {
     "default": {
         "forward": {2: {"BLOCK_A": 128, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2}, 4: _FORWARD_32},
@@ -29,7 +29,7 @@ CONFIGS = {
         "forward": {2: {"BLOCK_A": 128, "BLOCK_B": 128, "BLOCK_D": 128, "num_warps": 8, "STAGES": 3}, 4: _FORWARD_32},
         "gradient": {
             2: {"BLOCK_A": 64, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 3},
-            4: {"BLOCK_A": 32, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2},
+            4: _GRADIENT_32,
         },
     },
 }

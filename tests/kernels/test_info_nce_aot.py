@@ -35,8 +35,9 @@ def launches(monkeypatch, target, dtype, kind, temperature=0.07, dim=128):
 def check(cases, target, only=KERNELS):
     reports = {name: compile_case(cases[name], target) for name in only}
     for report in reports.values():
-        # AMD parks some scalars in vector registers.
-        check_report(report, target, spill_bytes=0 if target.startswith("sm") else 400)
+        # None on NVIDIA with Triton 3.9; the assembler of 3.7.1 spills 8 bytes in one case. AMD parks scalars in vector
+        # registers, and spills.
+        check_report(report, target, spill_bytes=8 if target.startswith("sm") else 1024)
     return reports
 
 
