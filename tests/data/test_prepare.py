@@ -371,7 +371,8 @@ def test_ctrl_c_and_going_on(files, tmp_path):
     """Two worker processes; Ctrl-C reaches all of them, as in a terminal."""
     root, out = tmp_path / "root", tmp_path / "out"
     (root / "class").mkdir(parents=True)
-    for i in range(150):
+    count = 600  # more than are done before the signal arrives
+    for i in range(count):
         (root / "class" / f"{i:03d}.mp4").hardlink_to(files["h264"])
     command = [sys.executable, "-m", "dclr", "prepare", "--dataset", "folder", "--root", str(root), "--out", str(out)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -383,8 +384,8 @@ def test_ctrl_c_and_going_on(files, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and errors.splitlines()[-1] == "dclr: interrupted", errors
     before = finished()
-    assert 2 <= len(before) < 150 and all(count_prepared(out / "class" / name) == 30 for name in before)
+    assert 2 <= len(before) < count and all(count_prepared(out / "class" / name) == 30 for name in before)
     done = prepare_quietly("folder", root, out, workers=0)
-    assert (done.written, done.present) == (150 - len(before), len(before))
+    assert (done.written, done.present) == (count - len(before), len(before))
     after = finished()
-    assert len(after) == 150 and before.items() <= after.items() and not list(out.rglob("*.part"))
+    assert len(after) == count and before.items() <= after.items() and not list(out.rglob("*.part"))
