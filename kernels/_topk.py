@@ -152,7 +152,7 @@ if triton is not None:
             if query_id_ptr is not None:
                 queue_id = tl.load(queue_id_ptr + l.to(tl.int64) * queue_id_stride, mask=l < limit, other=0)
                 found = found & (query_id[:, None] != queue_id[None, :])
-            rank = tl.where(found, tl.maximum(cosine, NAN), ABSENT)  # the maximum with a NaN is the other
+            rank = tl.where(found, tl.where(cosine == cosine, cosine, NAN), ABSENT)
             kept, bar = _keep_better(kept, bar, rank, l)
         row = m.to(tl.int64)[:, None] * tl.num_programs(1) + tl.program_id(1)
         tl.store(key_ptr + row * K + slot, kept, mask=(m < M)[:, None] & (slot < K))
