@@ -102,6 +102,12 @@ class TrainConfig:
     """Batch statistics over all GPUs."""
     compile: bool = False
     """`torch.compile` the encoder."""
+    fold: bool = False
+    """Compute (2+1)D convolutions as 2D ones; like the next two, equal in result."""
+    pad: bool = False
+    """Compute mid-channels that are no multiple of 8 as if there were more, of zeros."""
+    static_once: bool = False
+    """Encode the frame of DCLR's static clip once instead of T times; of residual encoders and mixed statistics."""
     deterministic: bool = False
     """Only algorithms that give the same result each time; slower on GPUs."""
     threads: int = 0

@@ -43,9 +43,9 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch, draw: Draw) -> Output:
         """Losses of this rank's videos against the global batch."""
 
-    def encode(self, clip_bcthw: Tensor) -> Tensor:
-        """Feature map (b, C, T', h', w') of clips, in the memory layout that convolutions like best."""
-        return self.encoder(clip_bcthw.contiguous(memory_format=torch.channels_last_3d))
+    def encode(self, *clips_bcthw: Tensor) -> Tensor:
+        """Feature map (b, C, T', h', w') of what the encoder takes, in the layout that convolutions like best."""
+        return self.encoder(*(clip.contiguous(memory_format=torch.channels_last_3d) for clip in clips_bcthw))
 
     def check(self, global_batch: int, steps_per_epoch: int) -> None:
         """Raise ValueError if the run's sizes cannot work with this method."""

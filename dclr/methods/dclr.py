@@ -25,6 +25,7 @@ from dclr.methods.base import Method, Output
 from dclr.methods.contrast import Denominator, Term, contrast, gather_views, own_rows, similarities
 from dclr.methods.search import CrossVideoSearch, Entries, Mode, SearchConfig, cross_video_loss
 from dclr.models import ProjectionHead
+from dclr.models.still import StillResNet
 
 
 @dataclass
@@ -228,6 +229,10 @@ class DCLR(Method):
                 with nullcontext() if name == "v" else _running_statistics_kept(self.encoder):
                     features[name] = self.encode(clip)
             return features
+        if "s" in used and isinstance(self.encoder, StillResNet):
+            frame = used.pop("s")[:, :, :1]
+            features = self.encode(torch.cat(list(used.values())), frame)
+            return dict(zip([*used, "s"], features.chunk(len(used) + 1)))
         features = self.encode(torch.cat(list(used.values())))
         return dict(zip(used, features.chunk(len(used))))
 

@@ -1,4 +1,4 @@
-"""Video encoders by name, and projection heads."""
+"""Video encoders by name, their faster forward passes, and projection heads."""
 
 import difflib
 import inspect
@@ -7,13 +7,14 @@ from collections.abc import Callable
 from torch import nn
 
 from dclr.models.c3d import c3d
+from dclr.models.fast import accelerate
 from dclr.models.heads import ProjectionHead
 from dclr.models.i3d import i3d
 from dclr.models.r2plus1d import r2plus1d_18, r2plus1d_tiny, r2plus1d_tv1111, r2plus1d_vcop
 from dclr.models.resnet3d import mc3_18, r2d3d18, r3d18_hara, r3d_18, r3d_vcop
 from dclr.models.s3d import s3d, s3dg
 
-__all__ = ["ENCODERS", "ProjectionHead", "build_encoder"]
+__all__ = ["ENCODERS", "ProjectionHead", "accelerate", "build_encoder"]
 
 _BUILDERS = (
     r2plus1d_vcop,

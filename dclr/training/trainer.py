@@ -23,7 +23,7 @@ from dclr.config import ConfigError, PretrainConfig, save, to_dict
 from dclr.data import Batch, PretrainClips, build_pretrain_loader, load_dataset, to_device
 from dclr.distributed import broadcast_from_first, is_first, largest_over_ranks, mean_over_ranks, rank, world
 from dclr.methods import Method, Output, build_method
-from dclr.models import build_encoder
+from dclr.models import accelerate, build_encoder
 from dclr.training.checkpoint import LAST, CheckpointError, load_checkpoint, load_state, save_checkpoint
 from dclr.training.distributed import choose_device, joined
 from dclr.training.failures import Failures
@@ -155,7 +155,9 @@ class Trainer:
         """The method as the processes call it together."""
         if self.config.train.sync_bn and world() > 1 and self.device.type == "cuda":
             self.method = nn.SyncBatchNorm.convert_sync_batchnorm(self.method)
-        if self.config.train.compile:
+        train = self.config.train
+        accelerate(self.method, fold=train.fold, pad=train.pad, static_once=train.static_once)
+        if train.compile:
             self.method.encoder.compile()
         if world() == 1:
             return self.method

@@ -1,0 +1,221 @@
+"""Clips of one repeated frame beside moving ones, encoded together, the repeated frame once.
+
+The frames of a static clip are equal (DCLR Eq. 3), so that its spatial convolutions need one of them. A temporal
+convolution pads with zeros, which reach a position further into the clip with each layer; all positions between stay
+equal. A static clip is therefore a short clip in which one frame stands for many, up to the layer where the zeros meet.
+
+Shapes: m moving and s static clips; the latter have n frames, of which number `place` counts `times` over:
+T = n - 1 + times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import batch_norm
+
+from dclr.distributed import gather_rows, world
+from dclr.models.resnet3d import ResidualBlock, VideoResNet
+from dclr.models.rewrites import PaddedUnit
+
+
+class Still(NamedTuple):
+    """Static clips: `frames` (s, C, n, H, W), of which number `place` stands `times` over."""
+
+    frames: Tensor
+    place: int
+    times: int
+
+    def spread(self, before: int, after: int) -> Still:
+        """The same clips with the first `before` and the last `after` of the repeated frames written out."""
+        if not before + after:
+            return self
+        right = self.frames.shape[2] - self.place - 1
+        # Channels last, whatever torch.cat makes of an expanded axis.
+        left, middle, rest = self.frames.permute(0, 2, 3, 4, 1).split([self.place, 1, right], dim=1)
+        frames = torch.cat([left, middle.expand(-1, before + 1 + after, -1, -1, -1), rest], dim=1)
+        return Still(frames.permute(0, 4, 1, 2, 3), self.place + before, self.times - before - after)
+
+    def written_out(self) -> Tensor:
+        """All T frames."""
+        return self.spread(self.times - 1, 0).frames
+
+    def counts(self, dtype: torch.dtype) -> Tensor:
+        """(n,): how often each frame stands in the clip."""
+        counts = torch.ones(self.frames.shape[2], device=self.frames.device, dtype=dtype)
+        counts[self.place].fill_(self.times)  # on the device: nothing is copied there
+        return counts
+
+
+class Mixed(NamedTuple):
+    """One batch of `moving` clips (m, C, T, H, W) and `still` ones."""
+
+    moving: Tensor
+    still: Still
+
+
+class StillResNet(VideoResNet):
+    """`VideoResNet` that also takes static clips as their one frame, equal in result to giving it all clips at once."""
+
+    def forward(self, clip_bcthw: Tensor, static_frame: Tensor | None = None) -> Tensor:
+        """Features of the clips (m, 3, T, H, W), and after them those of the static frames (s, 3, 1, H, W)."""
+        if static_frame is None:
+            return super().forward(clip_bcthw)
+        if static_frame.shape[2] != 1:
+            raise ValueError(f"static_frame: got {static_frame.shape[2]} frames a clip, expected 1")
+        x = Mixed(clip_bcthw, Still(static_frame, 0, clip_bcthw.shape[2]))
+        for stage in (self.stem, self.layer1, self.layer2, self.layer3, self.layer4):
+            x = _call(stage, x)
+        return torch.cat([x.moving, x.still.written_out()])
+
+
+def _call(module: nn.Module, x: Mixed, state: Mapping[str, Tensor] | None = None) -> Mixed:
+    """What `module` makes of a mixed batch; `state` takes the place of its own tensors."""
+    if isinstance(module, PaddedUnit):
+        return module(x, _call)
+    if isinstance(module, nn.Sequential):
+        for child in module:
+            x = _call(child, x)
+        return x
+    if isinstance(module, ResidualBlock):
+        residual = x if module.downsample is None else _call(module.downsample, x)
+        return _call(module.relu, _add(_call(module.conv2, _call(module.conv1, x)), residual))
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        return _normalize(module, x, state or {})
+
+    def apply(clip: Tensor) -> Tensor:
+        return functional_call(module, state, clip) if state else module(clip)
+
+    kernel, stride, padding = (_temporal(module, name) for name in ("kernel_size", "stride", "padding"))
+    still, place, times = _window(x.still, kernel, stride, padding)
+    return Mixed(apply(x.moving), Still(apply(still), place, times))
+
+
+def _temporal(module: nn.Module, name: str) -> int:
+    """Kernel size, stride or padding in time; pointwise modules have kernel 1."""
+    value = getattr(module, name, 0 if name == "padding" else 1)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _window(still: Still, kernel: int, stride: int, padding: int) -> tuple[Tensor, int, int]:
+    """Frames on which a convolution over time meets every distinct window, and the place and times of its output.
+
+    Of the repeated frames as many are written out as hold one window, and as the stride needs to stay in step.
+    """
+    first = -(-(still.place + padding) // stride)  # first window that begins within the repeated frames
+    needed = first * stride - padding + kernel - still.place
+    needed += (still.times - needed) % stride
+    if needed >= still.times:
+        return still.written_out(), 0, 1
+    frames = still._replace(times=needed).written_out()
+    return frames, first, 1 + (still.times - needed) // stride
+
+
+def _add(a: Mixed, b: Mixed) -> Mixed:
+    """Sum, with those frames written out that are repeated in one and differ in the other."""
+    ends = [x.still.place + x.still.times for x in (a, b)]
+    place, end = max(a.still.place, b.still.place), min(ends)
+    if place >= end:
+        frames = a.still.written_out() + b.still.written_out()
+        return Mixed(a.moving + b.moving, Still(frames, 0, 1))
+    left, right = (x.still.spread(place - x.still.place, e - end) for x, e in zip((a, b), ends))
+    return Mixed(a.moving + b.moving, left._replace(frames=left.frames + right.frames))
+
+
+def _normalize(norm: nn.modules.batchnorm._BatchNorm, x: Mixed, state: Mapping[str, Tensor]) -> Mixed:
+    """BatchNorm in training by the statistics of all clips, each frame counted as often as it stands in one."""
+    weight, bias, running_mean, running_var = (
+        state.get(name, getattr(norm, name)) for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    over_ranks = isinstance(norm, nn.SyncBatchNorm)
+    moving, frames, mean_c, var_c = _MixedBatchNorm.apply(x.moving, *x.still, weight, bias, norm.eps, over_ranks)
+    with torch.no_grad():
+        values = _values(x, over_ranks)
+        norm.num_batches_tracked.add_(1)
+        running_mean.lerp_(mean_c.to(running_mean.dtype), norm.momentum)
+        running_var.lerp_((var_c * (values / (values - 1))).to(running_var.dtype), norm.momentum)
+    return Mixed(moving, x.still._replace(frames=frames))
+
+
+class _MixedBatchNorm(torch.autograd.Function):
+    """moving (m, C, T, H, W) and frames (s, C, n, H, W), normalised together; frame `place` counts `times` over.
+
+    The batch statistics are at least float32. PyTorch's own kernels do all but the part of the gradient that passes
+    through them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        moving: Tensor,
+        frames: Tensor,
+        place: int,
+        times: int,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        over_ranks: bool,
+    ) -> tuple[Tensor, ...]:
+        mean_c, var_c = _statistics(Mixed(moving, Still(frames, place, times)), over_ranks)
+        ctx.save_for_backward(moving, frames, weight, mean_c, var_c)
+        ctx.place, ctx.times, ctx.eps, ctx.over_ranks = place, times, eps, over_ranks
+        ctx.mark_non_differentiable(mean_c, var_c)
+        normalized = (batch_norm(clip, mean_c, var_c, weight, bias, eps=eps) for clip in (moving, frames))
+        return *normalized, mean_c, var_c
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        *clips, weight, mean_c, var_c = ctx.saved_tensors
+        x = Mixed(clips[0], Still(clips[1], ctx.place, ctx.times))
+        # As if the statistics were constants.
+        direct, by_weight, by_bias = zip(
+            *(
+                torch.ops.aten.native_batch_norm_backward(
+                    gradient, clip, weight, mean_c, var_c, None, None, False, ctx.eps, [True, True, True]
+                )
+                for gradient, clip in zip(gradients, clips)
+            )
+        )
+        own = torch.stack([sum(by_weight), sum(by_bias)])
+        by_weight, by_bias = gather_rows(own[None]).sum(0) if ctx.over_ranks else own
+        # And through them: -scale / N (sum of g + x^ sum of g x^), as a line in x.
+        inverse = (var_c + ctx.eps).rsqrt()
+        scale = weight * inverse / _values(x, ctx.over_ranks)
+        slope = -scale * by_weight * inverse
+        offset = -scale * by_bias - slope * mean_c
+        slope, offset = slope[:, None, None, None], offset[:, None, None, None]
+        count_t11 = x.still.counts(mean_c.dtype)[:, None, None]
+        moving = torch.addcmul(offset, clips[0], slope).add_(direct[0])
+        frames = torch.addcmul(offset, clips[1], slope).mul_(count_t11).add_(direct[1])
+        moving, frames = moving.to(clips[0].dtype), frames.to(clips[1].dtype)
+        return moving, frames, None, None, *own.to(weight.dtype), None, None
+
+
+def _statistics(x: Mixed, over_ranks: bool) -> tuple[Tensor, Tensor]:
+    """Mean (C,) and biased variance (C,), at least float32, of all values of each channel."""
+    dtype = torch.promote_types(x.moving.dtype, torch.float32)
+    counts, number = x.still.counts(dtype), _values(x, False)
+
+    def mean_of(moving: Tensor, frames: Tensor) -> Tensor:
+        still_c = frames.sum((0, 3, 4), dtype=dtype) @ counts
+        return (moving.sum((0, 2, 3, 4), dtype=dtype) + still_c) / number
+
+    clips = (x.moving, x.still.frames)
+    mean_c = mean_of(*clips)
+    var_c = mean_of(*((clip - mean_c[:, None, None, None]).square_() for clip in clips))
+    if over_ranks:  # as many values on every rank
+        mean_rc, var_rc = gather_rows(torch.stack([mean_c, var_c])[None]).unbind(1)
+        mean_c = mean_rc.mean(0)
+        var_c = (var_rc + (mean_rc - mean_c).square()).mean(0)
+    return mean_c, var_c
+
+
+def _values(x: Mixed, over_ranks: bool) -> int:
+    """Number of values of each channel."""
+    times = x.still.frames.shape[2] - 1 + x.still.times
+    own = x.moving[:, 0].numel() + x.still.frames[:, 0, 0].numel() * times
+    return own * world() if over_ranks else own
