@@ -22,7 +22,7 @@ def _demo(method: DCLRConfig | SimCLRConfig) -> PretrainConfig:
         ),
         augment=AugmentConfig(flip=0, hue=0, blur=0),
         optim=OptimConfig(optimizer="adamw", lr=0.006, milestones=(0.75,), warmup=20),
-        train=TrainConfig(epochs=24, batch=32, checkpoint_every=2, tensorboard=False),
+        train=TrainConfig(epochs=24, batch=32, checkpoint_every=2, tensorboard=False, static_once=True),
         method=method,
     )  # fmt: skip
 
