@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from unittest.mock import patch
@@ -98,7 +98,7 @@ def count_traffic() -> Iterator[Traffic]:
     if not triton.knobs.runtime.interpret:
         raise RuntimeError("traffic is counted under the Triton interpreter: set TRITON_INTERPRET=1 before importing")
     traffic = Traffic()
-    with _watch_interpreter(traffic) as running, _TorchOps(traffic, running):
+    with _watch_interpreter(traffic) as running, TorchOps(traffic, running):
         yield traffic
 
 
@@ -161,10 +161,10 @@ def _watch_interpreter(traffic: Traffic) -> Iterator[list[Kernel]]:
         yield running
 
 
-class _TorchOps(TorchDispatchMode):
-    """Count PyTorch operations, those inside custom operators too, but not what the interpreter itself does."""
+class TorchOps(TorchDispatchMode):
+    """Count PyTorch operations, those inside custom operators too, but not those of a kernel that is `running`."""
 
-    def __init__(self, traffic: Traffic, running: list[Kernel]) -> None:
+    def __init__(self, traffic: Traffic, running: Sequence[Kernel] = ()) -> None:
         super().__init__()
         self.traffic, self.running = traffic, running
 

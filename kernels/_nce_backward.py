@@ -20,6 +20,12 @@ if triton is not None:
     from ._nce_forward import dot, dot_chunks, load_copy, load_index, load_rows, set_marked, touched
 
     @triton.jit
+    def _load_size(size_ptr, g):
+        """Unit of the gradients to the losses of a group."""
+        size = tl.load(size_ptr + g)
+        return tl.where(size == 0, 1.0, size)
+
+    @triton.jit
     def _load_shares(
         grad_ptr, grad_stride_r, size, share_ptr, rows_total, row, inside, ONE_EXP: tl.constexpr, INDEXED: tl.constexpr
     ):
@@ -136,13 +142,13 @@ if triton is not None:
         """Tiles of queries (QUERY), then of keys (KEY), of each group; with SHARED the queries are the keys.
 
         `partial_ptr` (splits, G, N, PAD): parts of the gradient to unit rows, in units of `size_ptr` (G,) if given and
-        of 1 / temperature.
+        of what `finish_kernel` multiplies.
         """
         query_tiles = tl.cdiv(R, BLOCK_A) if QUERY else 0
         tiles = query_tiles + (tl.cdiv(P, BLOCK_A) if KEY and not SHARED else 0)
         g = (tl.program_id(0) // tiles).to(tl.int64)
         tile = tl.program_id(0) % tiles
-        size = tl.load(size_ptr + g) if size_ptr is not None else 1.0
+        size = _load_size(size_ptr, g) if size_ptr is not None else 1.0
         grad_ptr += g * grad_stride_g
         copy_ptr += g * N * PAD
         scale_ptr += g * N
@@ -188,11 +194,12 @@ if triton is not None:
     def finish_kernel(
         grad_ptr, grad_stride_g, grad_stride_r, size_ptr, copy_ptr, scale_ptr, share_ptr, pair_ptr, partial_ptr,
         positive_ptr, positive_stride_g, positive_stride_r, positive_stride_d,
-        query_out_ptr, key_out_ptr, positive_out_ptr, inverse_temperature, G, R, P, D, N, splits,
+        query_out_ptr, key_out_ptr, positive_out_ptr, factor, G, R, P, D, N, splits,
         PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
     ):  # fmt: skip
         """Gradients of the inputs: that to unit row u = x / |x|, z, is (z - (z . u) u) / |x| to x.
 
+        `factor` is that of the losses over the temperature.
         Programs are blocks of queries, then of keys if their gradient is asked for, of each group.
         """
         query_blocks = tl.cdiv(R, ROWS)
@@ -205,14 +212,12 @@ if triton is not None:
         copied = g * N + tl.where(of_query, 0, N - P) + row
         inverse = tl.load(scale_ptr + copied, mask=inside, other=0)
         scale = tl.load(scale_ptr + G.to(tl.int64) * N + copied, mask=inside, other=0)
-        factor = inverse_temperature
-        if size_ptr is not None:
-            factor *= tl.load(size_ptr + g)
+        size = _load_size(size_ptr, g) if size_ptr is not None else 1.0
         if positive_ptr is not None:
             pairs_total = G.to(tl.int64) * R
             pair, of_pair = g * R + row, row < tl.where(of_query, R, 0)
             grad = tl.load(grad_ptr + g * grad_stride_g + row * grad_stride_r, mask=of_pair, other=0)
-            pull = tl.load(share_ptr + pairs_total + pair, mask=of_pair, other=0) * grad * inverse_temperature
+            pull = tl.load(share_ptr + pairs_total + pair, mask=of_pair, other=0) * grad * factor
             pull = tl.where(grad == 0, 0.0, pull)
             cosine = tl.load(pair_ptr + pair, mask=of_pair, other=0)
             positive_inverse = tl.load(pair_ptr + pairs_total + pair, mask=of_pair, other=0)
@@ -224,7 +229,7 @@ if triton is not None:
                 d = first + tl.arange(0, BLOCK_D)
                 mask = inside[:, None] & (d < D)[None, :]
                 unit = load_rows(copy_ptr, copied, inside, PAD, d, PAD, 1) * inverse[:, None]
-                z = _sum_parts(partial_ptr, copied, inside, splits, G.to(tl.int64) * N * PAD, d, PAD) * factor
+                z = _sum_parts(partial_ptr, copied, inside, splits, G.to(tl.int64) * N * PAD, d, PAD) * (size * factor)
                 if positive_ptr is not None:
                     positive = load_rows(positive_ptr, row, of_pair, positive_stride_r, d, D, positive_stride_d)
                     positive *= (positive_scale * positive_inverse)[:, None]

@@ -2,7 +2,7 @@
 
 prepare   copies rows so that they can be multiplied in their own dtype, and takes the cosine of each positive
 forward   sums exp(score) over the negatives of a block of queries, one part of the keys to a program
-losses    adds up the parts
+losses    adds up the parts, and the losses of a group
 
 A copied row has its exponent taken out: it is scaled by the power of two that brings its largest element into [1, 2),
 exactly in every dtype. What is left of its norm scales rows and columns of a tile of products, so that 16-bit operands
@@ -272,17 +272,22 @@ if triton is not None:
         log1p = tl.where(plus == 1, small, tl.log(plus) * (small / tl.where(plus == 1, 1.0, plus - 1)))
         return tl.maximum(x, 0.0) + log1p
 
-    @triton.jit(do_not_specialize=["rows", "splits"])
+    @triton.jit(do_not_specialize=["G", "R", "splits"])
     def losses_kernel(
-        partial_ptr, pair_ptr, loss_ptr, share_ptr, sharpness, rows, splits, BOUNDED: tl.constexpr, BLOCK: tl.constexpr
-    ):
-        """Loss of each of G x R = `rows` queries from the parts of its sum.
+        partial_ptr, pair_ptr, weight_ptr, loss_ptr, share_ptr, sharpness, factor, G, R, splits,
+        BOUNDED: tl.constexpr, TOTAL: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        """Losses of BLOCK queries of a group from the parts of their sums, times `factor` and their weight if given.
 
-        `share_ptr` (2, rows): log2 of the sum with the positive in it, and 1 - share of the positive.
+        `loss_ptr` (G, R); with TOTAL (G, programs of a group), the sum of each program's losses.
+        `share_ptr` (2, G, R): log2 of the sum with the positive in it, and 1 - share of the positive.
         """
-        row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = row < rows
-        stride = tl.cast(rows, tl.int64)
+        blocks = tl.cdiv(R, BLOCK)
+        g = (tl.program_id(0) // blocks).to(tl.int64)
+        row = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+        inside = row < R
+        row += g * R
+        stride = G.to(tl.int64) * R
         top = tl.full((BLOCK,), 0.0 if BOUNDED else float("-inf"), tl.float32)
         if not BOUNDED:
             for split in range(splits):
@@ -297,8 +302,14 @@ if triton is not None:
         negative = tl.log2(total) + top
         positive = tl.load(pair_ptr + row, mask=inside, other=0) * sharpness
         gap = (negative - positive) * LN2
-        tl.store(loss_ptr + row, _softplus(gap), mask=inside)
         high = tl.maximum(negative, positive)
         both = high + tl.log2(tl.exp2(negative - high) + tl.exp2(positive - high))
         tl.store(share_ptr + row, both, mask=inside)
         tl.store(share_ptr + stride + row, 1 / (1 + tl.exp(-gap)), mask=inside)
+        loss = _softplus(gap) * factor
+        if weight_ptr is not None:
+            loss *= tl.load(weight_ptr + row, mask=inside, other=0).to(tl.float32)
+        if TOTAL:
+            tl.store(loss_ptr + tl.program_id(0), tl.sum(tl.where(inside, loss, 0.0), 0))
+        else:
+            tl.store(loss_ptr + row, loss, mask=inside)

@@ -41,8 +41,9 @@ CONFIGS["gfx942"] = {
     },
 }
 CONFIGS["sm_100"] = CONFIGS["sm_90"] | {"forward": CONFIGS["default"]["forward"]}
-# Rows of a program in the kernels that go through the inputs row by row, and in the one over the losses.
-ROWS, BLOCK_LOSSES = 16, 256
+# Rows of a program in the kernels that go through the inputs row by row, and in the one over the losses: as many losses
+# are added up without a further launch.
+ROWS, BLOCK_LOSSES = 16, 1024
 # Above this 1 / temperature, sums of exponentials need a running maximum; above half of it, so does their product.
 BOUND = 85.0
 
@@ -120,17 +121,24 @@ def losses(
     index: Tensor | None,
     positive: Tensor | None,
     exclude: Tensor | None,
+    weight: Tensor | None,
     temperature: float,
+    factor: float,
+    total: bool,
     allow_tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses (G, M) and the workspace. `key` None is the query; either `index` (G, M) or `positive` (G, M, D)."""
+    """Losses (G, M) times `factor` and `weight` (G, M), or their sums (G,) if `total`; and the workspace.
+
+    `key` None is the query; either `index` (G, M) or `positive` (G, M, D) is given.
+    """
     copy, scale, state = workspace(query, key)
     keys = query if key is None else key
     groups, rows, features = query.shape
     count, copied = keys.shape[1], copy.shape[1]
-    loss = query.new_empty(groups, rows, dtype=torch.float32)
-    if not loss.numel():
-        return loss, copy, scale, state
+    if not groups * rows:
+        return query.new_zeros((groups,) if total else (groups, rows), dtype=torch.float32), copy, scale, state
+    programs = triton.cdiv(rows, BLOCK_LOSSES)
+    loss = query.new_empty(groups, programs if total else rows, dtype=torch.float32)
     config, pad = tile_sizes(features, "forward", query)
     sharpness = math.log2(math.e) / temperature
     bounded = 1 / temperature + math.log(count + 1) < BOUND
@@ -148,9 +156,12 @@ def losses(
             groups, rows, count, copied, _part(count, config["BLOCK_B"], splits),
             E=_excluded(exclude), BOUNDED=bounded, PAD=pad, PRECISION=_precision(allow_tf32), **config,
         )  # fmt: skip
-        losses_kernel[(triton.cdiv(groups * rows, BLOCK_LOSSES),)](
-            partial, state, loss, state[3:], sharpness, groups * rows, splits, BOUNDED=bounded, BLOCK=BLOCK_LOSSES
-        )
+        losses_kernel[(groups * programs,)](
+            partial, state, None if weight is None else weight.contiguous(), loss, state[3:], sharpness, factor,
+            groups, rows, splits, BOUNDED=bounded, TOTAL=total, BLOCK=BLOCK_LOSSES,
+        )  # fmt: skip
+    if total:
+        loss = loss[:, 0] if programs == 1 else loss.sum(1)
     return loss, copy, scale, state
 
 
@@ -165,11 +176,12 @@ def gradients(
     scale: Tensor,
     state: Tensor,
     temperature: float,
+    factor: float,
     allow_tf32: bool,
     to_query: bool,
     to_key: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`new_gradients`, filled: from the gradient to the losses, (G, M) with any strides."""
+    """`new_gradients`, filled: from the gradient to the weighted losses, (G, M) with any strides, times `factor`."""
     outputs = new_gradients(query, key, positive, to_query, to_key)
     shared, keys = key is None, query if key is None else key
     groups, rows, features = query.shape
@@ -186,8 +198,7 @@ def gradients(
     partial = query.new_empty(splits, groups, copied, pad, dtype=torch.float32)
     size = None
     if query.dtype == torch.float16:  # cannot hold the small gradients of a mean over many rows
-        size = grad.abs().amax(1)
-        size = torch.where(size > 0, size, 1)
+        size = grad[:, 0].contiguous() if grad.stride(1) == 0 else grad.abs().amax(1)
     with torch.cuda.device_of(query):
         gradient_kernel[(tiles, splits, pad // config["BLOCK_D"])](
             grad, *grad.stride(), size, copy, scale, state[3:], index, *_strides(index, 2),
@@ -199,7 +210,7 @@ def gradients(
         )  # fmt: skip
         finish_kernel[(groups * blocks,)](
             grad, *grad.stride(), size, copy, scale, state[3:], state, partial, positive, *_strides(positive, 3),
-            *(out if out.numel() else None for out in outputs), 1 / temperature,
+            *(out if out.numel() else None for out in outputs), factor / temperature,
             groups, rows, count, features, copied, splits, PAD=pad, ROWS=ROWS, BLOCK_D=config["BLOCK_D"],
         )  # fmt: skip
     return outputs

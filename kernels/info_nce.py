@@ -105,22 +105,37 @@ def _to_row(grad: Tensor, unit_row: Tensor, row: Tensor) -> Tensor:
 # Ops
 
 
+def _factor(rows: int, weight: Tensor | None, scale: float, reduction: str, positives: int) -> float:
+    """What each of the `rows` losses counts, `positives` of them belonging to one query."""
+    queries = rows // positives if reduction == "mean" else 1
+    return scale / max(1, queries * (positives if weight is None else 1))
+
+
 def _forward(
     query: Tensor,
     key: Tensor | None,
     index: Tensor | None,
     positive: Tensor | None,
     exclude: Tensor | None,
+    weight: Tensor | None,
     temperature: float,
+    scale: float,
+    reduction: str,
+    positives: int,
     allow_tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses (G, M) and the workspace. `key` None is the query; either `index` (G, M) or `positive` (G, M, D)."""
+    """Losses (G, M), or (G,) if reduced, and the workspace.
+
+    `key` None is the query; either `index` (G, M) or `positive` (G, M, D) is given; `weight` (G, M) of the losses.
+    """
+    factor, total = _factor(query.shape[1], weight, scale, reduction, positives), reduction != "none"
     if runs_triton(query):
-        return losses(query, key, index, positive, exclude, temperature, allow_tf32)
+        return losses(query, key, index, positive, exclude, weight, temperature, factor, total, allow_tf32)
     chosen = index if positive is None else positive.unsqueeze(2)
     with torch.autocast(query.device.type, enabled=False):
-        loss = info_nce_reference(query, query if key is None else key, chosen, exclude, None, temperature)
-    return loss, *workspace(query, key)
+        loss = info_nce_reference(query, query if key is None else key, chosen, exclude, None, temperature) * factor
+    loss = loss if weight is None else loss * weight.to(loss.dtype)
+    return loss.sum(1) if total else loss, *workspace(query, key)
 
 
 def _backward(
@@ -130,22 +145,31 @@ def _backward(
     index: Tensor | None,
     positive: Tensor | None,
     exclude: Tensor | None,
+    weight: Tensor | None,
     copy: Tensor,
-    scale: Tensor,
+    inverse: Tensor,
     state: Tensor,
     temperature: float,
+    scale: float,
+    reduction: str,
+    positives: int,
     allow_tf32: bool,
     to_query: bool,
     to_key: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to query, key and explicit positives; empty where not asked for. A `key` None adds to the query's."""
+    factor = _factor(query.shape[1], weight, scale, reduction, positives)
+    if reduction != "none":
+        grad = grad[:, None].expand(query.shape[:2])
+    if weight is not None:
+        grad = grad * weight.to(grad.dtype)
     inputs = query, key, index, positive, exclude
     if runs_triton(query):
-        return gradients(grad, *inputs, copy, scale, state, temperature, allow_tf32, to_query, to_key)
+        return gradients(grad, *inputs, copy, inverse, state, temperature, factor, allow_tf32, to_query, to_key)
     keys = query if key is None else key
     with torch.autocast(query.device.type, enabled=False):
         of_query, of_key, of_positive = info_nce_gradient_reference(
-            grad, query, keys, index, positive, exclude, temperature
+            grad * factor, query, keys, index, positive, exclude, temperature
         )
     of_query = of_query + of_key if key is None else of_query
     outputs = new_gradients(query, key, positive, to_query, to_key)
@@ -155,17 +179,14 @@ def _backward(
     return outputs
 
 
-_INPUTS = "Tensor query, Tensor? key, Tensor? index, Tensor? positive, Tensor? exclude"
+_INPUTS = "Tensor query, Tensor? key, Tensor? index, Tensor? positive, Tensor? exclude, Tensor? weight"
+_OPTIONS = "float temperature, float scale, str reduction, SymInt positives, bool allow_tf32"
 for _name, _schema, _run in (
-    (
-        "info_nce",
-        f"({_INPUTS}, float temperature, bool allow_tf32) -> (Tensor, Tensor, Tensor, Tensor)",
-        _forward,
-    ),
+    ("info_nce", f"({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)", _forward),
     (
         "info_nce_backward",
-        f"(Tensor grad, {_INPUTS}, Tensor copy, Tensor scale, Tensor state, float temperature, bool allow_tf32, "
-        "bool to_query, bool to_key) -> (Tensor, Tensor, Tensor)",
+        f"(Tensor grad, {_INPUTS}, Tensor copy, Tensor inverse, Tensor state, {_OPTIONS}, bool to_query, bool to_key) "
+        "-> (Tensor, Tensor, Tensor)",
         _backward,
     ),
 ):
@@ -175,23 +196,25 @@ for _name, _schema, _run in (
 
 
 @torch.library.register_fake("dclr::info_nce", lib=_library)
-def _(query, key, index, positive, exclude, temperature, allow_tf32):
+def _(query, key, index, positive, exclude, weight, temperature, scale, reduction, positives, allow_tf32):
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return query.new_empty(query.shape[:2], dtype=wide), *workspace(query, key)
+    shape = query.shape[:2] if reduction == "none" else query.shape[:1]
+    return query.new_empty(shape, dtype=wide), *workspace(query, key)
 
 
 @torch.library.register_fake("dclr::info_nce_backward", lib=_library)
-def _(grad, query, key, index, positive, exclude, copy, scale, state, temperature, allow_tf32, to_query, to_key):
+def _(grad, query, key, index, positive, *rest):
+    *_, to_query, to_key = rest
     return new_gradients(query, key, positive, to_query, to_key)
 
 
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, index, positive, exclude, temperature, allow_tf32):
+    def forward(ctx, query, key, index, positive, exclude, weight, *options):
         with torch._C._AutoDispatchBelowAutograd():
-            loss, *workspace = torch.ops.dclr.info_nce(query, key, index, positive, exclude, temperature, allow_tf32)
-        ctx.save_for_backward(query, key, index, positive, exclude, *workspace)
-        ctx.options = temperature, allow_tf32
+            loss, *workspace = torch.ops.dclr.info_nce(query, key, index, positive, exclude, weight, *options)
+        ctx.save_for_backward(query, key, index, positive, exclude, weight, *workspace)
+        ctx.options = options
         ctx.mark_non_differentiable(*workspace)
         ctx.set_materialize_grads(False)
         return loss, *workspace
@@ -200,7 +223,7 @@ class _InfoNCE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad, *_):
         if grad is None:
-            return (None,) * 7
+            return (None,) * 11
         to_query, to_key, _, to_positive, *_ = ctx.needs_input_grad
         # The explicit positives are written together with the queries.
         grads = torch.ops.dclr.info_nce_backward(
@@ -209,7 +232,7 @@ class _InfoNCE(torch.autograd.Function):
         of_query, of_key, of_positive = (
             value if wanted else None for value, wanted in zip(grads, (to_query, to_key, to_positive))
         )
-        return of_query, of_key, None, of_positive, None, None, None
+        return of_query, of_key, None, of_positive, *(None,) * 7
 
 
 _library.impl("info_nce", _InfoNCE.apply, "Autograd")
@@ -227,6 +250,7 @@ def info_nce(
     weight: Tensor | None = None,
     temperature: float = 0.07,
     reduction: str = "mean",
+    scale: float = 1.0,
     allow_tf32: bool = False,
 ) -> Tensor:
     """InfoNCE of cosine similarities; every tensor may have one more leading axis G of independent losses.
@@ -238,9 +262,11 @@ def info_nce(
             that `key` does not have is an error where the tensor is on the CPU; on a GPU it counts as a zero row.
         exclude: (M,), (M, E), or (M, K, E) with explicit positives: rows of `key` that are no negatives, -1 none. A
             row that `key` does not have is an error on the CPU, and ignored on a GPU.
-        weight: (M, K) of the explicit positives, default 1 / K; gets no gradient.
+        weight: (M, K) of the explicit positives, default 1 / K, or (M,) of the losses with others, default 1; gets no
+            gradient.
         temperature: above 0.
         reduction: `mean`, `sum` or `none`, over the M rows.
+        scale: what the result is multiplied by.
         allow_tf32: multiply float32 inputs as TF32 on GPUs that have it.
 
     Returns:
@@ -260,12 +286,18 @@ def info_nce(
             None if value is None else value[None] for value in (query, key, positive, exclude, weight)
         )
     positive, exclude, weight = _check(query, key, positive, exclude, weight)
-    loss_gm = _losses(query, None if shared else key, positive, exclude, weight, float(temperature), allow_tf32)
-    if reduction == "mean":
-        loss_gm = loss_gm.mean(1) if query.shape[1] else loss_gm.sum(1)
-    elif reduction == "sum":
-        loss_gm = loss_gm.sum(1)
-    return loss_gm if grouped else loss_gm[0]
+    loss = _losses(
+        query,
+        None if shared else key,
+        positive,
+        exclude,
+        weight,
+        float(temperature),
+        float(scale),
+        reduction,
+        allow_tf32,
+    )
+    return loss if grouped else loss.squeeze(0)
 
 
 def _losses(
@@ -275,21 +307,25 @@ def _losses(
     exclude: Tensor | None,
     weight: Tensor | None,
     temperature: float,
+    scale: float,
+    reduction: str,
     allow_tf32: bool,
 ) -> Tensor:
-    """(G, M) losses: each explicit positive has a query of its own in the op."""
+    """(G,), or (G, M) losses: each explicit positive has a query of its own in the op."""
+    options = temperature, scale, reduction
     if not positive.is_floating_point():
-        return torch.ops.dclr.info_nce(query, key, positive, None, exclude, temperature, allow_tf32)[0]
-    groups, rows, positives, _ = positive.shape
+        return torch.ops.dclr.info_nce(query, key, positive, None, exclude, weight, *options, 1, allow_tf32)[0]
+    rows, positives = positive.shape[1:3]
     if positives > 1:
         key = query if key is None else key
         query = query.unsqueeze(2).expand(-1, -1, positives, -1).flatten(1, 2)
     if exclude is not None:
         exclude = exclude if exclude.dim() == 4 else exclude.unsqueeze(2).expand(-1, -1, positives, -1)
         exclude = exclude.flatten(1, 2)
-    loss = torch.ops.dclr.info_nce(query, key, None, positive.flatten(1, 2), exclude, temperature, allow_tf32)[0]
-    loss_gmk = loss.view(groups, rows, positives)
-    return loss_gmk.mean(2) if weight is None else (loss_gmk * weight).sum(2)
+    weight = None if weight is None else weight.flatten(1)
+    positive = positive.flatten(1, 2)
+    loss = torch.ops.dclr.info_nce(query, key, None, positive, exclude, weight, *options, positives, allow_tf32)[0]
+    return loss.unflatten(1, (rows, positives)).sum(2) if reduction == "none" and positives > 1 else loss
 
 
 def _check(
@@ -325,8 +361,7 @@ def _check(
         )
         check(fits, "exclude", tuple(exclude.shape), "(M,), (M, E), or (M, K, E) with explicit positives")
     if weight is not None:
-        check(explicit, "weight", "a tensor", "None unless the positives are explicit")
-        wanted = (*lead, positive.shape[2])
+        wanted = (*lead, positive.shape[2]) if explicit else lead
         check(tuple(weight.shape) == wanted, "weight", tuple(weight.shape), wanted)
         weight = weight.detach()
     return positive, exclude, weight

@@ -146,7 +146,7 @@ _library.impl("topk_similarity", _detached, "Autograd")
 
 @torch.library.register_fake("dclr::topk_similarity", lib=_library)
 def _(query, queue, k, limit, size, query_id, queue_id):
-    shape = len(query), k
+    shape = query.shape[0], k
     return query.new_empty(shape, dtype=torch.float32), query.new_empty(shape, dtype=torch.int64)
 
 

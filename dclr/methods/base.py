@@ -5,7 +5,9 @@ The trainer sums the losses by `loss_weights`, and knows nothing else of the met
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -25,6 +27,24 @@ class Output(NamedTuple):
 
     losses: dict[str, Tensor]
     statistics: dict[str, Tensor]
+
+    def backward(self, weights: Mapping[str, float], share: float = 1.0) -> Tensor:
+        """Add `share` times the gradients of the sum of the losses times their `weights`; returns the sum, ().
+
+        The gradient to a loss is its weight: handed over as such, it costs no launches.
+        """
+        values = list(self.losses.values())
+        weight = tuple(weights[name] for name in self.losses)
+        gradients = _constant(tuple(share * each for each in weight), values[0].device).unbind()
+        learned = [(value, gradient) for value, gradient in zip(values, gradients) if value.requires_grad]
+        torch.autograd.backward(*zip(*learned))
+        return torch.stack([value.detach() for value in values]) @ _constant(weight, values[0].device)
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32 on the device, copied there once."""
+    return torch.tensor(values, device=device)
 
 
 class Method(nn.Module, ABC):

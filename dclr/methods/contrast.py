@@ -55,6 +55,8 @@ def _rows(start: int, n: int, total: int, device: torch.device) -> Rows:
 
 def gather_views(features: Tensor) -> Tensor:
     """(2n, ...) of every rank to (2N, ...), views kept in order; the gradient comes back summed over ranks."""
+    if world() == 1:
+        return features
     return gather_rows(features.unflatten(0, (2, -1)), dim=1).flatten(0, 1)
 
 
@@ -77,12 +79,13 @@ def contrast(terms: list[Term], temperature: float, denominator: Denominator = "
     same_view = tuple(term.same_view and not literal for term in terms)
     place = rank() * n, n, world() * n, terms[0].anchor.device
     positive, exclude = _positive_and_excluded(same_view, denominator, *place)
-    anchor, key = torch.stack([t.anchor for t in terms]), torch.stack([t.key for t in terms])
+    anchor = key = torch.stack([term.anchor for term in terms])
+    if any(term.key is not term.anchor for term in terms):
+        key = torch.stack([term.key for term in terms])
     if denominator == "joint":
         own_modality = torch.stack([gather_views(term.anchor) for term in terms])
         key = torch.cat([key, own_modality], dim=1)
-    sums = info_nce(anchor, key, positive=positive, exclude=exclude, temperature=temperature, reduction="sum")
-    losses = sums / n
+    losses = info_nce(anchor, key, positive=positive, exclude=exclude, temperature=temperature, scale=2)
     if literal:
         rows = own_rows(n, anchor.device)
         losses = losses + torch.stack([_positive_moved(term, rows) for term in terms]) / temperature

@@ -175,23 +175,20 @@ def cross_video_loss(
     row = torch.where(match.any(-1), match.int().argmax(-1), -1)
     retrieved = torch.stack([row, torch.where(row >= 0, row + total, -1)], dim=-1)  # (n, k, 2)
     pair = torch.stack([own, other], dim=-1)[:, None].expand(n, k, 2)
-    first = info_nce(
-        rgb,
+    exclude = torch.cat([pair, retrieved], dim=-1).expand(2, n, k, 4)
+    # Both terms in one launch: v with each d~_k, each v~_k with d.
+    query = torch.stack([rgb[:, None].expand(n, k, d), found.rgb])
+    positive = torch.stack([found.mode, key.index_select(0, own)[:, None].expand(n, k, d)])
+    return info_nce(
+        query.flatten(0, 2),
         key,
-        positive=found.mode,
-        exclude=torch.cat([pair, retrieved], dim=-1),
-        weight=found.weight,
+        positive=positive.flatten(0, 2)[:, None],
+        exclude=exclude.flatten(0, 2),
+        weight=found.weight.expand(2, n, k).reshape(-1, 1),
         temperature=temperature,
+        reduction="sum",
+        scale=1 / n,
     )
-    second = info_nce(
-        found.rgb.reshape(n * k, d),
-        key,
-        positive=own.repeat_interleave(k),
-        exclude=torch.cat([pair[..., 1:], retrieved], dim=-1).reshape(n * k, 3),
-        temperature=temperature,
-        reduction="none",
-    )
-    return first + (found.weight * second.view(n, k)).sum(1).mean()
 
 
 class CrossVideoSearch(nn.Module):

@@ -55,4 +55,4 @@ class SimCLR(Method):
         term = Term(projected, gather_views(projected))
         positive, negative = similarities(term)
         statistics = {"similarity/vv_positive": positive, "similarity/vv_negative": negative}
-        return Output({"vv": contrast([term], self.config.tau)[0]}, {**statistics, **self.augment.statistics})
+        return Output({"vv": contrast([term], self.config.tau).squeeze(0)}, {**statistics, **self.augment.statistics})

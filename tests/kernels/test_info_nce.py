@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dclr.kernels import info_nce
+from dclr.kernels import _nce_launch, info_nce
 
 from .helpers import assert_close
 
@@ -117,7 +117,30 @@ def test_explicit_positives(shape, positives, dtype, exclude_per):
     torch.testing.assert_close(info_nce(query, key, **options).double(), each.mean(2), rtol=2e-5, atol=3e-5)
 
 
-def test_reductions_and_their_expanded_gradients():
+@pytest.mark.parametrize("block", [1024, 4], ids=["at once", "in parts"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["index", "weighted index", "explicit", "weighted explicit"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_reductions_and_scale(reduction, kind, dtype, block, monkeypatch):
+    """With the gradient of one group 0, and another whose sign and size are not those of 1."""
+    monkeypatch.setattr(_nce_launch, "BLOCK_LOSSES", block)
+    query, key = (torch.randn(3, 9, 5).to(dtype).requires_grad_() for _ in range(2))
+    inputs, positive = (query, key), torch.arange(9).expand(3, 9)
+    if explicit := "explicit" in kind:
+        positive = torch.randn(3, 9, 2, 5).to(dtype).requires_grad_()
+        inputs += (positive,)
+    weight = torch.rand(3, 9, 2) if explicit else torch.rand(3, 9)
+    options = {"positive": positive, "weight": weight if "weighted" in kind else None, "temperature": 0.2}
+    losses = info_nce(query, key, **options, reduction=reduction, scale=3)
+    leaves = wide(*inputs)
+    expected = formula(*leaves[:2], leaves[2] if explicit else positive, None, 0.2)
+    expected = expected * (weight if "weighted" in kind else 0.5 if explicit else 1)
+    expected = expected.sum(2) if explicit else expected
+    expected = 3 * getattr(expected, reduction)(1)
+    compare(losses, expected, inputs, leaves, dtype, torch.tensor([1.0, 0.0, -300.0]), 0.2)
+
+
+def test_reductions_take_expanded_gradients():
     query, key = (torch.randn(2, 9, 5).requires_grad_() for _ in range(2))
     leaves = wide(query, key)
     expected = formula(*leaves, torch.arange(9).expand(2, 9), None, 0.07)
@@ -232,16 +255,18 @@ def test_opcheck():
     exclude = torch.randint(-1, 4, (2, 4, 2))
     positive = torch.randn(2, 4, 3, requires_grad=True)
     forward, backward = torch.ops.dclr.info_nce.default, torch.ops.dclr.info_nce_backward.default
-    for inputs in (
-        (query, key, rows, None, exclude),
-        (query, None, rows, None, None),
-        (query, key, None, positive, exclude),
+    for inputs, reduction, positives in (
+        ((query, key, rows, None, exclude, None), "none", 1),
+        ((query, None, rows, None, None, None), "mean", 1),
+        ((query, key, None, positive, exclude, None), "mean", 2),
+        ((query, key, None, positive, exclude, torch.rand(2, 4)), "sum", 2),
     ):
-        torch.library.opcheck(forward, (*inputs, 0.1, False))
+        options = 0.1, 2.0, reduction, positives, False
+        torch.library.opcheck(forward, (*inputs, *options))
         plain = [value if value is None else value.detach() for value in inputs]
-        loss, *workspace = forward(*plain, 0.1, False)
+        loss, *workspace = forward(*plain, *options)
         torch.library.opcheck(
-            backward, (torch.rand_like(loss), *plain, *workspace, 0.1, False, True, inputs[1] is not None)
+            backward, (torch.rand_like(loss), *plain, *workspace, *options, True, inputs[1] is not None)
         )
 
 
