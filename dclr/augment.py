@@ -1,5 +1,6 @@
 """Random draws of a training step, and the augmentation of a whole batch of clips on its device.
 
+kornia's functions are the reference, and run on CPUs; on a GPU `dclr.kernels.augment_clip` does the same in one op.
 Every draw is temporally consistent: one per clip, shared by its frames (DCLR Sec. 4.1).
 Shapes: b clips, c = 3 channels, t frames, h x w pixels; a batch of n videos has b = 2n clips, view i before view j.
 """
@@ -17,7 +18,8 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from dclr.foreground import ForegroundConfig, foreground_mask, merge
-from dclr.kernels import decouple
+from dclr.kernels import Augmented, augment_clip, decouple
+from dclr.kernels._common import runs_triton
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -135,6 +137,22 @@ def draw_color(config: AugmentConfig, draw: Draw, views: int, n: int) -> ColorDr
     )
 
 
+def blur_size(height: int) -> int:
+    """Taps of the blur of frames of this height: about a tenth, odd."""
+    return int(0.1 * height) // 2 * 2 + 1
+
+
+def color_table(params: ColorDraw) -> Tensor:
+    """(b, 6) float32 rows of `augment_clip`, neutral where a clip's draw leaves a step out."""
+
+    def drawn(chosen_b: Tensor, value_b: Tensor, neutral: float) -> Tensor:
+        return torch.where(chosen_b, value_b, neutral)
+
+    factors = (drawn(params.jitter, value, 1.0) for value in (params.brightness, params.contrast, params.saturation))
+    hue, sigma = drawn(params.jitter, params.hue, 0.0), drawn(params.blur, params.sigma, 0.0)
+    return torch.stack([params.grayscale.float(), *factors, hue, sigma], 1)
+
+
 def _where(mask_b: Tensor, changed: Tensor, clip_bcthw: Tensor) -> Tensor:
     return torch.where(mask_b.view(-1, 1, 1, 1, 1), changed, clip_bcthw)
 
@@ -163,7 +181,7 @@ def _jitter(clip_bcthw: Tensor, config: AugmentConfig, params: ColorDraw) -> Ten
 
 def _blur(clip_bcthw: Tensor, sigma_b: Tensor) -> Tensor:
     b, c, t, h, w = clip_bcthw.shape
-    kernel = int(0.1 * h) // 2 * 2 + 1
+    kernel = blur_size(h)
     frames = clip_bcthw.transpose(1, 2).reshape(b * t, c, h, w)
     sigma = sigma_b.repeat_interleave(t)[:, None].expand(-1, 2)
     return gaussian_blur2d(frames, (kernel, kernel), sigma).view(b, t, c, h, w).transpose(1, 2)
@@ -184,7 +202,7 @@ def augment_color(clip_bcthw: Tensor, config: AugmentConfig, params: ColorDraw) 
         out = _where(params.grayscale, _luma(out).expand_as(out), out)
     if config.jitter:
         out = _where(params.jitter, _jitter(out, config, params), out)
-    if config.blur and int(0.1 * out.shape[-2]) >= 2:  # a kernel of one pixel is the identity
+    if config.blur and blur_size(out.shape[-2]) > 1:  # a kernel of one pixel is the identity
         out = _where(params.blur, _blur(out, params.sigma), out)
     return out
 
@@ -217,14 +235,16 @@ class Augment:
             clips: (views, n, T+1, h, w, 3) uint8; the last frame, which only the difference needs, is left out.
 
         Returns:
-            (views * n, 3, T, h, w) float32.
+            (views * n, 3, T, h, w) float32; from the fused kernel in autocast's dtype and channels_last_3d.
         """
         views, n, frames = clips.shape[:3]
         flip = self._flip(clips, draw)
         colors = draw_color(self.config, draw, views, n)
         background = self._background(views, n, draw)
-        rgb = _flipped(*self._merged(_clips_bcthw(clips)[:, :, : frames - 1], flip, background))
-        return self._normalize(augment_color(rgb, self.config, colors))
+        clip, flip = self._merged(_clips_bcthw(clips)[:, :, : frames - 1], flip, background)
+        if runs_triton(clip):
+            return self._fused(clip, flip, colors).rgb
+        return self._normalize(augment_color(_flipped(clip, flip), self.config, colors))
 
     @nvtx.annotate("augment")
     def streams(self, clips: Tensor, draw: Draw, static_clips: Tensor | None = None) -> Streams:
@@ -236,7 +256,8 @@ class Augment:
                 their own too (the released code). Same shape.
 
         Returns:
-            Streams of (views * n, 3, T, h, w) float32. The static frame is expanded over T, not copied.
+            Streams of (views * n, 3, T, h, w) float32; from the fused kernel, which makes those of Eq. 3-4, in
+            autocast's dtype and channels_last_3d. The static frame is expanded over T, not copied.
         """
         views, n, frames = clips.shape[:3]
         flip = self._flip(clips, draw)
@@ -246,18 +267,49 @@ class Augment:
         background = self._background(views, n, draw)
 
         whole, flip = self._merged(_clips_bcthw(clips), flip, background)
+        as_published = (self.diff, self.diff_source) == ("forward17", "raw")
+        if as_published and static_clips is None and runs_triton(whole):
+            rgb, static, difference = self._fused(whole, flip, colors, index, static_colors)
+            return Streams(rgb, static.expand_as(rgb), difference)
         raw = decouple(whole, index, flip=flip)
         rgb, static, difference = raw.rgb, raw.static, raw.difference
         if static_clips is not None:
             # A crop of its own has a mask of its own, but the background of the same video.
             own, own_flip = self._merged(_clips_bcthw(static_clips), self._flip(clips, draw), background)
             static = decouple(own, index, flip=own_flip).static
-        if (self.diff, self.diff_source) == ("forward17", "raw"):
+        if as_published:
             rgb = augment_color(rgb, self.config, colors)
         else:
             rgb, difference = self._difference_variant(_flipped(whole, flip), colors)
         static = self._normalize(augment_color(static[:, :, :1], self.config, static_colors))
         return Streams(self._normalize(rgb), static.expand_as(rgb), difference / self._channel(self.config.std, rgb))
+
+    def _fused(
+        self,
+        clip_bcthw: Tensor,
+        flip_b: Tensor | None,
+        colors: ColorDraw,
+        index: Tensor | None = None,
+        static_colors: ColorDraw | None = None,
+    ) -> Augmented:
+        """The same augmentation by the kernel; clips that were merged are float32 and flipped already."""
+        config, device = self.config, clip_bcthw.device
+
+        def table(drawn: ColorDraw | None) -> Tensor | None:
+            return None if drawn is None else color_table(drawn).to(device, non_blocking=True)
+
+        autocast = torch.is_autocast_enabled(device.type)
+        return augment_clip(
+            clip_bcthw,
+            table(colors),
+            static_index=index,
+            static_color=table(static_colors),
+            flip=flip_b,
+            mean=config.mean,
+            std=config.std,
+            blur_size=blur_size(clip_bcthw.shape[-2]) if config.blur else 1,
+            dtype=torch.get_autocast_dtype(device.type) if autocast else torch.float32,
+        )
 
     def _background(self, views: int, n: int, draw: Draw) -> Tensor | None:
         """Clip that each of the first clips, of one view or of all, takes its background from; None where none does.

@@ -1,17 +1,20 @@
 """The hot paths of DCLR as functions of tensors; each file holds the formula, its reference and its kernels."""
 
 from .activation import activation_alignment, activation_map
+from .augment import Augmented, augment_clip
 from .decouple import Decoupled, decouple
 from .info_nce import info_nce
 from .pooling import DecoupledPool, decoupled_pool, weighted_pool
 from .topk import TopK, topk_similarity
 
 __all__ = [
+    "Augmented",
     "Decoupled",
     "DecoupledPool",
     "TopK",
     "activation_alignment",
     "activation_map",
+    "augment_clip",
     "decouple",
     "decoupled_pool",
     "info_nce",

@@ -4,7 +4,9 @@ import kornia
 import pytest
 import torch
 
+import dclr.augment
 from dclr.augment import Augment, AugmentConfig, Draw, augment_color, draw_color
+from dclr.foreground import ForegroundConfig
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1, 1)
@@ -128,6 +130,52 @@ def test_probabilities_choose_clips():
         assert torch.equal(got[b], clip[b]) != gray
         if gray:
             torch.testing.assert_close(got[b][0], got[b][2])
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """The operator in place of kornia, as on a GPU; without one it runs its plain PyTorch reference."""
+    monkeypatch.setattr(dclr.augment, "runs_triton", lambda clip: True)
+
+
+FUSED = {
+    "default": AugmentConfig(),
+    "shared colours": AugmentConfig(color_shared=True),
+    "no blur": AugmentConfig(blur=0),
+    "no saturation, no hue": AugmentConfig(saturation=0, hue=0, grayscale=0, jitter=1),
+    "strong": AugmentConfig(jitter=1, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_sigma=(1.0, 3.0)),
+    "merged": AugmentConfig(foreground=ForegroundConfig(mask="seed")),
+}
+
+
+@pytest.mark.parametrize("config", FUSED.values(), ids=FUSED)
+def test_operator_equals_kornia(config, monkeypatch):
+    """The same draws give the same streams: within 1 / 255 before normalising, and the generator moves as far."""
+    augment, results, states = Augment(config), [], []
+    for operator in (False, True):
+        monkeypatch.setattr(dclr.augment, "runs_triton", lambda clip, answer=operator: answer)
+        drawn = draw(seed=4)
+        results.append([*augment.streams(clips(size=40), drawn), augment.rgb(clips(size=40), drawn)])
+        states.append(drawn.generator.get_state())
+    for one, other in zip(*results):
+        assert one.shape == other.shape and one.dtype == torch.float32
+        torch.testing.assert_close(one * STD, other * STD, atol=1 / 255, rtol=0)
+    assert torch.equal(*states)
+    assert results[1][1].stride(2) == 0
+
+
+def test_operator_gives_the_encoders_dtype_and_layout(fused):
+    with torch.autocast("cpu", torch.bfloat16):
+        streams = Augment(AugmentConfig()).streams(clips(size=24), draw())
+    for part in (streams.rgb, streams.static[:, :, :1], streams.difference):
+        assert part.dtype == torch.bfloat16 and part.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("options", [("roll16", "augmented"), ("forward17", "augmented")])
+def test_other_differences_stay_with_kornia(options, fused, monkeypatch):
+    """The released code's differences, which the operator does not make."""
+    monkeypatch.delattr(dclr.augment, "augment_clip")
+    assert Augment(OFF, *options).streams(clips(), draw()).difference.isfinite().all()
 
 
 def test_probability_out_of_range():

@@ -1,0 +1,221 @@
+"""Mirror flip, colours and blur of uint8 clips, one draw per clip, and DCLR's three encoder inputs of them.
+
+    y = blur(hue(saturation(contrast(brightness(grayscale(x))))))        colours of a clip (DCLR Sec. 4.1)
+    rgb_t = (y_t - mean) / std,  t = 0 .. T-1                            the clip v
+    static = (y'_{t*} - mean) / std, one frame, colours of its own       DCLR Eq. 3
+    difference_t = (x_{t+1} - x_t) / std, without colours                DCLR Eq. 4
+
+The colour steps are kornia's. Shape suffixes: b batch, c channels, t frames, h rows, w columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._augment import COLORS, MAX_RADIUS, launch
+from ._common import FLOAT_DTYPES, check, check_same_device, runs_triton
+
+LUMA = (0.299, 0.587, 0.114)
+
+_library = torch.library.Library("dclr", "FRAGMENT")
+
+
+class Augmented(NamedTuple):
+    """`rgb` and `difference` (B, 3, T, H, W), `static` (B, 3, 1, H, W); the last two None without a static index."""
+
+    rgb: Tensor
+    static: Tensor | None
+    difference: Tensor | None
+
+
+# Reference
+
+
+def augment_reference(
+    clip_bcthw: Tensor, color: Tensor, static_index: Tensor | None, static_color: Tensor | None, flip: Tensor | None,
+    mean: Sequence[float], std: Sequence[float], blur_size: int,
+) -> list[Tensor]:  # fmt: skip
+    """Plain PyTorch form of `augment_clip`; float32, or float64 for a float64 clip."""
+    raw = clip_bcthw.to(torch.float64 if clip_bcthw.dtype == torch.float64 else torch.float32)
+    raw = raw / 255 if clip_bcthw.dtype == torch.uint8 else raw
+    mean, std = (torch.tensor(values, dtype=raw.dtype, device=raw.device).view(3, 1, 1, 1) for values in (mean, std))
+    if flip is not None:
+        raw = torch.where(flip.view(-1, 1, 1, 1, 1), raw.flip(-1), raw)
+    if static_index is None:
+        return [(recolored(raw, color, blur_size) - mean) / std]
+    still = raw[torch.arange(len(raw), device=raw.device), :, static_index.long(), None]
+    parts = recolored(raw[:, :, :-1], color, blur_size), recolored(still, static_color, blur_size)
+    return [*((part - mean) / std for part in parts), (raw[:, :, 1:] - raw[:, :, :-1]) / std]
+
+
+def recolored(clip_bcthw: Tensor, color: Tensor, blur_size: int) -> Tensor:
+    """Clips in [0, 1] with the colours and the blur of each one's row of `color`."""
+    columns = color.to(clip_bcthw.dtype).view(-1, COLORS, 1, 1, 1, 1).unbind(1)
+    grayscale, brightness, contrast, saturation, hue, sigma = columns
+    clip = torch.where(grayscale > 0, _luma(clip_bcthw), clip_bcthw)
+    clip = (clip * brightness).clamp(0, 1)
+    center = _luma(clip).mean((1, 2, 3, 4), keepdim=True)
+    clip = (center + (clip - center) * contrast).clamp(0, 1)
+    clip = shifted_hue(clip, saturation, hue)
+    if blur_size == 1:
+        return clip
+    return torch.where(sigma > 0, blurred(clip, sigma, blur_size), clip)
+
+
+def shifted_hue(clip_bcthw: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """HSV saturation times `saturation`, at most 1, and hue plus `hue`, in shares of the circle."""
+    r, g, b = clip_bcthw.unbind(1)
+    value, low = clip_bcthw.amax(1), clip_bcthw.amin(1)
+    span = value - low
+    divisor = torch.where(span > 0, span, 1)
+    of_green = torch.where(value == g, 2 + (b - r) / divisor, 4 + (r - g) / divisor)
+    sixth = torch.where(value == r, (g - b) / divisor, of_green) + 6 * hue[:, 0]
+    span = torch.minimum(span * saturation[:, 0], value)
+    # Channel n of a colour is its value less a share of the range that depends on the hue alone.
+    turns = [(n + sixth) % 6 for n in (5, 3, 1)]
+    return torch.stack([value - span * torch.minimum(k, 4 - k).clamp(0, 1) for k in turns], 1)
+
+
+def blurred(clip_bcthw: Tensor, sigma: Tensor, size: int) -> Tensor:
+    """Gaussian blur of `size` x `size` taps, reflected at the border."""
+    radius = size // 2
+    offsets = torch.arange(-radius, radius + 1, device=clip_bcthw.device)
+    weights = torch.softmax(-(offsets**2) / (2 * torch.where(sigma > 0, sigma, 1) ** 2), -1)
+    for dim in (3, 4):
+        length = clip_bcthw.shape[dim]
+        padding = (0, 0, radius, radius) if dim == 3 else (radius, radius, 0, 0)
+        padded = F.pad(clip_bcthw, (*padding, 0, 0), mode="reflect")
+        shifts = (padded.narrow(dim, k, length) * weights[..., k, None] for k in range(size))
+        clip_bcthw = sum(shifts)
+    return clip_bcthw
+
+
+def _luma(clip_bcthw: Tensor) -> Tensor:
+    return sum(weight * clip_bcthw[:, c : c + 1] for c, weight in enumerate(LUMA))
+
+
+# Op
+
+
+def _empty_results(clip: Tensor, static: bool, dtype: torch.dtype) -> list[Tensor]:
+    batch, channels, frames, height, width = clip.shape
+    counts = (frames - 1, 1, frames - 1) if static else (frames,)
+    layout = {"dtype": dtype, "device": clip.device, "memory_format": torch.channels_last_3d}
+    return [torch.empty((batch, channels, count, height, width), **layout) for count in counts]
+
+
+def _augment(
+    clip: Tensor, color: Tensor, static_index: Tensor | None, static_color: Tensor | None, flip: Tensor | None,
+    mean: Sequence[float], std: Sequence[float], blur_size: int, dtype: torch.dtype,
+) -> list[Tensor]:  # fmt: skip
+    results = _empty_results(clip, static_index is not None, dtype)
+    small = [None if part is None else part.contiguous() for part in (color, static_index, static_color, flip)]
+    if not runs_triton(clip) or dtype == torch.float64 or blur_size // 2 > MAX_RADIUS:
+        for result, value in zip(results, augment_reference(clip, *small, mean, std, blur_size)):
+            result.copy_(value)
+    elif clip.numel():
+        rgb, static, difference = results if len(results) == 3 else (*results, None, None)
+        launch(clip, *small, mean, std, blur_size, rgb, static, difference)
+    return results
+
+
+_library.define(
+    "augment_clip(Tensor clip, Tensor color, Tensor? static_index, Tensor? static_color, Tensor? flip, float[] mean, "
+    "float[] std, int blur_size, ScalarType dtype) -> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+for _key in ("CPU", "CUDA"):
+    _library.impl("augment_clip", _augment, _key)
+
+
+@torch.library.register_fake("dclr::augment_clip", lib=_library)
+def _(clip, color, static_index, static_color, flip, mean, std, blur_size, dtype):
+    return _empty_results(clip, static_index is not None, dtype)
+
+
+# Public function
+
+
+def augment_clip(
+    clip: Tensor,
+    color: Tensor,
+    *,
+    static_index: Tensor | None = None,
+    static_color: Tensor | None = None,
+    flip: Tensor | None = None,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+    blur_size: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> Augmented:
+    """Augment and normalise clips; with `static_index`, their static frame and frame difference too (DCLR Eq. 3-4).
+
+    Args:
+        clip: (B, 3, T, H, W) RGB, uint8 or floating in [0, 1], any strides; T+1 frames with `static_index`, the last
+            one for the difference alone.
+        color: (B, 6) float32, a row for each clip: grayscale (0 or 1), brightness, contrast and saturation (factors),
+            hue (shift, a share of the circle), sigma of the blur (pixels, 0 for none). They act in this order;
+            0, 1, 1, 1, 0, 0 leaves a clip alone. The contrast turns about the mean luma of all T frames.
+        static_index: (B,) int64 or int32 in [0, T): the frame that stands still. Others are an error where the tensor
+            is on the CPU; on a GPU they read as a black frame.
+        static_color: (B, 6), the static frame's own rows; `color` where not given.
+        flip: (B,) bool, the clips to mirror.
+        mean, std: of each channel, for values in [0, 1].
+        blur_size: taps of the Gaussian along each axis, odd; 1 is no blur.
+        dtype: of the results.
+
+    Returns:
+        Augmented in channels_last_3d; the static frame once, not T times. Nothing here has a gradient. The blur works
+        in float16, to within 1 / 255; float64 clips or results, and blurs of more than 63 taps, run the reference.
+
+    Raises:
+        TypeError, ValueError: a wrong rank, size, dtype or device, named.
+    """
+    still = static_index is not None
+    static_color = color if still and static_color is None else static_color
+    _check_clip(clip, still, blur_size, dtype)
+    _check_small(clip, color, static_index, static_color, flip)
+    for name, values in (("mean", mean), ("std", std)):
+        check(len(values) == 3, name, tuple(values), "a value of each of 3 channels")
+    arguments = color, static_index, static_color, flip, list(mean), list(std), blur_size, dtype
+    results = torch.ops.dclr.augment_clip(clip.detach(), *arguments)
+    return Augmented(*results) if still else Augmented(results[0], None, None)
+
+
+def _check_clip(clip: Tensor, still: bool, blur_size: int, dtype: torch.dtype) -> None:
+    known = clip.dtype in FLOAT_DTYPES or clip.dtype == torch.uint8
+    check(known, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
+    right = clip.dim() == 5 and clip.shape[1] == 3 and clip.shape[2] >= 1 + still
+    check(right, "clip", tuple(clip.shape), "(B, 3, T+1, H, W), T >= 1" if still else "(B, 3, T, H, W), T >= 1")
+    check(3 * clip.shape[3] * clip.shape[4] < 2**31, "clip", tuple(clip.shape), "frames of fewer than 2^31 elements")
+    check(blur_size > 0 and blur_size % 2 == 1, "blur_size", blur_size, "an odd number of taps")
+    fits = blur_size == 1 or min(clip.shape[3:]) > blur_size // 2
+    check(fits, "blur_size", blur_size, lambda: f"at most {2 * min(clip.shape[3:]) - 1}, for the frame's short side")
+    check(dtype in FLOAT_DTYPES, "dtype", dtype, "float32, bfloat16, float16 or float64", TypeError)
+
+
+def _check_small(
+    clip: Tensor, color: Tensor, index: Tensor | None, static_color: Tensor | None, flip: Tensor | None
+) -> None:
+    batch, frames = clip.shape[0], clip.shape[2] - 1
+    for name, rows in (("color", color), ("static_color", static_color)):
+        if rows is not None:
+            check(rows.dtype == torch.float32, name, rows.dtype, "float32", TypeError)
+            check(tuple(rows.shape) == (batch, COLORS), name, tuple(rows.shape), (batch, COLORS))
+    if flip is not None:
+        check(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
+        check(tuple(flip.shape) == (batch,), "flip", tuple(flip.shape), (batch,))
+    check_same_device(clip=clip, color=color, static_index=index, static_color=static_color, flip=flip)
+    if index is None:
+        check(static_color is None, "static_color", "a tensor", "None without static_index")
+        return
+    check(index.dtype in (torch.int64, torch.int32), "static_index", index.dtype, "int64 or int32", TypeError)
+    check(tuple(index.shape) == (batch,), "static_index", tuple(index.shape), (batch,))
+    if index.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
+        low, high = int(index.min()), int(index.max())
+        check(low >= 0 and high < frames, "static_index", f"values in [{low}, {high}]", f"values in [0, {frames})")
