@@ -88,12 +88,17 @@ if triton is not None:
             return tl.dot(query, tl.trans(queue), product, input_precision="ieee")
 
     @triton.jit
+    def _any(flags):
+        """Of a vector, taken as a column: Triton 3.7 cannot reduce a vector that comes of a tensor-memory product."""
+        return tl.max(flags[:, None].to(tl.int32), 0).item() > 0
+
+    @triton.jit
     def _keep_better(kept, bar, rank, l):
         """`kept` (BLOCK_M, WIDTH) and its least rank `bar` after a tile of ranks whose indices are above all kept."""
         best = tl.max(rank, 1)
         better = best > bar
-        if tl.max(better.to(tl.int32), 0) > 0:
-            while tl.max(better.to(tl.int32), 0) > 0:
+        if _any(better):
+            while _any(better):
                 index = tl.min(tl.where(rank == best[:, None], l[None, :], LAST_INDEX), 1)
                 least = tl.min(kept, 1)
                 kept = tl.where((kept == least[:, None]) & better[:, None], _key(best, index)[:, None], kept)
