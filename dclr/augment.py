@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import nvtx
 import torch
 from kornia.enhance import adjust_hue, adjust_saturation
 from kornia.filters import gaussian_blur2d
@@ -20,6 +19,7 @@ from torch import Tensor
 from dclr.foreground import ForegroundConfig, foreground_mask, merge
 from dclr.kernels import Augmented, augment_clip, decouple
 from dclr.kernels._common import runs_triton
+from dclr.phases import phase
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -227,7 +227,7 @@ class Augment:
         #: Of the last clips merged, for the log: the share in which nothing moves, so that a mask says nothing.
         self.statistics: dict[str, Tensor] = {}
 
-    @nvtx.annotate("augment")
+    @phase("augment")
     def rgb(self, clips: Tensor, draw: Draw) -> Tensor:
         """Flipped, colour-augmented, normalised clips.
 
@@ -246,7 +246,7 @@ class Augment:
             return self._fused(clip, flip, colors).rgb
         return self._normalize(augment_color(_flipped(clip, flip), self.config, colors))
 
-    @nvtx.annotate("augment")
+    @phase("augment")
     def streams(self, clips: Tensor, draw: Draw, static_clips: Tensor | None = None) -> Streams:
         """Clip, static frame and frame difference (DCLR Eq. 3-4), sharing crop and flip.
 

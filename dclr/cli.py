@@ -27,6 +27,7 @@ from dclr.data.synth import SynthConfig, synthesize
 from dclr.demo import DemoConfig, demo
 from dclr.evaluate import LinearProbeConfig, RetrieveConfig, linear, retrieve
 from dclr.presets import PRESETS
+from dclr.profile import profile
 from dclr.training import CheckpointError, NonFiniteLoss, Stopped, TooManyFailures, pretrain
 
 Config = TypeVar("Config")
@@ -107,10 +108,24 @@ def _pretrain(argv: list[str]) -> None:
         for name, preset in PRESETS.items():
             print(f"{name:20} {(preset.__doc__ or '').splitlines()[0]}")
         return
+    pretrain(_pretrain_config(options, rest, "pretrain"), resume="--resume" in options)
+
+
+def _profile(argv: list[str]) -> None:
+    """Profile steps of a pretraining run: flags as of pretrain, --steps N, --trace FILE, or --nsight under Nsight."""
+    values = ("--preset", "--config", "--method", "--steps", "--trace")
+    options, rest = _take(argv, values=values, switches=("--nsight",))
+    steps = options.get("--steps", "5")
+    if not steps.isdecimal() or not int(steps):
+        raise UsageError(f"--steps: got {steps!r}, expected a number of steps, at least 1")
+    config = _pretrain_config(options, rest, "profile")
+    profile(config, int(steps), None if "--nsight" in options else Path(options.get("--trace", "trace.json")))
+
+
+def _pretrain_config(options: dict[str, str], rest: list[str], verb: str) -> Any:
     base = _base_config(options, rest)
     # The method's own class in place of the type variable gives its flags.
-    config = _parse(PretrainConfig[type(base.method)], rest, "pretrain", base)
-    pretrain(config, resume="--resume" in options)
+    return _parse(PretrainConfig[type(base.method)], rest, verb, base)
 
 
 def _base_config(options: dict[str, str], rest: list[str]) -> Any:
@@ -173,6 +188,7 @@ def _bench(argv: list[str]) -> None:
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "prepare": _prepare,
     "pretrain": _pretrain,
+    "profile": _profile,
     "linear": _linear,
     "retrieve": _retrieve,
     "synth": _synth,

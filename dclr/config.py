@@ -76,6 +76,8 @@ class OptimConfig:
     """Shares of the epochs after which the step schedule multiplies the rate by 0.1."""
     warmup: int = 0
     """Steps of linear warm-up."""
+    clip: float | None = None
+    """Norm that the gradient is scaled down to where it is longer."""
 
     def __post_init__(self) -> None:
         _at_least("optim", self, momentum=0, weight_decay=0, warmup=0)
@@ -83,6 +85,8 @@ class OptimConfig:
             raise ConfigError(f"optim.milestones: got {self.milestones}, expected shares of the epochs, 0 to 1")
         if not self.lr > 0:
             raise ConfigError(f"optim.lr: got {self.lr}, expected a learning rate above 0")
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"optim.clip: got {self.clip}, expected a norm above 0")
 
 
 @dataclass
@@ -100,8 +104,8 @@ class TrainConfig:
     """bf16 runs the encoder under autocast; auto is bf16 on GPUs."""
     sync_bn: bool = True
     """Batch statistics over all GPUs."""
-    compile: bool = False
-    """`torch.compile` the encoder."""
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    """`torch.compile` the step from clips to losses, in this mode; the last two replay CUDA graphs."""
     fold: bool = False
     """Compute (2+1)D convolutions as 2D ones; like the next two, equal in result."""
     pad: bool = False
@@ -126,6 +130,11 @@ class TrainConfig:
         if self.batch % self.accumulate:
             raise ConfigError(
                 f"train.accumulate: got {self.accumulate}, expected a divisor of train.batch {self.batch}"
+            )
+        if self.accumulate > 1 and self.compile in ("reduce-overhead", "max-autotune"):
+            raise ConfigError(
+                f"train.accumulate: got {self.accumulate}, expected 1 with train.compile {self.compile}: "
+                f"a CUDA graph overwrites the gradients of the part before"
             )
 
 

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from kornia.color import rgb_to_hsv
-from kornia.filters import gaussian_blur2d
+from kornia.filters import filter2d_separable
 from torch import Tensor
 
 FOREGROUND_SHARE, BACKGROUND_SHARE = 0.5, 0.1  # of the pixels, whose colours stand for the two
@@ -148,7 +148,9 @@ def smooth(map_bhw: Tensor) -> Tensor:
     taps = int(0.1 * map_bhw.shape[1]) // 2 * 2 + 1
     if taps == 1:
         return map_bhw
-    return gaussian_blur2d(map_bhw[:, None], (taps, taps), (taps / 3, taps / 3), border_type="reflect")[:, 0]
+    curve = _gauss(taps, map_bhw)[None]
+    curve = curve / curve.sum()
+    return filter2d_separable(map_bhw[:, None], curve, curve, border_type="reflect")[:, 0]
 
 
 def min_max(map_bhw: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def test_everything_survives_yaml(tmp_path):
         data=DataConfig("folder", "/x y", annotations="a.csv", label="motion", where="set=1", scale=(0.5, 1.0),
                         cache="memory", allow_missing=True),
         optim=OptimConfig("adamw", 3e-4, milestones=(), schedule="cosine", warmup=7),
-        train=TrainConfig(epochs=3, batch=12, accumulate=3, precision="bf16", compile=True, threads=2),
+        train=TrainConfig(epochs=3, batch=12, accumulate=3, precision="bf16", compile="default", threads=2),
         method=DCLRConfig(losses=LossWeights(1, 0, 0.5, 2), search=SearchConfig(on=("s", "d")),
                           ac=AlignmentConfig(0.1)),
     )  # fmt: skip

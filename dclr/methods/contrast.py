@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 from typing import Literal, NamedTuple
 
-import nvtx
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from dclr.distributed import gather_rows, rank, world
 from dclr.kernels import info_nce
+from dclr.phases import phase
 
 Denominator = Literal["others", "literal", "all", "joint"]
 
@@ -60,7 +60,7 @@ def gather_views(features: Tensor) -> Tensor:
     return gather_rows(features.unflatten(0, (2, -1)), dim=1).flatten(0, 1)
 
 
-@nvtx.annotate("loss")
+@phase("loss")
 def contrast(terms: list[Term], temperature: float, denominator: Denominator = "others") -> Tensor:
     """All terms in one launch.
 

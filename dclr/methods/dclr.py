@@ -310,6 +310,6 @@ class DCLR(Method):
                 known = (found.video_id >= 0) & (batch.label[:, None] >= 0)
                 hits = (found.label == batch.label[:, None]) & known
                 statistics[f"search/{term}_hit_rate"] = hits.sum() / known.sum().clamp(min=1)
-            statistics[f"search/{term}_queue_fill"] = torch.tensor(queue.size / queue.length)
+            statistics[f"search/{term}_queue_fill"] = queue.fill.clone()
             view_j = (value[n:].detach() for value in (described, projected[term], projected[mode]))
             self._pending.append((mode, Entries(*view_j, batch.video_id, batch.label)))

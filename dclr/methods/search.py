@@ -13,12 +13,12 @@ import copy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import nvtx
 import torch
 from torch import Tensor, nn
 
 from dclr.distributed import gather_rows
 from dclr.kernels import info_nce, topk_similarity
+from dclr.phases import phase
 
 Mode = Literal["s", "d"]
 
@@ -83,21 +83,25 @@ class SearchQueue(nn.Module):
             self.register_buffer(name, torch.zeros(length, width))
         self.register_buffer("video_id", torch.full((length,), -1))
         self.register_buffer("label", torch.full((length,), -1))
+        #: Share of the rows that are valid, for the log.
+        self.register_buffer("fill", torch.zeros(()), persistent=False)
         self.flush()
-
-    @property
-    def full(self) -> bool:
-        return self.size == self.length
 
     def flush(self) -> None:
         """Forget every entry."""
-        self.pointer = self.size = 0
+        self._set(0, 0)
+
+    def _set(self, pointer: int, size: int) -> None:
+        self.pointer, self.size = pointer, size
+        # Numbers are constants to a compiled step: it reads these two, so that it need not be compiled anew each time.
+        self.full = size == self.length
+        self.fill.fill_(size / self.length)
 
     def get_extra_state(self) -> dict[str, int]:
         return {"pointer": self.pointer, "size": self.size}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        self.pointer, self.size = state["pointer"], state["size"]
+        self._set(state["pointer"], state["size"])
 
     @torch.no_grad()
     def enqueue(self, entries: Entries) -> None:
@@ -108,14 +112,13 @@ class SearchQueue(nn.Module):
         for name, value in entries._asdict().items():
             buffer = getattr(self, name)
             buffer.index_copy_(0, rows, value.to(buffer.dtype))
-        self.pointer = (self.pointer + count) % self.length
-        self.size = min(self.length, self.size + count)
+        self._set((self.pointer + count) % self.length, min(self.length, self.size + count))
 
     @torch.no_grad()
     def retrieve(self, query: Tensor, config: SearchConfig, video_id: Tensor) -> Retrieved:
         """The K entries nearest to each query by cosine, with the prior p_k = max(S_k, 0) / sum max(S, 0)."""
         own = {"query_id": video_id, "queue_id": self.video_id} if config.exclude_same_video else {}
-        similarity, index = topk_similarity(query, self.key, config.k, size=self.size, **own)
+        similarity, index = topk_similarity(query, self.key, config.k, size=None if self.full else self.size, **own)
         found = index >= 0
         row = index.clamp(min=0)
         uniform = found / found.sum(1, keepdim=True).clamp(min=1)
@@ -151,7 +154,7 @@ class SlowEncoder(nn.Module):
         return (pooled if head is None else self.heads[head](pooled)).float()
 
 
-@nvtx.annotate("loss")
+@phase("loss")
 def cross_video_loss(
     rgb: Tensor, key: Tensor, own: Tensor, other: Tensor, key_id: Tensor, found: Retrieved, temperature: float
 ) -> Tensor:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import nvtx
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -23,13 +20,15 @@ from dclr.config import ConfigError, PretrainConfig, save, to_dict
 from dclr.data import Batch, PretrainClips, build_pretrain_loader, load_dataset, to_device
 from dclr.distributed import broadcast_from_first, is_first, largest_over_ranks, mean_over_ranks, rank, world
 from dclr.methods import Method, Output, build_method
-from dclr.models import accelerate, build_encoder
+from dclr.models import build_encoder
+from dclr.phases import phase
 from dclr.training.checkpoint import LAST, CheckpointError, load_checkpoint, load_state, save_checkpoint
 from dclr.training.distributed import choose_device, joined
 from dclr.training.failures import Failures
 from dclr.training.interrupts import Stopped, StopRequest
 from dclr.training.metrics import Meter, MetricsLog, device_name, environment, memory_mib
-from dclr.training.schedule import build_optimizer, learning_rate
+from dclr.training.schedule import learning_rate
+from dclr.training.step import Step
 
 # Later than any step.
 NEVER = 2**62
@@ -54,23 +53,28 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
         NonFiniteLoss, TooManyFailures: the run cannot go on; the last checkpoint is kept.
         Stopped: Ctrl-C or SIGTERM; the run is saved as it was after the step.
     """
-    train = config.train
-    device = choose_device(train.device)
-    if train.threads:
-        torch.set_num_threads(train.threads)
-    torch.use_deterministic_algorithms(train.deterministic)
-    torch.backends.cudnn.benchmark = not train.deterministic
     folder = Path(config.output).expanduser()
+    device = choose_device(config.train.device)
     with joined(device):
         state = _saved_state(folder, resume)
-        loader = _build_loader(config)
-        torch.manual_seed(train.seed)
-        method = build_method(config.method, build_encoder(config.encoder), config.augment)
-        trainer = Trainer(config, method, loader, device)
+        trainer = build_trainer(config, device)
         if state is not None:
             trainer.load(state)
         trainer.run()
     return folder
+
+
+def build_trainer(config: PretrainConfig, device: torch.device) -> Trainer:
+    """The trainer of a run, at its start; sets what torch keeps for the whole process."""
+    train = config.train
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    torch.use_deterministic_algorithms(train.deterministic)
+    torch.backends.cudnn.benchmark = not train.deterministic
+    loader = _build_loader(config)
+    torch.manual_seed(train.seed)
+    method = build_method(config.method, build_encoder(config.encoder), config.augment)
+    return Trainer(config, method, loader, device)
 
 
 def _saved_state(folder: Path, resume: bool) -> dict[str, Any] | None:
@@ -139,33 +143,13 @@ class Trainer:
         self.epoch_steps = len(loader) // train.accumulate
         if not self.epoch_steps:
             raise ConfigError(f"train.accumulate: got {train.accumulate}, but an epoch has {len(loader)} batches")
-        self.method = method.to(device, memory_format=torch.channels_last_3d)
-        self.method.check(train.batch, self.epoch_steps)
-        self.model = self._parallel()
-        self.optimizer = build_optimizer(config.optim, self.method)
-        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        bf16 = train.precision == "bf16" or (train.precision == "auto" and on_gpu)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        method.check(train.batch, self.epoch_steps)
+        self.update = Step(method, train, config.optim, device)
+        self.method, self.optimizer = self.update.method, self.update.optimizer
         self.failures = Failures(len(loader.dataset), config.data.max_failed_share)
         self.known_failures = 0
         self.meter = Meter()
         self.bad_step = torch.tensor(NEVER, device=device)
-
-    def _parallel(self) -> nn.Module:
-        """The method as the processes call it together."""
-        if self.config.train.sync_bn and world() > 1 and self.device.type == "cuda":
-            self.method = nn.SyncBatchNorm.convert_sync_batchnorm(self.method)
-        train = self.config.train
-        accelerate(self.method, fold=train.fold, pad=train.pad, static_once=train.static_once)
-        if train.compile:
-            self.method.encoder.compile()
-        if world() == 1:
-            return self.method
-        # Queues are alike on all processes by construction; BatchNorm's averages are made so once an epoch.
-        # A term that starts late leaves its heads without gradient until then.
-        return DistributedDataParallel(
-            self.method, broadcast_buffers=False, find_unused_parameters=self.method.conditional
-        )
 
     @property
     def total_step(self) -> int:
@@ -205,11 +189,7 @@ class Trainer:
     def _run_epoch(self) -> None:
         """The steps of an epoch that are left, with a line of the log every now and then."""
         train = self.config.train
-        broadcast_from_first(self.method.buffers())
-        self.method.start_epoch(self.epoch, resumed=self.step > 0)
-        self.method.train()
-        self.loader.batch_sampler.set_epoch(self.epoch, self.step * train.accumulate)
-        batches = to_device(self.loader, self.device)
+        batches = self._start_epoch()
         while self.step < self.epoch_steps:
             output, loss = self._train_step(batches)
             self.step += 1
@@ -228,37 +208,39 @@ class Trainer:
             if not last:
                 self._stop_if_asked()
 
+    def _start_epoch(self) -> Iterator[Batch]:
+        """The batches that are left of the epoch."""
+        broadcast_from_first(self.method.buffers())
+        self.update.start_epoch(self.epoch, resumed=self.step > 0)
+        self.method.train()
+        self.loader.batch_sampler.set_epoch(self.epoch, self.step * self.config.train.accumulate)
+        return to_device(self.loader, self.device)
+
+    def steps(self) -> Iterator[Tensor]:
+        """The steps of the current epoch, one at each turn, without log or checkpoints; yields their losses."""
+        batches = self._start_epoch()
+        while self.step < self.epoch_steps:
+            _, loss = self._train_step(batches)
+            self.step += 1
+            yield loss
+
     def _train_step(self, batches: Iterator[Batch]) -> tuple[Output, Tensor]:
         """One update of the parameters; returns the losses of its last batch and their weighted sum."""
         train, optim = self.config.train, self.config.optim
-        rate = learning_rate(optim, train.batch, train.epochs, self.epoch, self.step, self.epoch_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
         for part in range(train.accumulate):
             batch = self._next(batches)
-            alone = world() == 1 or part == train.accumulate - 1
-            with nullcontext() if alone else self.model.no_sync():
-                with nvtx.annotate("forward"), self.autocast:
-                    output = self.model(batch, self._draw(self.total_step * train.accumulate + part))
-                with nvtx.annotate("loss"):
-                    weights = self.method.loss_weights
-                    loss = sum(weights[name] * value for name, value in output.losses.items())
-                with nvtx.annotate("backward"):
-                    (loss / train.accumulate).backward()
+            draw = self._draw(self.total_step * train.accumulate + part)
+            output, loss = self.update.add_gradients(batch, draw, last=part == train.accumulate - 1)
             # On the device, so that nothing waits for it.
             first_bad = self.bad_step.clamp(max=self.total_step + 1)
-            self.bad_step = torch.where(loss.detach().isfinite(), self.bad_step, first_bad)
-        with nvtx.annotate("optimizer"):
-            self.optimizer.step()
-        with nvtx.annotate("after_step"):
-            self.method.after_step()
-        return output, loss.detach()
+            self.bad_step = torch.where(loss.isfinite(), self.bad_step, first_bad)
+        self.update.step(learning_rate(optim, train.batch, train.epochs, self.epoch, self.step, self.epoch_steps))
+        return output, loss
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """The next batch, on the device; what could not be decoded is reported."""
         start = time.perf_counter()
-        with nvtx.annotate("load"):
+        with phase("load"):
             batch = next(batches)
         views, videos = batch.clips.shape[:2]
         self.meter.add(views * videos * world(), time.perf_counter() - start)

@@ -1,0 +1,243 @@
+"""A whole training step of DCLR: augmentation, encoder, heads, losses, backward pass, optimiser, queue.
+
+Ours has every lever on; each `no ...` has one off. The others are what one writes first: the plain encoder uncompiled
+in float32 (TF32 on a GPU), the same under `torch.compile` and bfloat16, and the work of the released recipe: the three
+streams through the query encoder one by one, and nine more passes without gradient through the momentum encoder.
+
+Floor: the multiplications of the plain step, so that `% floor` is the model FLOPs utilisation; of bytes, the clips and
+six times the parameters (read twice, gradient, momentum and parameter written, momentum read).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from dclr.augment import AugmentConfig, Draw
+from dclr.config import OptimConfig, TrainConfig
+from dclr.data import Batch
+from dclr.methods import DCLRConfig, DCLRRelease, Method, build_method
+from dclr.methods.search import SearchConfig
+from dclr.models import build_encoder
+from dclr.training.step import Step
+
+from .harness import GRAPH, OURS, Problem, Run
+
+EAGER, STRAIGHT, RELEASE = "eager", "compiled bf16", "released recipe"
+KERNELS = ("decouple", "info_nce", "_nce_launch", "pooling", "activation", "topk", "augment")
+LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
+PHASES = ("forward", "backward", "optimizer", "after_step")
+EPOCH = 10  # refinement and search are on
+
+
+@dataclass(frozen=True)
+class Size:
+    """`videos` of two clips; None: as many as fit the GPU."""
+
+    encoder: str
+    videos: int | None
+    frames: int
+    side: int
+
+    def __str__(self) -> str:
+        return f"{self.encoder}-{self.videos or 'most'}x2x{self.frames}x{self.side}x{self.side}"
+
+
+SIZES = {
+    "tiny": [Size("r2plus1d_tiny", 4, 4, 16)],
+    "cpu": [Size("r2plus1d_tiny", 4, 8, 32)],
+    "cuda": [Size("r2plus1d_vcop", videos, 16, 112) for videos in (8, 64, None)],
+}
+
+
+def test_step(size, device, measuring, bench):
+    if size.videos is None:
+        size = Size(size.encoder, most_videos(size, device), size.frames, size.side)
+    made = problem(size, device, measuring)
+    rows = bench(made)
+    for row in rows:
+        if row.p50_us:
+            row.note = describe(made.variants[row.variant], 2 * size.videos, row.p50_us) + (
+                row.note and f"; {row.note}"
+            )
+
+
+def problem(size: Size, device: torch.device, measuring: bool) -> Problem:
+    batch, method = inputs(size, device)
+    on_gpu = device.type == "cuda"
+    # A CPU has none of these, and generates code for minutes where it is to be measured.
+    levers = {"fold": True, "pad": True, "static_once": True}
+    levers |= {"compile": "default" if on_gpu or not measuring else None, "precision": "bf16" if on_gpu else "fp32"}
+    run = functools.partial(variant, method, batch, device, measuring)
+    variants = {OURS: run(levers)}
+    if not measuring:  # one compiled variant of ours says enough
+        levers["compile"] = None
+    for name in ("fold", "pad", "static_once"):
+        variants[f"no {name}"] = run(levers | {name: False})
+    variants["no channels_last"] = run(levers | {"fold": False}, channels_last=False)
+    plain = {"precision": "fp32"}
+    variants[EAGER] = run(plain, channels_last=False, triton=False)
+    variants[RELEASE] = run(plain, channels_last=False, triton=False, released=True)
+    left_out = {}
+    if on_gpu or not measuring:
+        variants["no compile"] = run(levers | {"compile": None})
+        straight = plain | {"compile": "default", "precision": levers["precision"]}
+        variants[STRAIGHT] = run(straight, channels_last=False, triton=False)
+    else:
+        left_out |= dict.fromkeys(("compile", STRAIGHT), "generates code for many minutes on a CPU")
+    if on_gpu:
+        variants["no bf16"] = run(levers | {"precision": "fp32"})
+        variants["no fused SGD"] = run(levers, fused=False)
+        variants["no Triton kernels"] = run(levers, triton=False)
+        if size.videos <= 64:
+            variants[GRAPH] = run(levers | {"compile": "reduce-overhead"})
+        else:
+            left_out[GRAPH] = "would keep its memory from the others"
+    else:
+        left_out |= dict.fromkeys(("no bf16", "no fused SGD", "no Triton kernels", GRAPH), "needs a GPU")
+    reference = variant(method, batch, device, measuring, plain, channels_last=False, triton=False)
+    with FlopCounterMode(display=False) as counter:
+        expected = reference()
+    parameters = sum(parameter.numel() for parameter in reference.step.method.parameters() if parameter.requires_grad)
+    return Problem(
+        name=f"step {size} {'bfloat16' if on_gpu else 'float32'}",
+        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        device=device,
+        expected=lambda: expected,
+        variants=variants,
+        bytes=batch.clips.numel() + 6 * 4 * parameters,
+        flops=counter.get_total_flops(),
+        other_functions={RELEASE},
+        left_out=left_out,
+    )
+
+
+def inputs(size: Size, device: torch.device) -> tuple[Batch, Method]:
+    """A batch of noise and a method whose queue is full."""
+    torch.manual_seed(0)
+    clips = torch.randint(256, (4, size.videos, size.frames + 1, size.side, size.side, 3), dtype=torch.uint8)
+    video = torch.arange(size.videos)
+    config = DCLRConfig(search=SearchConfig(queue=min(2048, 4 * size.videos)))
+    method = build_method(config, build_encoder(size.encoder), AugmentConfig()).to(device)
+    method.start_epoch(EPOCH)
+    for queue in method.search.queues.values():
+        rows = {name: torch.randn_like(getattr(queue, name)) for name in ("key", "rgb", "mode")}
+        rows |= {"video_id": queue.video_id.clone() - torch.arange(queue.length, device=device)}
+        state = queue.state_dict() | rows
+        state["_extra_state"] = {"pointer": 0, "size": queue.length}
+        queue.load_state_dict(state)
+    return Batch(*(tensor.to(device) for tensor in (clips, video, video % 2))), method
+
+
+class Variant:
+    """One way to do a step. A call does one, with the random numbers of the first, and gives its weighted loss."""
+
+    def __init__(self, step: Step, batch: Batch, context: Callable) -> None:
+        self.step, self.batch, self.context = step, batch, context
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        with self.context():
+            _, loss = self.step.add_gradients(self.batch, Draw(torch.Generator().manual_seed(0)))
+            # A rate of 0 leaves the parameters, so that steps stay alike; the optimiser works the same.
+            self.step.step(0.0)
+        return (loss.clone(),)
+
+
+def variant(
+    method: Method,
+    batch: Batch,
+    device: torch.device,
+    measuring: bool,
+    train: dict,
+    channels_last: bool = True,
+    triton: bool = True,
+    fused: bool = True,
+    released: bool = False,
+) -> Variant:
+    """A step of a copy of `method`, or of the released recipe, by the settings `train` and what is no setting."""
+    if released:
+        config = DCLRConfig(variant="official_release", search=SearchConfig(queue=2048))
+        method = Released(config, copy.deepcopy(method.encoder), AugmentConfig())
+    else:
+        method, batch = copy.deepcopy(method), batch._replace(clips=batch.clips[:2])
+    backend = nullcontext() if measuring else quick_compiler()
+    with backend:
+        step = Step(method, TrainConfig(**train), OptimConfig(), device)
+    step.start_epoch(EPOCH, resumed=True)
+    if not channels_last:
+        step.method.to(memory_format=torch.contiguous_format)
+        step.method.encode = lambda *clips: step.method.encoder(*(clip.contiguous() for clip in clips))
+    for group in step.optimizer.param_groups:
+        group["fused"] = group["fused"] and fused
+    return Variant(step, batch, nullcontext if triton else without_triton)
+
+
+class Released(DCLRRelease):
+    """Each stream is a pass of its own, and the masks take passes apart from the keys."""
+
+    def _maps(self, branch, streams, rows):
+        passes = 2 if branch is self.key.module and rows.start else 1
+        for _ in range(passes):
+            maps = {name: branch.encoder(stream[rows].contiguous()) for name, stream in zip("vsd", streams)}
+        return maps
+
+
+@contextmanager
+def quick_compiler() -> Iterator[None]:
+    """The graphs without code generation, where only the result matters."""
+    with mock.patch.object(torch, "compile", functools.partial(torch.compile, backend="aot_eager")):
+        yield
+
+
+@contextmanager
+def without_triton() -> Iterator[None]:
+    """The plain PyTorch references in the kernels' place."""
+    modules = [import_module(f"dclr.kernels.{name}") for name in KERNELS] + [import_module("dclr.augment")]
+    with ExitStack() as stack:
+        for module in modules:
+            if hasattr(module, "runs_triton"):
+                stack.enter_context(mock.patch.object(module, "runs_triton", lambda tensor: False))
+        yield
+
+
+def most_videos(size: Size, device: torch.device) -> int:
+    """Multiple of 32 up to which our step fits, by trial."""
+    levers = {"compile": "default", "fold": True, "pad": True, "static_once": True, "precision": "bf16"}
+    videos = 64
+    while True:
+        try:
+            trial = Size(size.encoder, videos * 3 // 2 // 32 * 32, size.frames, size.side)
+            batch, method = inputs(trial, device)
+            variant(method, batch, device, True, levers)()
+        except torch.OutOfMemoryError:
+            return videos
+        finally:
+            torch.compiler.reset()
+            torch.cuda.empty_cache()
+        videos = trial.videos
+
+
+def describe(run: Run, clips: int, microseconds: float) -> str:
+    """Clips a second, launches of a step, and the share of each phase in it."""
+    on_gpu = run.step.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
+        run()
+        if on_gpu:
+            torch.cuda.synchronize()
+    events = profiler.key_averages()
+    launches = sum(event.count for event in events if event.key in LAUNCHES)
+    time = {event.key: event.device_time_total if on_gpu else event.cpu_time_total for event in events}
+    total = sum(time.get(name, 0) for name in PHASES) or 1
+    shares = ", ".join(f"{name} {100 * time.get(name, 0) / total:.0f}%" for name in PHASES)
+    counted = f", {launches} launches" if on_gpu else ""
+    return f"{1e6 * clips / microseconds:.1f} clips/s{counted}; {shares}"

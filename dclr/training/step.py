@@ -1,0 +1,165 @@
+"""One step of pretraining: from a batch on the device to updated parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dclr.augment import Draw
+from dclr.config import OptimConfig, TrainConfig
+from dclr.data import Batch
+from dclr.distributed import world
+from dclr.methods import Method, Output
+from dclr.models import accelerate
+from dclr.phases import phase
+from dclr.training.schedule import build_optimizer
+
+# A method of `Draw` and its arguments.
+Request = tuple[Callable[..., Tensor], tuple]
+
+
+class Step:
+    """Updates of a method's parameters, by one batch or by the sum of several.
+
+    With `train.compile` everything from decoded clips to losses is one compiled graph, whatever the method. Of several
+    processes each compiles its encoder alone, since what they exchange is no part of a graph; DDP then splits the
+    backward pass where it sends gradients.
+
+    Args:
+        method: alike on every process. It is moved to `device`, and computes as `train` says.
+
+    Attributes:
+        method: the same, or with its BatchNorm synchronised.
+        optimizer: of all parameters that are trained.
+    """
+
+    def __init__(self, method: Method, train: TrainConfig, optim: OptimConfig, device: torch.device) -> None:
+        self.accumulate = train.accumulate
+        self.device = device
+        self.method = method.to(device, memory_format=torch.channels_last_3d)
+        if train.sync_bn and world() > 1 and device.type == "cuda":
+            self.method = nn.SyncBatchNorm.convert_sync_batchnorm(self.method)
+        accelerate(self.method, fold=train.fold, pad=train.pad, static_once=train.static_once)
+        self.compiled = train.compile is not None
+        if self.compiled:
+            whole = world() == 1
+            part = self.method if whole else self.method.encoder
+            part.compile(mode=train.compile, fullgraph=whole, dynamic=False)
+        self.model = self._parallel()
+        self.optimizer = build_optimizer(optim, self.method)
+        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        bf16 = train.precision == "bf16" or (train.precision == "auto" and on_gpu)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        self._requests: list[Request] | None = None
+
+    def _parallel(self) -> nn.Module:
+        """The method as the processes call it together."""
+        if world() == 1:
+            return self.method
+        # Queues are alike on all processes by construction; BatchNorm's averages are made so once an epoch.
+        # A term that starts late leaves its heads without gradient until then.
+        return DistributedDataParallel(
+            self.method, broadcast_buffers=False, find_unused_parameters=self.method.conditional
+        )
+
+    def start_epoch(self, epoch: int, resumed: bool = False) -> None:
+        """As `Method.start_epoch`, after which the method may ask for other random numbers."""
+        self.method.start_epoch(epoch, resumed)
+        self._requests = None
+
+    def add_gradients(self, batch: Batch, draw: Draw, last: bool = True) -> tuple[Output, Tensor]:
+        """Forward and backward pass of one of `train.accumulate` batches; the result has no graph.
+
+        Args:
+            last: whether `step` comes next. Gradients are exchanged between processes only then.
+
+        Returns:
+            The method's output and the weighted sum of its losses, ().
+        """
+        if self.compiled and world() == 1:
+            draw = self._drawn(batch, draw)
+            # What an earlier step returned may be overwritten.
+            torch.compiler.cudagraph_mark_step_begin()
+        with nullcontext() if last or world() == 1 else self.model.no_sync():
+            with phase("forward"), self.autocast:
+                output = self.model(batch._replace(failures=()), draw)
+            with phase("backward"):
+                loss = output.backward(self.method.loss_weights, 1 / self.accumulate)
+        return Output({name: value.detach() for name, value in output.losses.items()}, output.statistics), loss
+
+    def step(self, rate: float) -> None:
+        """Step the optimiser at this learning rate, and let the method follow."""
+        with phase("optimizer"):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        with phase("after_step"):
+            self.method.after_step()
+
+    def _drawn(self, batch: Batch, draw: Draw) -> Drawn:
+        if self._requests is None:
+            with self.autocast:
+                self._requests = requests(self.method, batch)
+        return Drawn(self._requests, draw, self.device)
+
+
+class Drawn(Draw):
+    """Random numbers drawn beforehand, handed out in the order of the requests: a graph takes numbers, no generator.
+
+    Floating-point numbers are on the device. Integers stay on the CPU: methods pick from tables there by them.
+    """
+
+    def __init__(self, requests: list[Request], draw: Draw, device: torch.device) -> None:
+        super().__init__(draw.generator, draw.rank, draw.world)
+        self.taken = 0
+        drawn = [function(draw, *args) for function, args in requests]
+        self.numbers = [x.to(device, non_blocking=True) if x.is_floating_point() else x for x in drawn]
+
+    def uniform(self, *args: float) -> Tensor:
+        return self._next()
+
+    def integers(self, *args: int) -> Tensor:
+        return self._next()
+
+    def permutations(self, *args: int) -> Tensor:
+        return self._next()
+
+    def _next(self) -> Tensor:
+        self.taken += 1
+        return self.numbers[self.taken - 1]
+
+
+class _Noting(Draw):
+    """A draw that notes what it is asked for."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__(generator)
+        self.requests: list[Request] = []
+
+    def uniform(self, *args: float) -> Tensor:
+        return self._noted(Draw.uniform, args)
+
+    def integers(self, *args: int) -> Tensor:
+        return self._noted(Draw.integers, args)
+
+    def permutations(self, *args: int) -> Tensor:
+        return self._noted(Draw.permutations, args)
+
+    def _noted(self, function: Callable[..., Tensor], args: tuple) -> Tensor:
+        self.requests.append((function, args))
+        return function(self, *args)
+
+
+@torch.no_grad()
+def requests(method: Method, batch: Batch) -> list[Request]:
+    """The random numbers that a forward pass asks for, in order; found on a copy, so that no state changes."""
+    draw = _Noting(torch.Generator())
+    with torch.random.fork_rng(devices=[batch.clips.device] if batch.clips.is_cuda else []):
+        copy.deepcopy(method).forward(batch, draw)
+    return draw.requests
