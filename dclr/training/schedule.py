@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,18 +35,5 @@ def build_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optim
     # One launch for all parameters instead of several.
     options = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": parameters[0].is_cuda}
     if config.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(parameters, **options)
-    else:
-        optimizer = torch.optim.SGD(parameters, momentum=config.momentum, **options)
-    if config.clip is not None:
-        optimizer.register_step_pre_hook(_clipping(config.clip))
-    return optimizer
-
-
-def _clipping(norm: float) -> Callable[..., None]:
-    """Hook before each step: scales a gradient down to this norm, over all parameters, where it is longer."""
-
-    def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
-
-    return clip
+        return torch.optim.AdamW(parameters, **options)
+    return torch.optim.SGD(parameters, momentum=config.momentum, **options)

@@ -52,6 +52,7 @@ class Step:
             part.compile(mode=train.compile, fullgraph=whole, dynamic=False)
         self.model = self._parallel()
         self.optimizer = build_optimizer(optim, self.method)
+        self.optim, self.clips = optim, False
         on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
         bf16 = train.precision == "bf16" or (train.precision == "auto" and on_gpu)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
@@ -70,6 +71,7 @@ class Step:
     def start_epoch(self, epoch: int, resumed: bool = False) -> None:
         """As `Method.start_epoch`, after which the method may ask for other random numbers."""
         self.method.start_epoch(epoch, resumed)
+        self.clips = self.optim.clip is not None and epoch >= self.optim.clip_start
         self._requests = None
 
     def add_gradients(self, batch: Batch, draw: Draw, last: bool = True) -> tuple[Output, Tensor]:
@@ -97,6 +99,8 @@ class Step:
         with phase("optimizer"):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
+            if self.clips:
+                nn.utils.clip_grad_norm_(self.method.parameters(), self.optim.clip)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         with phase("after_step"):

@@ -142,6 +142,19 @@ def test_cuda_graphs_do_not_accumulate():
         TrainConfig(batch=4, accumulate=2, compile="reduce-overhead")
 
 
+@pytest.mark.parametrize("epoch, norm, expected", [(0, 30.0, 30.0), (2, 30.0, 10.0), (3, 7.0, 7.0)])
+def test_long_gradients_are_clipped(epoch, norm, expected):
+    """From the epoch given; over all parameters, those without a gradient aside."""
+    optim = OptimConfig(lr=1.0, momentum=0, weight_decay=0, clip=10, clip_start=2)
+    step = Step(build("simclr"), TrainConfig(precision="fp32"), optim, CPU)
+    step.start_epoch(epoch)
+    weight = step.method.encoder[0].weight
+    before, direction = weight.detach().clone(), torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    weight.grad = norm * direction / direction.norm()
+    step.step(1.0)
+    torch.testing.assert_close((before - weight).norm().item(), expected, rtol=1e-4, atol=0)
+
+
 class HostReads(TorchDispatchMode):
     """Notes the operations whose result the host needs, and on a GPU waits for."""
 
