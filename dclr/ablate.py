@@ -113,19 +113,21 @@ SIZES = {
 def ablation_run(row: str, config: AblateConfig) -> PretrainConfig:
     """The configuration of a row, without its seed and folders.
 
-    Of the preset: the method, the augmentation, and whether BatchNorm spans the GPUs. Everything else is the size's.
+    Of the preset: the method, the augmentation, the clipping that belongs to a curriculum, and whether BatchNorm spans
+    the GPUs. Everything else is the size's.
     No mirror flips, which would merge directions; no hue shift and no blur, as what tells the scene families apart
     is their hue, and a blob is as small as the blur.
     """
     preset, size = PRESETS[row](), SIZES[config.size]
-    train = dataclasses.replace(
-        size.run.train, epochs=config.epochs or size.run.train.epochs, sync_bn=preset.train.sync_bn
-    )
+    epochs = config.epochs or size.run.train.epochs
+    train = dataclasses.replace(size.run.train, epochs=epochs, sync_bn=preset.train.sync_bn)
+    clip_start = preset.optim.clip_start * epochs // preset.train.epochs
     return dataclasses.replace(
         size.run,
         augment=dataclasses.replace(preset.augment, flip=0, hue=0, blur=0),
+        optim=dataclasses.replace(size.run.optim, clip=preset.optim.clip, clip_start=clip_start),
         train=train,
-        method=_adapted(preset, size, train.epochs, train.batch, config.synth.train),
+        method=_adapted(preset, size, epochs, train.batch, config.synth.train),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from dclr.augment import AugmentConfig
 from dclr.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig
@@ -43,8 +44,10 @@ def _demo_terms(vs: float, vd: float, sd: float, vs_start: int = 0, sd_start: in
 
 
 def demo() -> PretrainConfig:
-    """The demo's DCLR: L_VD alone first, then L_VS joins."""
-    return _demo_terms(vs=8, vd=1, sd=0, vs_start=6)
+    """The demo's DCLR: L_VD alone first, then L_VS joins, with clipped gradients."""
+    run = _demo_terms(vs=8, vd=1, sd=0, vs_start=6)
+    # The first gradients of L_VS are dozens of times longer than those before: one step along them would undo L_VD.
+    return replace(run, optim=replace(run.optim, clip=30, clip_start=6))
 
 
 def demo_vanilla() -> PretrainConfig:
