@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from dclr.augment import Augment, AugmentConfig, Draw, Streams
 from dclr.data.clips import Batch
-from dclr.distributed import gather_rows
+from dclr.distributed import gather_rows, mean_over_ranks, rank
 from dclr.kernels import decoupled_pool
 from dclr.methods.base import Method, Output
-from dclr.methods.contrast import Denominator, Term, contrast, gather_views, own_rows, similarities
-from dclr.methods.search import CrossVideoSearch, Entries, Mode, SearchConfig, cross_video_loss
+from dclr.methods.contrast import Denominator, Term, contrast, gather_views, similarities
+from dclr.methods.search import CrossVideoSearch, Entries, Mode, SearchConfig, cross_video_loss, left_out
 from dclr.models import ProjectionHead
 from dclr.models.still import StillResNet
 
@@ -85,6 +85,9 @@ class DCLRConfig:
     denom: Denominator = "others"
     symmetric: bool = False
     """Add the reverse directions s -> v and d -> v to L_VS and L_VD."""
+    balance: float = 0.0
+    """Power of a term's value that L_VV, L_VS and L_VD are also weighted by, so that the harder one gets more of the
+    gradient; 0 is off. Not in the paper, for short runs."""
     heads: Literal["separate", "shared"] = "separate"
     center: bool = False
     """Standardise the input of the heads over the batch; not in the paper, for short runs."""
@@ -100,6 +103,8 @@ class DCLRConfig:
     def __post_init__(self) -> None:
         if self.tau <= 0:
             raise ValueError(f"method.tau: got {self.tau}, expected a temperature above 0")
+        if self.balance < 0:
+            raise ValueError(f"method.balance: got {self.balance}, expected a power of at least 0")
         if not any(asdict(self.losses).values()):
             raise ValueError("method.losses: every weight is 0, expected at least one term")
 
@@ -125,6 +130,17 @@ def _running_statistics_kept(encoder: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta):
             norm.momentum = momentum
+
+
+def balanced(losses: Mapping[str, Tensor], power: float) -> dict[str, Tensor]:
+    """The same values, with gradients in proportion to value^power: factors of mean 1 over the losses, each a ().
+
+    Processes agree on the factors, which are those of the global batch.
+    """
+    values = mean_over_ranks(torch.stack([loss.detach() for loss in losses.values()]))
+    factors = values**power
+    factors = factors / factors.mean().clamp(min=torch.finfo(factors.dtype).tiny)
+    return {name: factor * loss + (1 - factor) * loss.detach() for (name, loss), factor in zip(losses.items(), factors)}
 
 
 class DCLR(Method):
@@ -194,6 +210,9 @@ class DCLR(Method):
         losses, statistics = self._contrast(projected)
         if self.search is not None and self.search.filling:
             self._cross_video(batch, streams, projected, losses, statistics)
+        if self.config.balance:
+            attracting = {name: loss for name, loss in losses.items() if name != "sd"}
+            losses |= balanced(attracting, self.config.balance)
         if self.aligning:
             losses["ac"] = alignment
         return Output(losses, {**statistics, **self.augment.statistics})
@@ -289,7 +308,6 @@ class DCLR(Method):
     ) -> None:
         """Eq. 10 for view i where the queue is full; the entries of view j wait for the end of the step."""
         n = batch.video_id.shape[0]
-        rows = own_rows(n, batch.video_id.device)
         for mode, clip in (("s", streams.static), ("d", streams.difference)):
             term = f"v{mode}"
             if mode not in self.search.queues or term not in self.active:
@@ -301,9 +319,8 @@ class DCLR(Method):
                 losses[term] = cross_video_loss(
                     projected[term][:n],
                     gather_views(projected[mode]),
-                    rows.same_view[:n],
-                    rows.other_view[:n],
-                    gather_rows(batch.video_id, dim=0),
+                    rank() * n,
+                    left_out(found.video_id, gather_rows(batch.video_id, dim=0), rank() * n),
                     found,
                     self.config.tau,
                 )

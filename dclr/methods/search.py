@@ -10,6 +10,7 @@ Shapes: n videos on this rank, N in the global batch, d projected features, K re
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -154,9 +155,32 @@ class SlowEncoder(nn.Module):
         return (pooled if head is None else self.heads[head](pooled)).float()
 
 
+def left_out(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:
+    """The rows of the batch that are no negatives of an entry: both views of the own video and of the retrieved one.
+
+    Args:
+        found_id: (n, K) int64 videos of the retrieved entries, -1 for none.
+        key_id: (N,) int64 videos of the global batch.
+        first: place of this rank's first video in the global batch.
+
+    Returns:
+        (2, n, K, 4) int64 rows of the 2N keys, -1 for none; the same for both terms of Eq. 10.
+    """
+    own, view = _rows(first, len(found_id), len(key_id), key_id.device)
+    same = torch.where((found_id[..., None] == key_id)[:, :, None], view, -1).amax(-1)
+    return torch.cat([rows.expand(2, *same.shape) for rows in (own, same)], dim=-1)
+
+
+@functools.lru_cache(maxsize=64)
+def _rows(first: int, n: int, total: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(n, 1, 2) keys of this rank's videos, and (2, N) of all: the same in every step, so kept."""
+    view = torch.arange(2 * total, device=device).view(2, total)
+    return view[:, first : first + n].T[:, None].contiguous(), view
+
+
 @phase("loss")
 def cross_video_loss(
-    rgb: Tensor, key: Tensor, own: Tensor, other: Tensor, key_id: Tensor, found: Retrieved, temperature: float
+    rgb: Tensor, key: Tensor, first: int, exclude: Tensor, found: Retrieved, temperature: float
 ) -> Tensor:
     """DCLR Eq. 10, and with K = 1 Eq. 9: mean_n sum_k p_k [I(v; d~_k) + I(v~_k; d)].
 
@@ -165,23 +189,18 @@ def cross_video_loss(
     Args:
         rgb: (n, d) projected clips v of view i, with gradient.
         key: (2N, d) projected d of the global batch, with gradient.
-        own, other: (n,) int64 rows of `key` with d_i and with d_j of the same video.
-        key_id: (N,) int64 video of each pair of keys.
+        first: row of `key` with d_i of the first clip; those of the others follow.
+        exclude: (2, n, K, 4), from `left_out`.
         found: what the search returned for d_i.
 
     Returns:
         () float32.
     """
     n, k, d = found.rgb.shape
-    total = key_id.shape[0]
-    match = found.video_id[..., None] == key_id
-    row = torch.where(match.any(-1), match.int().argmax(-1), -1)
-    retrieved = torch.stack([row, torch.where(row >= 0, row + total, -1)], dim=-1)  # (n, k, 2)
-    pair = torch.stack([own, other], dim=-1)[:, None].expand(n, k, 2)
-    exclude = torch.cat([pair, retrieved], dim=-1).expand(2, n, k, 4)
+    own = key[first : first + n]
     # Both terms in one launch: v with each d~_k, each v~_k with d.
     query = torch.stack([rgb[:, None].expand(n, k, d), found.rgb])
-    positive = torch.stack([found.mode, key.index_select(0, own)[:, None].expand(n, k, d)])
+    positive = torch.stack([found.mode, own[:, None].expand(n, k, d)])
     return info_nce(
         query.flatten(0, 2),
         key,

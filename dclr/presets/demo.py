@@ -44,10 +44,12 @@ def _demo_terms(vs: float, vd: float, sd: float, vs_start: int = 0, sd_start: in
 
 
 def demo() -> PretrainConfig:
-    """The demo's DCLR: L_VD alone first, then L_VS joins, with clipped gradients."""
+    """The demo's DCLR: L_VD alone first, then L_VS joins, balanced and with clipped gradients."""
     run = _demo_terms(vs=8, vd=1, sd=0, vs_start=6)
     # The first gradients of L_VS are dozens of times longer than those before: one step along them would undo L_VD.
-    return replace(run, optim=replace(run.optim, clip=30, clip_start=6))
+    # After that the one term is solved at the other's cost where neither holds it back.
+    optim = replace(run.optim, clip=30, clip_start=6)
+    return replace(run, optim=optim, method=replace(run.method, balance=3))
 
 
 def demo_vanilla() -> PretrainConfig:

@@ -9,7 +9,7 @@ from torch import nn
 from dclr.augment import AugmentConfig, Draw
 from dclr.data.clips import Batch
 from dclr.methods import DCLR, DCLRConfig, DCLRRelease, SimCLR, SimCLRConfig, build_method
-from dclr.methods.dclr import AlignmentConfig, LossStart, LossWeights, RefineConfig
+from dclr.methods.dclr import AlignmentConfig, LossStart, LossWeights, RefineConfig, balanced
 from dclr.methods.search import SearchConfig
 
 FRAMES, SIZE = 4, 16
@@ -109,6 +109,28 @@ def test_alignment_gradient_reaches_the_clip_only():
     alignment.backward()
     assert features["v"].grad.abs().sum() > 0
     assert all(features[name].grad is None or not features[name].grad.any() for name in "sd")
+
+
+def test_balance_keeps_values_and_moves_gradient_to_the_harder_term():
+    first, second = torch.tensor(2.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    losses = balanced({"vs": first * 3, "vd": second * 2}, 2.0)
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx({"vs": 6, "vd": 2})
+    sum(losses.values()).backward()
+    # 36 and 4 over their mean of 20.
+    assert (first.grad.item(), second.grad.item()) == pytest.approx((3 * 1.8, 2 * 0.2))
+    assert balanced({"vd": second * 0}, 3.0)["vd"] == 0
+
+
+def test_balance_leaves_a_single_term_and_the_separation_alone():
+    plain, weighted = (
+        build(DCLRConfig(hidden=8, dim=4, loss_start=LossStart(vs=1), search=SearchConfig(on=()), balance=power))
+        for power in (0, 3)
+    )
+    outputs = [method(batch_of(4), draw_of()) for method in (plain, weighted)]
+    for method, output in zip((plain, weighted), outputs):
+        total(method, output).backward()
+    for one, other in zip(plain.parameters(), weighted.parameters()):
+        assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
 
 
 def test_terms_start_at_their_epochs():

@@ -14,6 +14,7 @@ from dclr.methods.search import (
     SearchQueue,
     SlowEncoder,
     cross_video_loss,
+    left_out,
 )
 
 from .fixtures import TAU, D, V
@@ -35,7 +36,7 @@ def eq10(config, video_id=5):
     """Row 0 of the two-video example as query; the in-batch negatives are rows 1 and 3."""
     found = filled_queue().retrieve(QUERY, config, torch.tensor([video_id]))
     found = found._replace(rgb=found.rgb.double(), mode=found.mode.double(), weight=found.weight.double())
-    return cross_video_loss(V[:1], D, torch.tensor([0]), torch.tensor([2]), torch.tensor([5, 6]), found, TAU).item()
+    return cross_video_loss(V[:1], D, 0, left_out(found.video_id, torch.tensor([5, 6]), 0), found, TAU).item()
 
 
 def test_prior_of_the_worked_example():
@@ -66,7 +67,9 @@ def test_rows_of_the_retrieved_video_are_no_negatives():
     torch.manual_seed(0)
     key, rgb = torch.randn(6, 2, dtype=torch.float64), V[:1]
     ids = torch.tensor([5, 6, 8])
-    got = cross_video_loss(rgb, key, torch.tensor([0]), torch.tensor([3]), ids, found, TAU)
+    exclude = left_out(found.video_id, ids, 0)
+    assert exclude.tolist() == [[[[0, 3, 2, 5], [0, 3, -1, -1]]]] * 2
+    got = cross_video_loss(rgb, key, 0, exclude, found, TAU)
     expected = 0.0
     unit = lambda x: normalize(x, dim=-1)  # noqa: E731
     for entry, weight in enumerate(found.weight[0]):
