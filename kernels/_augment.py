@@ -25,6 +25,8 @@ CONFIGS = {
         "blur": {"num_warps": 8},
     },
 }
+# Without `maxnreg`, the assembler for sm_100 would spill values for more programs.
+CONFIGS["sm_100"] = CONFIGS["default"] | {"blur": {"num_warps": 8, "maxnreg": 255}}
 
 COLORS = 6  # values of a clip in the table of colours
 SIDE = 64  # of a blurred tile and its border, together

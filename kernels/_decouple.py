@@ -15,8 +15,13 @@ from torch import Tensor
 
 from ._common import device_class, tl, triton
 
-# Elements of a tile, channels padded to a power of two: 8 a thread, which is a run of 16-bit results.
-CONFIGS = {"default": {"elements": 1024, "num_warps": 4}, "gfx942": {"elements": 2048, "num_warps": 4}}
+# Elements of a tile, channels padded to a power of two: 8 a thread, which is a run of 16-bit results. Without
+# `maxnreg`, the assembler for sm_100 would spill a value for more programs.
+CONFIGS = {
+    "default": {"elements": 1024, "num_warps": 4},
+    "sm_100": {"elements": 1024, "num_warps": 4, "maxnreg": 255},
+    "gfx942": {"elements": 2048, "num_warps": 4},
+}
 
 if triton is not None:
 

@@ -40,7 +40,11 @@ CONFIGS["gfx942"] = {
         4: {"BLOCK_A": 32, "BLOCK_B": 16, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2},
     },
 }
-CONFIGS["sm_100"] = CONFIGS["sm_90"] | {"forward": CONFIGS["default"]["forward"]}
+# The 32-bit tiles of sm_90 would spill.
+CONFIGS["sm_100"] = {
+    "forward": CONFIGS["default"]["forward"] | {4: _FORWARD_32 | {"BLOCK_D": 64}},
+    "gradient": CONFIGS["sm_90"]["gradient"] | {4: _GRADIENT_32 | {"num_warps": 4}},
+}
 # Rows of a program in the kernels that go through the inputs row by row, and in the one over the losses: as many losses
 # are added up without a further launch.
 ROWS, BLOCK_LOSSES = 16, 1024

@@ -18,14 +18,15 @@ if triton is not None:
 MAX_K = 64
 
 # Tiles of 16-bit (2 bytes) and of 32-bit inputs; up to `whole` features are kept whole, BLOCK_D at a time are taken of
-# more. `programs` share a multiprocessor.
-_HALF = {"BLOCK_M": 128, "BLOCK_L": 64, "BLOCK_D": 32, "whole": 128, "num_warps": 8, "num_stages": 3, "programs": 2}
-_SINGLE = {"BLOCK_M": 64, "BLOCK_L": 32, "BLOCK_D": 16, "whole": 16, "num_warps": 8, "num_stages": 2, "programs": 2}
+# more. `programs` share a multiprocessor. `long` is BLOCK_M for lists of more than 16, which take registers.
+_PROGRAM = {"num_warps": 8, "programs": 2}
+_HALF = {"BLOCK_M": 128, "long": 64, "BLOCK_L": 64, "BLOCK_D": 32, "whole": 128, "num_stages": 3, **_PROGRAM}
+_SINGLE = {"BLOCK_M": 64, "long": 64, "BLOCK_L": 32, "BLOCK_D": 16, "whole": 16, "num_stages": 2, **_PROGRAM}
 CONFIGS = {
     "default": {2: {**_HALF, "num_stages": 2}, 4: _SINGLE},
-    "sm_80": {2: {**_HALF, "whole": 64}, 4: {**_SINGLE, "BLOCK_D": 32, "whole": 32, "num_stages": 3}},
+    "sm_80": {2: {**_HALF, "whole": 64}, 4: {**_SINGLE, "long": 32, "maxnreg": 128}},
     "sm_90": {2: _HALF, 4: _SINGLE},
-    "sm_100": {2: _HALF, 4: {**_SINGLE, "BLOCK_M": 32, "num_stages": 3}},
+    "sm_100": {2: _HALF, 4: {**_SINGLE, "BLOCK_M": 32, "long": 16, "num_stages": 3}},
 }
 # Of all parts of the queue together, for one query: the merge has them in registers.
 MAX_CANDIDATES = 8192
@@ -66,20 +67,20 @@ def topk_similarity_reference(
 def search_sizes(config: dict[str, int], query: Tensor, queue: Tensor, k: int) -> dict[str, int]:
     """Constants of a launch of the search: tiles no larger than the query needs, warps and stages."""
     rows, features = query.shape
-    short = rows <= 64 or k > 16  # long lists take registers
-    # Where rows start at odd addresses, each element is a load of its own: short tiles, or they do not fit.
     aligned = all(length % 8 == 0 for length in (features, *query.stride(), *queue.stride()) if length != 1)
     whole = features <= (config["whole"] if aligned else config["BLOCK_D"])
+    block_m = config["long"] if k > 16 else config["BLOCK_M"]
+    if not aligned:  # each element is a load of its own: small tiles, or they do not fit
+        block_m = min(block_m, config["BLOCK_M"] // 2)
     return {
         "K": k,
         "WIDTH": triton.next_power_of_2(k),
         "UPCAST": INTERPRET,
-        "BLOCK_M": min(64, config["BLOCK_M"]) if short else config["BLOCK_M"],
+        "BLOCK_M": min(64, block_m) if rows <= 64 else block_m,
         "BLOCK_L": config["BLOCK_L"],
         "BLOCK_D": max(16, triton.next_power_of_2(features)) if whole else config["BLOCK_D"],
         "WHOLE": whole,
-        "num_warps": config["num_warps"],
-        "num_stages": config["num_stages"],
+        **{name: config[name] for name in ("num_warps", "num_stages", "maxnreg") if name in config},
     }
 
 

@@ -56,6 +56,7 @@ class Case:
     num_warps: int = 4
     num_stages: int = 3
     attrs: dict[str, int] | None = None
+    maxnreg: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def recorded_launches() -> Iterator[list[Case]]:
     cases: list[Case] = []
 
     def record(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in kwargs}
         cases.append(launch_case(kernel, {**dict(zip(kernel.arg_names, args)), **kwargs}, **options))
 
     with patch.object(JITFunction, "run", record):
@@ -119,6 +120,8 @@ def compile_case(case: Case, target: str) -> Report:
     if target not in TARGETS:
         raise ValueError(f"target: got {target!r}, expected one of {', '.join(TARGETS)}")
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    if case.maxnreg is not None:  # NVIDIA's alone
+        options["maxnreg"] = case.maxnreg
     compiled = triton.compile(_source(case), target=TARGETS[target], options=options)
     if TARGETS[target].backend == "hip":
         return _amd_report(compiled.asm["amdgcn"], compiled.metadata.shared)

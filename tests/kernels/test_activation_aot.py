@@ -1,8 +1,4 @@
-"""The activation kernels compile for every target, from the arguments of a real launch.
-
-Spills depend on the assembler that Triton brings: none on NVIDIA with Triton 3.9, 8 to 24 bytes a thread in 10 of 176
-cases with Triton 3.7.1, so that this much is allowed.
-"""
+"""The activation kernels compile for every target, from the arguments of a real launch."""
 
 import pytest
 import torch
@@ -37,7 +33,7 @@ def strided(name, tensor, axes="bcp"):
 def launch_case(kernel, arguments, constants):
     """The specialisation that Triton makes of these arguments: types, the value 1 and multiples of 16."""
     signature, constexprs, attrs = {}, dict(constants), {}
-    num_warps = constexprs.pop("num_warps")
+    options = {name: constexprs.pop(name) for name in ("num_warps", "maxnreg") if name in constexprs}
     for name, value in arguments.items():
         if value is None or (isinstance(value, int) and value == 1):
             constexprs[name] = value
@@ -45,7 +41,7 @@ def launch_case(kernel, arguments, constants):
         signature[name] = NAMES[value.dtype] if isinstance(value, torch.Tensor) else "i32"
         if isinstance(value, torch.Tensor) or value % 16 == 0:
             attrs[name] = 16
-    return Case(kernel.__name__, kernel, signature, constexprs, num_warps=num_warps, attrs=attrs)
+    return Case(kernel.__name__, kernel, signature, constexprs, attrs=attrs, **options)
 
 
 def constants(kind, target, *maps):
@@ -55,7 +51,7 @@ def constants(kind, target, *maps):
 def compiled(kernel, arguments, constants, target):
     """The report, after the checks that every kernel passes. AMD parks a few scalars in vector registers."""
     report = compile_case(launch_case(kernel, arguments, constants), target)
-    check_report(report, target, spill_bytes=24 if target.startswith("sm") else 64)
+    check_report(report, target, spill_bytes=0 if target.startswith("sm") else 64)
     return report
 
 

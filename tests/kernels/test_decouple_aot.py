@@ -13,10 +13,6 @@ from .test_decouple import FORMATS, MEAN, STD, lay_out
 PLANAR, LAST = FORMATS
 FULL, ODD = (2, 3, 17, 112, 112), (2, 3, 17, 15, 17)
 
-# Stack bytes a thread. For sm_100 the assembler prefers a step of occupancy to one value in a register: in 1 case with
-# Triton 3.9, in 5 with 3.7.1.
-STACK = {"sm_100": 8}
-
 # Layout of the clip, format of the results, mirrored or not.
 LAYOUTS = [
     ("decoded", PLANAR, True),
@@ -59,7 +55,7 @@ def compiled(launches):
     def reports(target, function):
         found = [compile_case(case, target) for case in launches(target, function)]
         for report in found:
-            check_report(report, target, spill_bytes=STACK.get(target, 0))
+            check_report(report, target)
         return found
 
     return reports

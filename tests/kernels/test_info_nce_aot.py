@@ -5,12 +5,15 @@ import re
 
 import pytest
 import torch
+import triton
 
 from dclr.kernels import info_nce
 
 from .aot import TARGETS, check_report, compile_case, recorded_launches
 
 KERNELS = ("prepare_kernel", "forward_kernel", "losses_kernel", "gradient_kernel", "finish_kernel")
+# Stack bytes a thread of the 16-bit gradients of two views, with the assembler of Triton 3.6.
+STACK = {"sm_100": 48} if triton.__version__.startswith("3.6.") else {}
 KINDS = ("two views", "query and key", "explicit")
 
 
@@ -34,10 +37,11 @@ def launches(monkeypatch, target, dtype, kind, temperature=0.07, dim=128):
 
 def check(cases, target, only=KERNELS):
     reports = {name: compile_case(cases[name], target) for name in only}
-    for report in reports.values():
-        # None on NVIDIA with Triton 3.9; the assembler of 3.7.1 spills 8 bytes in one case. AMD parks scalars in vector
-        # registers, and spills.
-        check_report(report, target, spill_bytes=8 if target.startswith("sm") else 1024)
+    for name, report in reports.items():
+        wide = name != "gradient_kernel" or cases[name].signature["copy_ptr"] == "*fp32"
+        known = 0 if wide else STACK.get(target, 0)
+        # AMD parks scalars in vector registers, and spills.
+        check_report(report, target, spill_bytes=known if target.startswith("sm") else 1024)
     return reports
 
 

@@ -1,7 +1,4 @@
-"""The top-K kernels compile for every target, as launched, with wgmma where there is one.
-
-With Triton 3.7.1, up to 32 bytes are spilled in 6 of the 32-bit cases; with 3.9 none are.
-"""
+"""The top-K kernels compile for every target, as launched, with wgmma where there is one."""
 
 import pytest
 import torch
@@ -12,7 +9,8 @@ from dclr.kernels import topk, topk_similarity
 from .aot import TARGETS, check_report, compile_case, recorded_launches
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-OLD_COMPILER = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+# Stack bytes a thread of 16-bit searches for more than 16, with the assembler of Triton 3.6.
+STACK = {"sm_80": 8} if triton.__version__.startswith("3.6.") else {}
 
 
 def reports(monkeypatch, target, dtype, rows, features, k, transposed=False, masked=False, length=16384):
@@ -32,8 +30,8 @@ def reports(monkeypatch, target, dtype, rows, features, k, transposed=False, mas
     both = [compile_case(case, target) for case in cases]
     for report in both:
         # AMD parks scalars in vector registers.
-        spills = (32 if OLD_COMPILER else 0) if target.startswith("sm") else 64
-        check_report(report, target, spill_bytes=spills)
+        known = STACK.get(target, 0) if k > 16 and dtype != torch.float32 else 0
+        check_report(report, target, spill_bytes=known if target.startswith("sm") else 64)
     return both
 
 
