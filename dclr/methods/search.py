@@ -10,7 +10,6 @@ Shapes: n videos on this rank, N in the global batch, d projected features, K re
 from __future__ import annotations
 
 import copy
-import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -166,16 +165,11 @@ def left_out(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:
     Returns:
         (2, n, K, 4) int64 rows of the 2N keys, -1 for none; the same for both terms of Eq. 10.
     """
-    own, view = _rows(first, len(found_id), len(key_id), key_id.device)
+    n, total = len(found_id), len(key_id)
+    view = torch.arange(2 * total, device=key_id.device).view(2, total)
+    own = view[:, first : first + n].T[:, None]
     same = torch.where((found_id[..., None] == key_id)[:, :, None], view, -1).amax(-1)
     return torch.cat([rows.expand(2, *same.shape) for rows in (own, same)], dim=-1)
-
-
-@functools.lru_cache(maxsize=64)
-def _rows(first: int, n: int, total: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(n, 1, 2) keys of this rank's videos, and (2, N) of all: the same in every step, so kept."""
-    view = torch.arange(2 * total, device=device).view(2, total)
-    return view[:, first : first + n].T[:, None].contiguous(), view
 
 
 @phase("loss")
