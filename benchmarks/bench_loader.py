@@ -1,7 +1,8 @@
 """Sampling of a video for training on one core: two clips of 16 + 1 frames, decoded and cropped to 112 x 112.
 
 From files like UCF-101's and Kinetics', generated, and from their prepared copies. The variants draw the same frames
-and crops in turn. Floor: the cropped clips written once; decoding has none that could be counted.
+and crops in turn. With planes, as for a GPU, the crop boxes are packed as they were decoded; there they are resized and
+turned into RGB. Floor: the cropped clips written once; decoding has none that could be counted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle, product
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -19,12 +21,16 @@ from torch import Tensor
 
 from dclr.data import read_clips
 from dclr.data.clips import crop_resize, random_resized_crop_box, sample_starts
+from dclr.data.planes import PlanarClips, ToPlanes, pack
 from dclr.data.prepared import read_prepared, small_size, write_prepared
 
 from .harness import OURS, Problem, missing
 
 PREPARED = "ours, prepared"
+PLANES, PREPARED_PLANES = "ours, planes", "ours, prepared, planes"
 FRAMES, STRIDE, SIDE, DRAWS = 17, 2, 112, 16
+
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def test_loader(size, bench, tmp_path, one_core):
     raw = next(row.p50_us for row in rows if row.variant == OURS)
     for row in rows:
         if row.p50_us:
-            ratio = f", {raw / row.p50_us:.1f}x of raw" if row.variant == PREPARED else ""
+            ratio = f", {raw / row.p50_us:.2f}x of raw" if row.variant in (PLANES, PREPARED, PREPARED_PLANES) else ""
             wrong = f", {row.note}" if row.note.startswith("wrong") else ""
             row.note = f"{1e6 / row.p50_us:.1f} videos/s a core{ratio}{wrong}"
 
@@ -89,17 +95,32 @@ def problem(size: Size, folder: Path) -> Problem:
         expected=sampler(size, lambda starts: read_clips(raw, starts, FRAMES, STRIDE)),
         variants={
             OURS: sampler(size, lambda starts: read_clips(raw, starts, FRAMES, STRIDE)),
+            PLANES: sampler(size, lambda starts: read_clips(raw, starts, FRAMES, STRIDE, ToPlanes), finish=packed),
             PREPARED: sampler(size, lambda starts: read_prepared(copy, starts, FRAMES, STRIDE), prepared=True),
+            PREPARED_PLANES: sampler(
+                size,
+                lambda starts: read_prepared(copy, starts, FRAMES, STRIDE, ToPlanes),
+                prepared=True,
+                finish=packed,
+            ),
         },
         bytes=2 * FRAMES * SIDE * SIDE * 3,
-        other_functions={PREPARED},
+        other_functions={PLANES, PREPARED, PREPARED_PLANES},
     )
     add_peers(result, size, str(raw))
     return result
 
 
+def resized(clips: np.ndarray, boxes: list[Box]) -> tuple[Tensor, ...]:
+    return tuple(crop_resize(torch.from_numpy(clip), box, SIDE) for clip, box in zip(clips, boxes))
+
+
+def packed(clips: PlanarClips, boxes: list[Box]) -> tuple[Tensor, ...]:
+    return pack(clips, boxes, SIDE)[:3]
+
+
 def sampler(
-    size: Size, read: Callable[[list[int]], np.ndarray], prepared: bool = False
+    size: Size, read: Callable[[list[int]], Any], prepared: bool = False, finish: Callable = resized
 ) -> Callable[[], tuple[Tensor, ...]]:
     """Each call reads and crops the next of the draws; `read` takes two starts and gives (2, 17, H, W, 3)."""
     height, width = (small_size(size.width, size.height) if prepared else (size.width, size.height))[::-1]
@@ -107,12 +128,12 @@ def sampler(
 
     def run() -> tuple[Tensor, ...]:
         starts, boxes = next(turns)
-        return tuple(crop_resize(torch.from_numpy(clip), box, SIDE) for clip, box in zip(read(starts), boxes))
+        return finish(read(starts), boxes)
 
     return run
 
 
-def draws(frames: int, height: int, width: int) -> Iterator[tuple[list[int], list[tuple[int, int, int, int]]]]:
+def draws(frames: int, height: int, width: int) -> Iterator[tuple[list[int], list[Box]]]:
     for seed in range(DRAWS):
         rng = np.random.default_rng(seed)
         starts = sample_starts(frames, 1 + (FRAMES - 1) * STRIDE, 2, rng)

@@ -34,7 +34,7 @@ from dclr.training.step import Step
 from .harness import GRAPH, OURS, Problem, Run
 
 EAGER, STRAIGHT, RELEASE = "eager", "compiled bf16", "released recipe"
-KERNELS = ("decouple", "info_nce", "_nce_launch", "pooling", "activation", "topk", "augment")
+KERNELS = ("decouple", "info_nce", "_nce_launch", "pooling", "activation", "topk", "augment", "foreground")
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 PHASES = ("forward", "backward", "optimizer", "after_step")
 EPOCH = 10  # refinement and search are on

@@ -16,8 +16,8 @@ from kornia.enhance import adjust_hue, adjust_saturation
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
-from dclr.foreground import ForegroundConfig, foreground_mask, merge
-from dclr.kernels import Augmented, augment_clip, decouple
+from dclr.foreground import ForegroundConfig, foreground_mask
+from dclr.kernels import Augmented, augment_clip, decouple, merge_foreground
 from dclr.kernels._common import runs_triton
 from dclr.phases import phase
 
@@ -292,7 +292,7 @@ class Augment:
         index: Tensor | None = None,
         static_colors: ColorDraw | None = None,
     ) -> Augmented:
-        """The same augmentation by the kernel; clips that were merged are float32 and flipped already."""
+        """The same augmentation by the kernel; clips that were merged are flipped already."""
         config, device = self.config, clip_bcthw.device
 
         def table(drawn: ColorDraw | None) -> Tensor | None:
@@ -330,12 +330,13 @@ class Augment:
         """Clips after FAME's merge, and the flip that is still to do: none where they were flipped to be merged."""
         if background is None:
             return clip_bcthw, flip_b
-        clip = _flipped(clip_bcthw, flip_b)
-        own, rest = clip[: len(background)], clip[len(background) :]
-        mask = foreground_mask(own, self.config.foreground)
+        config, count = self.config.foreground, len(background)
+        mask = foreground_mask(clip_bcthw[:count], config, flip_b[:count])
         self.statistics = {"augment/still_clips": mask.still.float().mean()}
-        merged = merge(own, clip[background.to(clip.device, non_blocking=True)], mask.weight)
-        return torch.cat([merged, rest]) if len(rest) else merged, None
+        # Clips stay uint8 where each pixel is of one or the other.
+        dtype = torch.float32 if config.mask == "gauss" else clip_bcthw.dtype
+        background = background.to(clip_bcthw.device, non_blocking=True)
+        return merge_foreground(clip_bcthw, background, mask.weight, flip=flip_b, dtype=dtype), None
 
     def _difference_variant(self, raw_bcthw: Tensor, colors: ColorDraw) -> tuple[Tensor, Tensor]:
         """Colour-augmented rgb (T frames) and the difference of the source and kind that were asked for."""
@@ -360,6 +361,6 @@ class Augment:
 
 
 def _flipped(clip_bcthw: Tensor, flip_b: Tensor | None) -> Tensor:
-    """uint8, or float32 in [0, 1] already, to float32 in [0, 1], mirrored where `flip_b`."""
+    """uint8, or float32 in [0, 1], to float32 in [0, 1], mirrored where `flip_b`."""
     clip = clip_bcthw.float() / 255 if clip_bcthw.dtype == torch.uint8 else clip_bcthw
     return clip if flip_b is None else _where(flip_b, clip.flip(-1), clip)

@@ -34,13 +34,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Of each op, the modules of `dclr.kernels` with the tables CONFIGS that it launches by, and its benchmark.
 TUNABLE = {
+    "augment_clip": (("_augment",), "bench_augment"),
+    "crop_resize_yuv": (("_crop_resize",), "bench_crop_resize"),
     "decouple": (("_decouple",), "bench_decouple"),
     "decoupled_pool": (("_tiles", "_head"), "bench_head"),
     "info_nce": (("_nce_launch",), "bench_info_nce"),
+    "merge_foreground": (("foreground",), "bench_foreground"),
     "topk_similarity": (("topk",), "bench_topk"),
 }
 # What the grid halves and doubles, and what it moves by one. Other entries say which inputs fit a tile, and stay.
-DOUBLED = {"elements", "positions", "BLOCK_A", "BLOCK_B", "BLOCK_M", "BLOCK_L", "num_warps", "programs", "chunks"}
+DOUBLED = {
+    "elements", "positions", "BLOCK_A", "BLOCK_B", "BLOCK_M", "BLOCK_L", "FRAMES", "num_warps", "programs", "chunks",
+}  # fmt: skip
 STEPPED = {"STAGES", "num_stages"}
 # A change of the table must pay more than the measurement's own noise.
 WORTH = 0.98

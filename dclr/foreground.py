@@ -6,8 +6,9 @@ Representation Learning via Foreground-background Merging", CVPR 2022), after it
     M = 1 on the beta share of the pixels with the largest R                             mask
     x' = x M + y (1 - M)                                                                 merge
 
-Shapes: b clips, c = 3 channels, t frames, h x w pixels; float32 in [0, 1], after crop and flip, before colour.
-Ties in a ranking of pixels go to the lower index. Nothing here has a gradient.
+The sums over t and the merge, which read whole clips, are `dclr.kernels`'; here is what is done with maps in between, a
+hundredth of the bytes. Shapes: b clips, c = 3 channels, t frames, h x w pixels; clips after the crop, before colour;
+maps float32, of the mirrored clips. Ties in a ranking of pixels go to the lower index. Nothing here has a gradient.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch
 from kornia.color import rgb_to_hsv
 from kornia.filters import filter2d_separable
 from torch import Tensor
+
+from dclr.kernels import motion_map
 
 FOREGROUND_SHARE, BACKGROUND_SHARE = 0.5, 0.1  # of the pixels, whose colours stand for the two
 BINS = 10  # of each of three coordinates of a colour
@@ -62,26 +65,27 @@ class Mask(NamedTuple):
 
 
 @torch.no_grad()
-def foreground_mask(clip_bcthw: Tensor, config: ForegroundConfig) -> Mask:
-    """The mask of each clip, float32: 0 or 1, between them for `gauss`."""
+def foreground_mask(clip_bcthw: Tensor, config: ForegroundConfig, flip_b: Tensor | None = None) -> Mask:
+    """The mask of each clip, mirrored first where `flip_b` says so, float32: 0 or 1, between them for `gauss`.
+
+    Clips are uint8, or floating in [0, 1].
+    """
     with torch.autocast(clip_bcthw.device.type, enabled=False):
-        score = seed(clip_bcthw)
+        moved = motion_map(clip_bcthw, flip=flip_b)
+        score = seed(moved.motion)
         still = score.flatten(1).amax(1) == 0
         if config.mask == "fame":
-            score = refined_by_color(clip_bcthw.mean(2), score, config.hue)
+            score = refined_by_color(moved.mean, score, config.hue)
         if config.mask == "grid":
             return Mask(grid_mask(score, config.beta), still)
         if config.mask == "gauss":
-            return Mask(gauss_mask(clip_bcthw), still)
+            return Mask(gauss_mask(score), still)
         return Mask(top_share(score, config.beta), still)
 
 
-def seed(clip_bcthw: Tensor) -> Tensor:
-    """How much each pixel moves, smoothed, (b, h, w) in [0, 1]; a clip that stands still, or has one frame, is 0."""
-    steps = clip_bcthw[:, :, 1:] - clip_bcthw[:, :, :-1]
-    # In place and in one sum: faster than abs, sum, mean, and makes no second copy of the steps.
-    moved = steps.abs_().sum((1, 2)) / max(1, steps.shape[2])
-    return min_max(smooth(moved))
+def seed(motion_bhw: Tensor) -> Tensor:
+    """How much each pixel moves, smoothed, (b, h, w) in [0, 1]; 0 for a clip that stands still, or has one frame."""
+    return min_max(smooth(motion_bhw))
 
 
 def refined_by_color(mean_bchw: Tensor, seed_bhw: Tensor, hue: str = "correct") -> Tensor:
@@ -130,11 +134,10 @@ def grid_mask(score_bhw: Tensor, beta: float) -> Tensor:
     return torch.zeros_like(sums).scatter_(1, kept, 1).gather(1, cell).view_as(score_bhw)
 
 
-def gauss_mask(clip_bcthw: Tensor) -> Tensor:
-    """A Gaussian about the centre, 1 there, with a third of the size as standard deviation."""
-    batch, _, _, height, width = clip_bcthw.shape
-    down, across = (_gauss(size, clip_bcthw) for size in (height, width))
-    return (down[:, None] * across[None]).expand(batch, -1, -1)
+def gauss_mask(score_bhw: Tensor) -> Tensor:
+    """A Gaussian about the centre, 1 there, with a third of the size as standard deviation; whatever the scores."""
+    down, across = (_gauss(size, score_bhw) for size in score_bhw.shape[1:])
+    return (down[:, None] * across).expand_as(score_bhw)
 
 
 def _gauss(size: int, like: Tensor) -> Tensor:
@@ -157,8 +160,3 @@ def min_max(map_bhw: Tensor) -> Tensor:
     """Each map to [0, 1]."""
     low, high = map_bhw.amin((1, 2), keepdim=True), map_bhw.amax((1, 2), keepdim=True)
     return (map_bhw - low) / (high - low + 1e-8)
-
-
-def merge(clip_bcthw: Tensor, background_bcthw: Tensor, weight_bhw: Tensor) -> Tensor:
-    """The clip where the mask is 1, the background where it is 0, their blend between."""
-    return torch.lerp(background_bcthw, clip_bcthw, weight_bhw[:, None, None].to(clip_bcthw.dtype))

@@ -2,7 +2,9 @@
 
 from .activation import activation_alignment, activation_map
 from .augment import Augmented, augment_clip
+from .crop_resize import crop_resize_yuv
 from .decouple import Decoupled, decouple
+from .foreground import MotionMap, merge_foreground, motion_map
 from .info_nce import info_nce
 from .pooling import DecoupledPool, decoupled_pool, weighted_pool
 from .topk import TopK, topk_similarity
@@ -11,13 +13,17 @@ __all__ = [
     "Augmented",
     "Decoupled",
     "DecoupledPool",
+    "MotionMap",
     "TopK",
     "activation_alignment",
     "activation_map",
     "augment_clip",
+    "crop_resize_yuv",
     "decouple",
     "decoupled_pool",
     "info_nce",
+    "merge_foreground",
+    "motion_map",
     "topk_similarity",
     "weighted_pool",
 ]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dclr.augment import Augment, AugmentConfig, Draw
-from dclr.foreground import ForegroundConfig, color_bins, foreground_mask, gauss_mask, merge, min_max, seed, smooth
+from dclr.foreground import ForegroundConfig, color_bins, foreground_mask, gauss_mask, min_max, seed, smooth
+from dclr.kernels import merge_foreground, motion_map
 
 OFF = {"flip": 0, "grayscale": 0, "jitter": 0, "blur": 0, "mean": (0, 0, 0), "std": (1, 1, 1)}
 
@@ -18,11 +19,16 @@ def random_clips(batch=3, size=24, frames=4, seed=0):
     return torch.rand(batch, 3, frames, size, size, generator=generator)
 
 
+def random_bytes(batch=3, size=24, frames=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (batch, 3, frames, size, size), dtype=torch.uint8, generator=generator)
+
+
 def test_seed_of_the_worked_example():
     first = torch.tensor([[[0, 2], [4, 8]], [[1, 2], [7, 4]], [[3, 2], [7, 9]]]) / 10  # (t, h, w)
     clip = torch.stack([first, first / 2, torch.zeros_like(first)])[None]
     expected = torch.tensor([[[1 / 3, 0], [1 / 3, 1]]])
-    torch.testing.assert_close(seed(clip), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(seed(motion_map(clip).motion), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("hue, blue_bin", [("correct", 513), ("official", 597)])
@@ -80,13 +86,13 @@ def score_of(clip, hue):
     return scaled(blurred((foreground / (foreground + background))[bins]))
 
 
+@pytest.mark.parametrize("clips", [random_clips(), random_bytes()], ids=["float32", "uint8"])
 @pytest.mark.parametrize("hue", ["correct", "official"])
-def test_fame_and_seed_against_numpy(hue):
-    clips = random_clips()
+def test_fame_and_seed_against_numpy(hue, clips):
     for beta in (0.3, 0.5, 1.0):
         refined, _ = foreground_mask(clips, ForegroundConfig(mask="fame", beta=beta, hue=hue))
         plain, _ = foreground_mask(clips, ForegroundConfig(mask="seed", beta=beta))
-        for b, clip in enumerate(clips.double().numpy()):
+        for b, clip in enumerate((clips.double() / (255 if clips.dtype == torch.uint8 else 1)).numpy()):
             for mask, score in ((refined[b], score_of(clip, hue)), (plain[b], seed_of(clip))):
                 kept = int(beta * 24 * 24)
                 assert mask.sum() == kept
@@ -128,7 +134,7 @@ def test_grid_against_numpy(size):
 
 
 def test_gauss_mask():
-    mask = gauss_mask(random_clips(2, 9))
+    mask = gauss_mask(torch.zeros(2, 9, 9))
     row = torch.exp(-(((torch.arange(9) - 4) / 3) ** 2) / 2)
     torch.testing.assert_close(mask, (row[:, None] * row).expand(2, -1, -1))
 
@@ -145,25 +151,22 @@ def test_clips_that_stand_still_are_told():
 def test_a_single_frame_stands_still(kind):
     mask, still = foreground_mask(random_clips(frames=1), ForegroundConfig(mask=kind))
     assert still.all() and mask.isfinite().all()
-    assert not seed(random_clips(frames=1)).any()
+    assert not seed(motion_map(random_clips(frames=1)).motion).any()
 
 
 def test_time_reversal_keeps_the_mask_and_beta_1_the_clip():
-    clips = random_clips()
-    config = ForegroundConfig(mask="fame")
-    torch.testing.assert_close(seed(clips), seed(clips.flip(2)))
-    masks = [foreground_mask(x, config).weight for x in (clips, clips.flip(2))]
-    assert (masks[0] != masks[1]).float().mean() < 0.02  # sums in another order
+    clips = random_bytes()
+    masks = [foreground_mask(x, ForegroundConfig(mask="fame")).weight for x in (clips, clips.flip(2))]
+    assert torch.equal(*masks)
     whole = foreground_mask(clips, ForegroundConfig(mask="fame", beta=1.0)).weight
-    assert torch.equal(merge(clips, clips.flip(0), whole), clips)
+    assert torch.equal(merge_foreground(clips, torch.arange(3).flip(0), whole), clips)
 
 
-def test_merge_takes_each_pixel_from_one_of_the_two():
-    own, other = random_clips(seed=1), random_clips(seed=2)
-    weight = (torch.rand(3, 24, 24) < 0.5).float()
-    merged = merge(own, other, weight)
-    chosen = weight[:, None, None].bool().expand_as(own)
-    assert torch.equal(merged[chosen], own[chosen]) and torch.equal(merged[~chosen], other[~chosen])
+@pytest.mark.parametrize("mask", ["fame", "seed", "grid", "gauss"])
+def test_mask_of_mirrored_clips(mask):
+    clips, flip, config = random_bytes(), torch.tensor([True, False, True]), ForegroundConfig(mask=mask)
+    mirrored = torch.where(flip.view(-1, 1, 1, 1, 1), clips.flip(-1), clips)
+    assert all(map(torch.equal, foreground_mask(clips, config, flip), foreground_mask(mirrored, config)))
 
 
 def test_min_max_of_a_constant():
@@ -247,11 +250,12 @@ def test_merge_of_a_batch_by_its_definition(mask, background, views):
     rows = torch.arange(8)
     permuted = (torch.tensor([[0], [4]]) + draw.permutations(2, 4)).flatten()
     source = {"inter": permuted, "intra": (rows + 4) % 8, "none": rows}[background]
+    raw = clips[:, :, :-1].flatten(0, 1).permute(0, 4, 1, 2, 3)
     originals, merged = plain(clips), augmented(clips, mask=mask, background=background, views=views)
     for row, own in enumerate(originals):
         view = row // 4
         other = originals[source[row]] if views == "both" or view == 0 else own
-        weight = foreground_mask(own[None], ForegroundConfig(mask=mask)).weight[0]
+        weight = foreground_mask(raw[[row]], ForegroundConfig(mask=mask)).weight[0]
         torch.testing.assert_close(merged[row], own * weight + other * (1 - weight), atol=1e-6, rtol=0)
 
 

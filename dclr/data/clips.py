@@ -4,8 +4,8 @@ Shapes: V views or clips of a video, B batch, T frames, H height, W width, 3 RGB
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dclr.data.datasets import DatasetError, VideoDataset
+from dclr.data.planes import PackedCrops, PlanarClips, Planes, ToPlanes, join, pack
 from dclr.data.prepared import count_prepared, read_prepared
-from dclr.data.video import VideoError, count_frames, read_clips, read_video
+from dclr.data.video import ToRGB, VideoError, count_frames, read_clips, read_pictures
 
 TEST_CROPS = ("square_resize", "native", "short128")
 REPLACEMENTS = 10
@@ -24,23 +25,24 @@ REPLACEMENTS = 10
 class Batch(NamedTuple):
     """What a loader yields.
 
-    clips: uint8 (V, B, T, H, W, 3); T counts one more than the encoder's frames in pretraining (DCLR Eq. 4).
+    clips: uint8 (V, B, T, H, W, 3); T counts one more than the encoder's frames in pretraining (DCLR Eq. 4). Before
+        `to_device`, with planes: their `PackedCrops`.
     video_id: int64 (B,), the video's number in the dataset: equal numbers, same video.
     label: int64 (B,), class number, -1 unknown.
     failures: the videos that could not be read. In pretraining others stand in for them; in evaluation they
         are left out of the batch.
     """
 
-    clips: Tensor
+    clips: Tensor | PackedCrops
     video_id: Tensor
     label: Tensor
     failures: Sequence[VideoError] = ()
 
 
 class Sample(NamedTuple):
-    """One video of a `Batch`: clips (V, T, H, W, 3). `video_id` is -1 where it could not be read."""
+    """One video of a `Batch`: clips (V, T, H, W, 3) or `PackedCrops`. `video_id` is -1 where it could not be read."""
 
-    clips: Tensor
+    clips: Tensor | PackedCrops
     video_id: int
     label: int
     failures: tuple[VideoError, ...] = ()
@@ -49,14 +51,16 @@ class Sample(NamedTuple):
 def collate(samples: list[Sample]) -> Batch:
     """Stacks the samples that could be read and gathers the failures of all."""
     read = [sample for sample in samples if sample.video_id >= 0]
-    clips = [sample.clips for sample in read]
-    views, *shape = samples[0].clips.shape
     return Batch(
-        torch.stack(clips, dim=1) if clips else torch.empty((views, 0, *shape), dtype=torch.uint8),
+        _stacked([sample.clips for sample in read]) if read else samples[0].clips[:, None][:, :0],
         torch.tensor([sample.video_id for sample in read], dtype=torch.int64),
         torch.tensor([sample.label for sample in read], dtype=torch.int64),
         tuple(failure for sample in samples for failure in sample.failures),
     )
+
+
+def _stacked(clips: list[Tensor] | list[PackedCrops]) -> Tensor | PackedCrops:
+    return join(clips) if isinstance(clips[0], PackedCrops) else torch.stack(clips, dim=1)
 
 
 def sample_starts(n_frames: int, span: int, views: int, rng: np.random.Generator) -> list[int]:
@@ -136,39 +140,42 @@ def centre_crop(clip_thwc: Tensor, size: int, test_crop: str) -> Tensor:
 
 
 class _Videos:
-    """The videos of a dataset by number; remembers frame counts (in every worker) and, if asked, whole videos."""
+    """The videos of a dataset by number; remembers frame counts (in every worker) and, if asked, whole videos.
 
-    def __init__(self, paths: Sequence[str], cache: str | None):
+    into: what clips are made of, as in `read_clips`.
+    """
+
+    def __init__(self, paths: Sequence[str], cache: str | None, into: Callable = ToRGB):
         if cache not in (None, "memory"):
             raise ValueError(f'cache must be None or "memory", got {cache!r}')
-        self.paths = paths
+        self.paths, self.into = paths, into
         # Counting takes a decoding pass; in shared memory all workers together do it once a video.
         self.counts = torch.zeros(len(paths), dtype=torch.int64).share_memory_()
         self.prepared = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
-        self.whole: dict[int, np.ndarray] | None = {} if cache == "memory" else None
+        self.whole: dict[int, Any] | None = {} if cache == "memory" else None
 
     def count(self, index: int) -> int:
         if not self.counts[index]:
-            self.counts[index] = self._count(index) if self.whole is None else len(self._video(index))
+            self.counts[index] = self._count(index) if self.whole is None else len(self._video(index)[0])
         return int(self.counts[index])
 
-    def clips(self, index: int, starts: Sequence[int], frames: int, stride: int) -> Tensor:
-        """uint8 (V, T, H, W, 3), as `read_clips`."""
+    def clips(self, index: int, starts: Sequence[int], frames: int, stride: int) -> np.ndarray | PlanarClips:
+        """As `read_clips`."""
         if self.whole is None:
             read = read_prepared if self.prepared[index] else read_clips
-            return torch.from_numpy(read(self.paths[index], starts, frames, stride))
-        video = self._video(index)
-        numbers_vt = np.add.outer(np.asarray(starts), stride * np.arange(frames)) % len(video)
-        return torch.from_numpy(video[numbers_vt])
+            return read(self.paths[index], starts, frames, stride, self.into)
+        pictures, convert = self._video(index)
+        numbers_vt = np.add.outer(np.asarray(starts), stride * np.arange(frames)) % len(pictures)
+        return convert.clips([[pictures[number] for number in row] for row in numbers_vt.tolist()])
 
     def _count(self, index: int) -> int:
         packets = count_prepared(self.paths[index])
         self.prepared[index] = packets > 0
         return packets or count_frames(self.paths[index])
 
-    def _video(self, index: int) -> np.ndarray:
+    def _video(self, index: int) -> tuple[Sequence[np.ndarray | Planes], ToRGB | ToPlanes]:
         if index not in self.whole:
-            self.whole[index] = read_video(self.paths[index])
+            self.whole[index] = read_pictures(self.paths[index], self.into)
         return self.whole[index]
 
 
@@ -183,6 +190,7 @@ class PretrainClips(Dataset):
     crops: crops of each view, each with a box of its own: (crops * views, ...), all views of a crop together.
     scale, ratio: of `random_resized_crop_box`.
     cache: "memory" keeps whole decoded videos, in each worker its own; for sets that fit several times.
+    planes: a sample has `PackedCrops` of the same draws, which `to_device` resizes and turns into RGB.
     """
 
     def __init__(
@@ -198,12 +206,13 @@ class PretrainClips(Dataset):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         seed: int = 0,
         cache: str | None = None,
+        planes: bool = False,
     ):
         self.dataset = dataset
         self.frames, self.stride, self.size, self.views, self.crops = frames, stride, size, views, crops
         self.scale, self.ratio, self.seed = scale, ratio, seed
-        self.span = 1 + frames * stride
-        self.videos = _Videos(dataset.paths, cache)
+        self.span, self.planes = 1 + frames * stride, planes
+        self.videos = _Videos(dataset.paths, cache, ToPlanes if planes else ToRGB)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -221,12 +230,15 @@ class PretrainClips(Dataset):
                 index = int(rng.integers(len(self.dataset)))
         raise DatasetError(f"{REPLACEMENTS} videos in a row cannot be read, the last one {failures[-1]}")
 
-    def _draw(self, index: int, rng: np.random.Generator) -> Tensor:
+    def _draw(self, index: int, rng: np.random.Generator) -> Tensor | PackedCrops:
         starts = sample_starts(self.videos.count(index), self.span, self.views, rng)
-        clips = self.videos.clips(index, starts, self.frames + 1, self.stride)
-        clips = clips.repeat(self.crops, 1, 1, 1, 1)
-        height, width = clips.shape[2:4]
-        boxes = [random_resized_crop_box(height, width, self.scale, self.ratio, rng) for _ in clips]
+        video = self.videos.clips(index, starts, self.frames + 1, self.stride)
+        height, width = video.size if self.planes else video.shape[2:4]
+        count = self.crops * self.views
+        boxes = [random_resized_crop_box(height, width, self.scale, self.ratio, rng) for _ in range(count)]
+        if self.planes:
+            return pack(video, boxes, self.size)
+        clips = self.crops * [*torch.from_numpy(video)]
         return torch.stack([crop_resize(clip, box, self.size) for clip, box in zip(clips, boxes)])
 
     def check_span(self) -> None:
@@ -276,7 +288,7 @@ class EvaluationClips(Dataset):
     def __getitem__(self, index: int) -> Sample:
         try:
             starts = uniform_starts(self.videos.count(index), self.frames * self.stride, self.clips)
-            clips = self.videos.clips(index, starts, self.frames, self.stride)
+            clips = torch.from_numpy(self.videos.clips(index, starts, self.frames, self.stride))
         except VideoError as error:
             nothing = torch.empty((self.clips, self.frames, self.size, self.size, 3), dtype=torch.uint8)
             return Sample(nothing, -1, -1, (_bare(error),))

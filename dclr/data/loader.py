@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from dclr.data.clips import Batch, EvaluationClips, PretrainClips, collate
+from dclr.data.planes import PackedCrops
 
 # Both reach the whole process group; the trainer finishes its step and saves before it stops.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -76,7 +77,7 @@ def build_evaluation_loader(
 
 
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches with their tensors on `device`.
+    """The batches with their tensors on `device`; there, clips in planes are resized and turned into RGB.
 
     A GPU copies on a stream of its own, from pinned memory: the copy runs beside the step before, which the GPU is
     still busy with when the next batch is asked for. Whatever is launched after that waits for the copy.
@@ -84,7 +85,8 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     for batch in batches:
         with nullcontext() if stream is None else torch.cuda.stream(stream):
-            tensors = [tensor.to(device, non_blocking=True) for tensor in batch[:3]]
+            clips = batch.clips.to_rgb(device) if isinstance(batch.clips, PackedCrops) else batch.clips
+            tensors = [tensor.to(device, non_blocking=True) for tensor in (clips, *batch[1:3])]
         if stream is not None:
             current = torch.cuda.current_stream(device)
             current.wait_stream(stream)

@@ -8,17 +8,18 @@ Shapes: S clips, F frames, H height, W width, 3 RGB.
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from dclr.data.video import (
-    Converter,
+    ToRGB,
     VideoError,
     decoded_frames,
     display_matrix,
@@ -47,10 +48,13 @@ def count_prepared(path: str | os.PathLike) -> int:
         return sum(1 for _ in read_packets(container, video_stream(container, path))) - 1
 
 
-def read_prepared(path: str | os.PathLike, starts: Sequence[int], frames: int, stride: int = 1) -> np.ndarray:
+def read_prepared(
+    path: str | os.PathLike, starts: Sequence[int], frames: int, stride: int = 1, into: Callable = ToRGB
+) -> Any:
     """What `read_clips` gives for a prepared file, from the groups of 8 frames alone that hold a wanted one.
 
-    Returns uint8 RGB (S, F, H, W, 3). Raises `VideoError`, also for a file that is not prepared.
+    Returns uint8 RGB (S, F, H, W, 3), or what `into` makes of the frames, as in `read_clips`. Raises `VideoError`,
+    also for a file that is not prepared.
     """
     path = os.fspath(path)
     numbers_sf = np.add.outer(np.asarray(starts, dtype=np.int64), stride * np.arange(frames))
@@ -60,15 +64,14 @@ def read_prepared(path: str | os.PathLike, starts: Sequence[int], frames: int, s
         stream = video_stream(container, path)
         *packets, _ = read_packets(container, stream)
         numbers_sf %= max(len(packets), 1)
-        pictures = _pictures(path, stream, packets, numbers_sf.ravel().tolist())
-    clips = np.stack([pictures[number] for number in numbers_sf.ravel().tolist()])
-    return clips.reshape(*numbers_sf.shape, *clips.shape[1:])
+        pictures, convert = _pictures(path, stream, packets, numbers_sf.ravel().tolist(), into)
+    return convert.clips([[pictures[number] for number in row] for row in numbers_sf.tolist()])
 
 
 def _pictures(
-    path: str, stream: av.VideoStream, packets: list[av.Packet], numbers: Iterable[int]
-) -> dict[int, np.ndarray]:
-    """The wanted frames as (H, W, 3) by number."""
+    path: str, stream: av.VideoStream, packets: list[av.Packet], numbers: Iterable[int], into: Callable
+) -> tuple[dict[int, Any], Any]:
+    """The wanted frames by number, and what converted them."""
     wanted = set(numbers)
     last = {number // GROUP: number for number in sorted(wanted)}
     needed = [number for number in range(len(packets)) if number <= last.get(number // GROUP, -1)]
@@ -77,14 +80,14 @@ def _pictures(
         decoded = chain.from_iterable(stream.decode(packet) for packet in [*(packets[i] for i in needed), None])
         for number, frame in zip(needed, decoded):
             if not pictures:
-                convert = Converter(frame)
+                convert = into(frame)
             if number in wanted:
                 pictures[number] = convert(frame)
     except av.FFmpegError as error:
         raise VideoError(path, f"is damaged since it was prepared ({error.strerror})") from error
     if len(pictures) < len(wanted):
         raise VideoError(path, "is damaged since it was prepared (frames are missing)")
-    return pictures
+    return pictures, convert
 
 
 def write_prepared(source: str | os.PathLike, target: str | os.PathLike) -> int:

@@ -7,7 +7,8 @@ Shapes: S clips, F frames, H height, W width, 3 RGB.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import av
 import numpy as np
@@ -27,12 +28,35 @@ class VideoError(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def read_clips(path: str | os.PathLike, starts: Sequence[int], frames: int, stride: int = 1) -> np.ndarray:
+class ToRGB:
+    """Frames to upright RGB (H, W, 3) of the first one's size and rotation, as FFmpeg itself converts."""
+
+    def __init__(self, first: av.VideoFrame):
+        self.reformatter = VideoReformatter()
+        self.size = {"width": first.width, "height": first.height}
+        self.matrix = display_matrix(first)
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        # Bicubic is FFmpeg's default, and decides how subsampled colour is filled in.
+        picture = self.reformatter.reformat(frame, **self.size, format="rgb24", interpolation="BICUBIC", threads=1)
+        return upright(picture.to_ndarray(), self.matrix)
+
+    def clips(self, pictures: list[list[np.ndarray]]) -> np.ndarray:
+        """Clips of as many frames each as one array (S, F, H, W, 3)."""
+        joined = np.ascontiguousarray(np.stack([picture for clip in pictures for picture in clip]))
+        return joined.reshape(len(pictures), -1, *joined.shape[1:])
+
+
+def read_clips(
+    path: str | os.PathLike, starts: Sequence[int], frames: int, stride: int = 1, into: Callable = ToRGB
+) -> Any:
     """Clips of one video, decoded from its beginning to the last frame that is needed.
 
     Clip s is made of frames `starts[s] + stride * (0 ... frames - 1)`, counted from 0 in the order in which
     the file shows them; past the end the video starts again (the number modulo the count of frames). The
     file's rotation is applied. A frame whose size differs from the first frame's is scaled to it.
+
+    into: what the frames become: `ToRGB` (the default), or `ToPlanes`, which gives `PlanarClips`.
 
     Returns uint8 RGB (S, F, H, W, 3). Raises `VideoError` where the file holds nothing that decodes, and
     `ValueError` for a negative start, no start, or `frames` or `stride` below 1.
@@ -43,19 +67,25 @@ def read_clips(path: str | os.PathLike, starts: Sequence[int], frames: int, stri
             f"got starts={list(starts)}, frames={frames}, stride={stride}"
         )
     numbers_sf = np.add.outer(np.asarray(starts, dtype=np.int64), stride * np.arange(frames))
-    pictures, seen = _pictures(path, numbers_sf.ravel().tolist())
+    pictures, convert, seen = _pictures(path, into, numbers_sf.ravel().tolist())
     if numbers_sf.max() >= seen:
         numbers_sf %= seen
         unread = [number for number in numbers_sf.ravel().tolist() if number not in pictures]
         if unread:
-            pictures |= _pictures(path, unread)[0]
-    clips = np.stack([pictures[number] for number in numbers_sf.ravel().tolist()])
-    return np.ascontiguousarray(clips).reshape(*numbers_sf.shape, *clips.shape[1:])
+            pictures |= _pictures(path, into, unread)[0]
+    return convert.clips([[pictures[number] for number in row] for row in numbers_sf.tolist()])
 
 
 def read_video(path: str | os.PathLike) -> np.ndarray:
     """Every frame of a video: uint8 RGB (F, H, W, 3). Raises `VideoError`."""
-    return np.ascontiguousarray(np.stack(list(_pictures(path)[0].values())))
+    pictures, convert = read_pictures(path)
+    return convert.clips([pictures])[0]
+
+
+def read_pictures(path: str | os.PathLike, into: Callable = ToRGB) -> tuple[list[Any], Any]:
+    """Every frame of a video, converted, and the converter, which makes clips of them. Raises `VideoError`."""
+    pictures, convert, _ = _pictures(path, into)
+    return list(pictures.values()), convert
 
 
 def count_frames(path: str | os.PathLike) -> int:
@@ -63,23 +93,25 @@ def count_frames(path: str | os.PathLike) -> int:
     return sum(1 for _ in decoded_frames(path))
 
 
-def _pictures(path: str | os.PathLike, numbers: Iterable[int] | None = None) -> tuple[dict[int, np.ndarray], int]:
-    """The wanted frames (default: all) as (H, W, 3) by number, and how many were decoded to have them."""
+def _pictures(
+    path: str | os.PathLike, into: Callable, numbers: Iterable[int] | None = None
+) -> tuple[dict[int, Any], Any, int]:
+    """The wanted frames (default: all) by number, what converted them, and how many were decoded to have them."""
     wanted = None if numbers is None else set(numbers)
     last = None if wanted is None else max(wanted)
     pictures = {}
     for number, frame in enumerate(decoded_frames(path)):
-        if number == 0:
-            convert = Converter(frame)
-        if wanted is None or number in wanted:
-            try:
+        try:
+            if number == 0:
+                convert = into(frame)
+            if wanted is None or number in wanted:
                 pictures[number] = convert(frame)
-            except av.FFmpegError as error:
-                reason = f"frame {number} cannot be converted to RGB ({error.strerror})"
-                raise VideoError(os.fspath(path), reason) from error
+        except av.FFmpegError as error:
+            reason = f"frame {number} cannot be converted to RGB ({error.strerror})"
+            raise VideoError(os.fspath(path), reason) from error
         if number == last:
             break
-    return pictures, number + 1
+    return pictures, convert, number + 1
 
 
 def decoded_frames(path: str | os.PathLike) -> Iterator[av.VideoFrame]:
@@ -138,20 +170,6 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream)
     yield None
 
 
-class Converter:
-    """Frames to upright RGB (H, W, 3) of the first one's size and rotation, as FFmpeg itself converts."""
-
-    def __init__(self, first: av.VideoFrame):
-        self.reformatter = VideoReformatter()
-        self.size = {"width": first.width, "height": first.height}
-        self.matrix = display_matrix(first)
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        # Bicubic is FFmpeg's default, and decides how subsampled colour is filled in.
-        picture = self.reformatter.reformat(frame, **self.size, format="rgb24", interpolation="BICUBIC", threads=1)
-        return upright(picture.to_ndarray(), self.matrix)
-
-
 def display_matrix(frame: av.VideoFrame) -> np.ndarray:
     """The linear part ((a, b), (c, d)) of the display matrix: x' = a x + c y, y' = b x + d y."""
     side_data = frame.side_data.get("DISPLAYMATRIX")
@@ -161,11 +179,15 @@ def display_matrix(frame: av.VideoFrame) -> np.ndarray:
 
 
 def upright(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """`picture` (H, W, 3) turned and mirrored by the nearest matrix of quarter turns, as a view."""
+    """`picture` (H, W, 3) or (H, W) turned and mirrored by the nearest matrix of quarter turns, as a view."""
+    transposed, flip_y, flip_x = quarter_turns(matrix)
+    picture = picture.swapaxes(0, 1) if transposed else picture
+    return picture[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+
+
+def quarter_turns(matrix: np.ndarray) -> tuple[bool, bool, bool]:
+    """Whether a picture is to be transposed, and then its rows and its columns to be reversed."""
     (a, b), (c, d) = matrix.tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):
-        picture = picture.swapaxes(0, 1)
-        flip_x, flip_y = c < 0, b < 0
-    else:
-        flip_x, flip_y = a < 0, d < 0
-    return picture[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+        return True, b < 0, c < 0
+    return False, d < 0, a < 0

@@ -71,7 +71,7 @@ def build_trainer(config: PretrainConfig, device: torch.device) -> Trainer:
         torch.set_num_threads(train.threads)
     torch.use_deterministic_algorithms(train.deterministic)
     torch.backends.cudnn.benchmark = not train.deterministic
-    loader = _build_loader(config)
+    loader = _build_loader(config, planes=device.type == "cuda")
     torch.manual_seed(train.seed)
     method = build_method(config.method, build_encoder(config.encoder), config.augment)
     return Trainer(config, method, loader, device)
@@ -88,7 +88,7 @@ def _saved_state(folder: Path, resume: bool) -> dict[str, Any] | None:
     return load_checkpoint(path) if there else None
 
 
-def _build_loader(config: PretrainConfig) -> DataLoader:
+def _build_loader(config: PretrainConfig, planes: bool) -> DataLoader:
     data, train = config.data, config.train
     if not data.root:
         raise ConfigError(f"data.root: expected the folder of the dataset {data.dataset}")
@@ -116,6 +116,7 @@ def _build_loader(config: PretrainConfig) -> DataLoader:
         crops=config.method.crops,
         seed=train.seed,
         cache=data.cache,
+        planes=planes,
     )
     batch = train.batch // train.accumulate
     return build_pretrain_loader(clips, batch, workers=data.workers, rank=rank(), world=world())

@@ -9,15 +9,22 @@ import torch
 from dclr.kernels import (
     activation_alignment,
     activation_map,
+    augment_clip,
+    crop_resize_yuv,
     decouple,
     decoupled_pool,
     info_nce,
+    merge_foreground,
+    motion_map,
     topk_similarity,
     weighted_pool,
 )
 from dclr.kernels._common import INTERPRET
 
 from .helpers import LAYOUTS, assert_close, lay_out
+from .test_augment import arguments
+from .test_crop_resize import assert_rounded, formula, make_crops
+from .test_foreground import draw, expected_merge, expected_motion, make_clip
 
 pytestmark = pytest.mark.skipif(INTERPRET or not torch.cuda.is_available(), reason="needs a GPU and compiled kernels")
 
@@ -96,6 +103,43 @@ def test_values_of_decouple_from_bytes(decoded, dtype):
         assert_close(actual.cpu(), reference, dtype, 4)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size, blur_size", [(23, 1), (23, 5), (90, 11)])
+def test_values_of_augment_clip(size, blur_size, dtype):
+    """The blur works in float16, to within 1 / 255."""
+    clip = torch.randint(256, (5, 4, size, 24, 3), dtype=torch.uint8, device=GPU).permute(0, 4, 1, 2, 3)
+    color, index, static_color, flip = arguments((5, 4, size, 24))
+    rows = {"static_index": index, "static_color": static_color, "flip": flip}
+    options = {"mean": MEAN, "std": STD, "blur_size": blur_size}
+    on_gpu = {name: value.to(GPU) for name, value in rows.items()}
+    results = augment_clip(clip, color.to(GPU), **on_gpu, **options, dtype=dtype)
+    expected = augment_clip(clip.cpu().double() / 255, color, **rows, **options, dtype=torch.float64)
+    for actual, reference in zip(results, expected, strict=True):
+        error = 2e-2 if dtype == torch.bfloat16 else (1 / 255 if blur_size > 1 else 2e-3) / min(STD)
+        torch.testing.assert_close(actual.cpu().double(), reference, rtol=1e-2, atol=error)
+
+
+@pytest.mark.parametrize("size", [1, 7, 33, 112])
+def test_values_of_crop_resize_yuv(size):
+    planes, geometry, matrix = make_crops()
+    actual = crop_resize_yuv(planes.to(GPU), geometry.to(GPU), matrix.to(GPU), 2, size)
+    assert_rounded(actual.cpu(), formula(planes, geometry, matrix, 2, size))
+
+
+@pytest.mark.parametrize("flipped", [True, False])
+@pytest.mark.parametrize("dtype", [torch.uint8, *DTYPES], ids=str)
+def test_values_of_motion_map_and_merge_foreground(dtype, flipped):
+    shape = (4, 3, 17, 33, 24)
+    clip = make_clip(shape, dtype)
+    background, weight, flip = draw(shape, count=3, flipped=flipped)
+    on_gpu = clip.to(GPU), None if flip is None else flip.to(GPU)
+    for actual, right in zip(motion_map(on_gpu[0], flip=on_gpu[1]), expected_motion(clip, flip), strict=True):
+        torch.testing.assert_close(actual.cpu().double(), right, rtol=0, atol=1e-6)
+    merged = merge_foreground(on_gpu[0], background.to(GPU), weight.to(GPU), flip=on_gpu[1])
+    right = expected_merge(clip, background, weight, flip)
+    assert torch.equal(merged.cpu(), (255 * right).round().to(dtype) if dtype == torch.uint8 else right.to(dtype))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", MAPS, ids=str)
@@ -168,8 +212,32 @@ def step(clip, index, maps, rows, queue):
     loss = sum(result.float().square().mean() for result in (*parts, *pooled))
     loss = loss + activation_alignment(*maps) + weighted_pool(maps[0], activation_map(maps[1])).square().mean()
     own = torch.arange(len(rows), device=rows.device)
+    clips = clip.detach()
+    without_gradient = (*augmented(clips, index), cropped(clips, index), merged(clips, index))
+    loss = loss + sum(part.square().mean() for part in without_gradient)
     loss = loss + info_nce(rows, rows, positive=own.roll(len(rows) // 2), exclude=own, temperature=0.1)
     return loss, topk_similarity(rows, queue, 5)
+
+
+def augmented(clip, index):
+    """Gray and blurred."""
+    color = torch.ones(len(clip), 6, device=clip.device)
+    return augment_clip(clip, color, static_index=index, blur_size=3)
+
+
+def merged(clip, index):
+    """On each other's backgrounds, where little moves."""
+    motion = motion_map(clip).motion
+    return merge_foreground(clip, index, (motion > motion.mean()).float())
+
+
+def cropped(clip, index):
+    """The clips' elements taken for the planes of small boxes, one for each clip."""
+    planes = clip.float().abs().mul(50).to(torch.uint8).flatten()
+    zero = torch.zeros_like(index)
+    geometry = torch.stack([100 * index, zero + 7, zero + 9, zero, zero + 1], 1)
+    matrix = torch.full((len(clip), 3, 4), 0.3, device=clip.device)
+    return crop_resize_yuv(planes, geometry, matrix, 2, 5).float()
 
 
 def step_inputs(batch=8, seed=0):
