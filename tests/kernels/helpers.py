@@ -1,5 +1,7 @@
 """Feature maps in awkward layouts, and comparison with a float64 result."""
 
+from collections.abc import Callable
+
 import torch
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1.3e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2}
@@ -56,3 +58,20 @@ def far_apart(shape) -> torch.Tensor:
     strides = (2**31 + 2**20, 2**31, height * width, width, 1)
     size = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides))
     return torch.empty(size, dtype=torch.float16).as_strided(shape, strides).copy_(torch.randint(-8, 9, shape))
+
+
+def size(*tensors: torch.Tensor) -> int:
+    """Bytes of tensors, each element once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def compiled_for_all_sizes(function: Callable) -> tuple[Callable, list]:
+    """`function` as one dynamic graph, and the list of the graphs that its calls take."""
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    return torch.compile(function, fullgraph=True, backend=backend, dynamic=True), graphs

@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dclr.kernels import augment_clip
 
+from .helpers import compiled_for_all_sizes
 from .test_augment import MEAN, STD, arguments, make_clip
 
 SHAPE = (2, 3, 6, 7)
@@ -27,14 +28,7 @@ def streams(clip, color, index, static_color, flip):
 
 
 def test_one_graph_serves_all_batch_sizes():
-    torch.compiler.reset()
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    compiled = torch.compile(streams, fullgraph=True, backend=backend, dynamic=True)
+    compiled, graphs = compiled_for_all_sizes(streams)
     for batch in (2, 5, 8):
         shape = batch, *SHAPE[1:]
         inputs = make_clip(shape), *arguments(shape)

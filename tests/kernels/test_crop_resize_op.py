@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dclr.kernels import crop_resize_yuv
 
+from .helpers import compiled_for_all_sizes
 from .test_crop_resize import BOXES, make_crops
 
 
@@ -15,16 +16,7 @@ def test_opcheck():
 
 
 def test_one_graph_serves_all_batches():
-    torch.compiler.reset()
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    compiled = torch.compile(
-        lambda *crops: crop_resize_yuv(*crops, 2, 6), fullgraph=True, backend=backend, dynamic=True
-    )
+    compiled, graphs = compiled_for_all_sizes(lambda *crops: crop_resize_yuv(*crops, 2, 6))
     for count in (2, 5, 8):
         crops = make_crops(BOXES[:count])
         assert torch.equal(compiled(*crops), crop_resize_yuv(*crops, 2, 6))

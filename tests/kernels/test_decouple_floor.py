@@ -6,12 +6,8 @@ import torch
 from benchmarks.traffic import count_traffic
 from dclr.kernels import decouple
 
+from .helpers import size
 from .test_decouple import FORMATS, MEAN, STD, draw, make_clip
-
-
-def size(*tensors):
-    """Bytes of tensors, each element once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def hold(traffic, read, written):

@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dclr.kernels import decouple
 from dclr.kernels.decouple import _cached_constant
 
+from .helpers import compiled_for_all_sizes
 from .test_decouple import MEAN, SHAPES, STD, draw, make_clip
 
 
@@ -51,14 +52,7 @@ def test_compiled(backend, dynamic):
 
 
 def test_one_graph_serves_all_batch_sizes():
-    torch.compiler.reset()
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    compiled = torch.compile(loss, fullgraph=True, backend=backend, dynamic=True)
+    compiled, graphs = compiled_for_all_sizes(loss)
     for batch in (2, 5, 8, 9):
         clip = make_clip((batch, 3, 4, 6, 7), torch.uint8, "decoded")
         arguments = clip, *draw(clip.shape)

@@ -6,10 +6,7 @@ import torch
 from benchmarks.traffic import count_traffic
 from dclr.kernels import _nce_launch, decoupled_pool, info_nce
 
-
-def size(*tensors):
-    """Bytes of tensors, each element once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+from .helpers import size
 
 
 def hold(count, floor, factor):

@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dclr.kernels import merge_foreground, motion_map
 
-from .helpers import far_apart
+from .helpers import compiled_for_all_sizes, far_apart
 from .test_decouple import LAYOUTS, ROUNDING, lay_out
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -187,14 +187,7 @@ def test_compiled_as_one_graph():
 
 
 def test_one_graph_serves_all_batch_sizes():
-    torch.compiler.reset()
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    compiled = torch.compile(both, fullgraph=True, backend=backend, dynamic=True)
+    compiled, graphs = compiled_for_all_sizes(both)
     for batch in (2, 5, 8):
         shape = batch, 3, 3, 4, 5
         inputs = make_clip(shape), *draw(shape)

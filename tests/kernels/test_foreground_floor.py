@@ -8,14 +8,10 @@ from dclr.augment import Augment, AugmentConfig, Draw
 from dclr.foreground import ForegroundConfig
 from dclr.kernels import merge_foreground, motion_map
 
+from .helpers import size
 from .test_foreground import draw, make_clip
 
 SHAPE = (4, 3, 17, 8, 32)
-
-
-def size(*tensors):
-    """Bytes of tensors, each element once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def hold(traffic, read, written):
