@@ -304,7 +304,7 @@ def plot(results: dict[str, Any], path: Path) -> Path:
             axes.bar(places, [value["mean"] for value in figures], 0.4, yerr=spreads, capsize=3, label=label)
         axes.axhline(results["chance"], color="black", linestyle="--", linewidth=1, label="chance")
         axes.set(ylabel=f"{measure}, %", ylim=(0, 100))
-    panels[0].legend(ncols=3, fontsize=8)
+    panels[0].legend(ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     panels[1].set_xticks(range(len(rows)), [row["row"] for row in rows], rotation=45 if len(rows) > 6 else 0)
     figure.savefig(path, dpi=120)
     return path
