@@ -23,6 +23,7 @@ from dclr.presets import PRESETS
 from dclr.presets.demo import demo_vanilla
 from dclr.training import load_method, pretrain
 from dclr.training.distributed import choose_device
+from dclr.training.metrics import environment
 
 FIGURES = ("motion R@1", "motion linear", "scene R@1", "scene linear")
 SETTINGS, RESULT = "ablation.json", "result.json"
@@ -169,8 +170,9 @@ def ablate(config: AblateConfig | None = None) -> dict[str, Any]:
     Processes with different seeds may share an output folder; a last call with all seeds then writes the whole table.
 
     Returns:
-        What results.json holds: "runs", the figures of each row and seed in percent, "rows", their means and spreads
-        (the sample standard deviation over seeds, null for one seed), and "protocol".
+        What results.json holds: "runs", the figures of each row and seed in percent; "rows", their means and spreads
+        (the sample standard deviation over seeds, null for one seed); "protocol"; and "environment", the commit,
+        versions and hardware of this call.
 
     Raises:
         ConfigError: the output folder holds other runs, the size's device is missing, or matplotlib is (the table is
@@ -178,7 +180,8 @@ def ablate(config: AblateConfig | None = None) -> dict[str, Any]:
     """
     config = config or AblateConfig()
     folder = Path(config.output).expanduser()
-    choose_device(SIZES[config.size].run.train.device)  # a missing GPU is an error now, not after an hour of videos
+    # A missing GPU is an error now, not after an hour of videos.
+    device = choose_device(SIZES[config.size].run.train.device)
     planned = [(row, seed) for seed in config.seeds for row in config.rows]
     for row, seed in planned:
         _claim(_run_folder(folder, row, seed), ablation_run(row, config), config.synth)
@@ -188,7 +191,7 @@ def ablate(config: AblateConfig | None = None) -> dict[str, Any]:
         result = run_row(row, seed, config)
         runs.append({"row": row, "seed": seed, **result})
         print("    " + ", ".join(f"{figure} {result[figure]:.1f}" for figure in FIGURES), flush=True)
-        results = summarize(config, runs)
+        results = {"environment": environment(device), **summarize(config, runs)}
         # After each run, so that a look at a long experiment, or an end to it, finds what there is.
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (folder / "table.md").write_text(format_table(results) + "\n", encoding="utf-8")
