@@ -16,7 +16,7 @@ from kornia.enhance import adjust_hue, adjust_saturation
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
-from dclr.foreground import ForegroundConfig, foreground_mask
+from dclr.foreground import ForegroundConfig, blur_size, foreground_mask
 from dclr.kernels import Augmented, augment_clip, decouple, merge_foreground
 from dclr.kernels._common import runs_triton
 from dclr.phases import phase
@@ -135,11 +135,6 @@ def draw_color(config: AugmentConfig, draw: Draw, views: int, n: int) -> ColorDr
         blur=draw.chance(views, n, config.blur),
         sigma=draw.uniform(views, n, *config.blur_sigma),
     )
-
-
-def blur_size(height: int) -> int:
-    """Taps of the blur of frames of this height: about a tenth, odd."""
-    return int(0.1 * height) // 2 * 2 + 1
 
 
 def color_table(params: ColorDraw) -> Tensor:

@@ -146,9 +146,14 @@ def _gauss(size: int, like: Tensor) -> Tensor:
     return curve / curve.amax()
 
 
+def blur_size(height: int) -> int:
+    """Taps of a Gaussian blur of pictures of this height: about a tenth, odd."""
+    return int(0.1 * height) // 2 * 2 + 1
+
+
 def smooth(map_bhw: Tensor) -> Tensor:
     """Gaussian blur over about a tenth of the height, reflected at the border; nothing below 20 pixels."""
-    taps = int(0.1 * map_bhw.shape[1]) // 2 * 2 + 1
+    taps = blur_size(map_bhw.shape[1])
     if taps == 1:
         return map_bhw
     curve = _gauss(taps, map_bhw)[None]

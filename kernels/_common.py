@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -29,6 +30,13 @@ def runs_triton(tensor: torch.Tensor) -> bool:
     if triton is None or tensor.dtype == torch.float64:
         return False
     return tensor.is_cuda or INTERPRET
+
+
+def define_op(library: torch.library.Library, schema: str, run: Callable) -> None:
+    """Define the op of a schema, `name(...) -> ...`; `run`, for CPUs and GPUs, picks reference or kernel itself."""
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA"):
+        library.impl(schema[: schema.index("(")], run, key)
 
 
 def check(condition: bool, argument: str, got: object, expected: object, error: type = ValueError) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._common import check, check_float, check_same_device, runs_triton, tl, triton
+from ._common import check, check_float, check_same_device, define_op, runs_triton, tl, triton
 from ._tiles import CONFIGS, empty_gradient, tile_sizes, wide_dtype
 
 if triton is not None:
@@ -208,18 +208,13 @@ def _alignment_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple
     return alignment, slope
 
 
-for _name, _schema, _run in (
-    ("activation_map", "(Tensor features) -> Tensor", _forward),
-    ("activation_map_backward", "(Tensor grad, Tensor features) -> Tensor", _backward),
-    (
-        "activation_alignment",
-        "(Tensor rgb, Tensor static, Tensor difference) -> (Tensor alignment, Tensor slope)",
-        _alignment_forward,
-    ),
-):
-    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _run, _key)
+define_op(_library, "activation_map(Tensor features) -> Tensor", _forward)
+define_op(_library, "activation_map_backward(Tensor grad, Tensor features) -> Tensor", _backward)
+define_op(
+    _library,
+    "activation_alignment(Tensor rgb, Tensor static, Tensor difference) -> (Tensor alignment, Tensor slope)",
+    _alignment_forward,
+)
 
 
 @torch.library.register_fake("dclr::activation_map", lib=_library)

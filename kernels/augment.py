@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._augment import COLORS, MAX_RADIUS, launch
-from ._common import FLOAT_DTYPES, check, check_same_device, runs_triton
+from ._common import FLOAT_DTYPES, check, check_same_device, define_op, runs_triton
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -124,13 +124,12 @@ def _augment(
     return results
 
 
-_library.define(
+define_op(
+    _library,
     "augment_clip(Tensor clip, Tensor color, Tensor? static_index, Tensor? static_color, Tensor? flip, float[] mean, "
     "float[] std, int blur_size, ScalarType dtype) -> Tensor[]",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    _augment,
 )
-for _key in ("CPU", "CUDA"):
-    _library.impl("augment_clip", _augment, _key)
 
 
 @torch.library.register_fake("dclr::augment_clip", lib=_library)

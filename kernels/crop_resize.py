@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import check, check_same_device, runs_triton
+from ._common import check, check_same_device, define_op, runs_triton
 from ._crop_resize import GEOMETRY, launch
 
 _library = torch.library.Library("dclr", "FRAGMENT")
@@ -69,12 +69,11 @@ def _crop_resize_yuv(planes: Tensor, geometry: Tensor, matrix: Tensor, frames: i
     return result
 
 
-_library.define(
+define_op(
+    _library,
     "crop_resize_yuv(Tensor planes, Tensor geometry, Tensor matrix, int frames, int size) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    _crop_resize_yuv,
 )
-for _key in ("CPU", "CUDA"):
-    _library.impl("crop_resize_yuv", _crop_resize_yuv, _key)
 
 
 @torch.library.register_fake("dclr::crop_resize_yuv", lib=_library)

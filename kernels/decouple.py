@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._common import FLOAT_DTYPES, check, check_same_device, runs_triton
+from ._common import FLOAT_DTYPES, check, check_same_device, define_op, runs_triton
 from ._decouple import launch_backward, launch_forward
 
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last_3d)
@@ -136,23 +136,18 @@ def _dense(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
-for _name, _schema, _run in (
-    (
-        "decouple",
-        "(Tensor clip, Tensor static_index, Tensor? flip, Tensor? mean, Tensor? std, ScalarType dtype, "
-        "bool channels_last) -> (Tensor, Tensor, Tensor)",
-        _forward,
-    ),
-    (
-        "decouple_backward",
-        "(Tensor? rgb, Tensor? static, Tensor? difference, Tensor static_index, Tensor? flip, Tensor? std, "
-        "SymInt[] size, ScalarType dtype, bool channels_last) -> Tensor",
-        _backward,
-    ),
-):
-    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _run, _key)
+define_op(
+    _library,
+    "decouple(Tensor clip, Tensor static_index, Tensor? flip, Tensor? mean, Tensor? std, ScalarType dtype, "
+    "bool channels_last) -> (Tensor, Tensor, Tensor)",
+    _forward,
+)
+define_op(
+    _library,
+    "decouple_backward(Tensor? rgb, Tensor? static, Tensor? difference, Tensor static_index, Tensor? flip, "
+    "Tensor? std, SymInt[] size, ScalarType dtype, bool channels_last) -> Tensor",
+    _backward,
+)
 
 
 @torch.library.register_fake("dclr::decouple", lib=_library)

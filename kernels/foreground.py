@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import FLOAT_DTYPES, check, check_same_device, device_class, runs_triton, tl, triton
+from ._common import FLOAT_DTYPES, check, check_same_device, define_op, device_class, runs_triton, tl, triton
 
 # `elements`: pixels of a tile, `FRAMES` how many frames it has at a time.
 CONFIGS = {
@@ -215,17 +215,12 @@ def _merge_foreground(
     return merged
 
 
-for _name, _schema, _run in (
-    ("motion_map", "(Tensor clip, Tensor? flip) -> (Tensor, Tensor)", _motion_map),
-    (
-        "merge_foreground",
-        "(Tensor clip, Tensor background, Tensor weight, Tensor? flip, ScalarType dtype) -> Tensor",
-        _merge_foreground,
-    ),
-):
-    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _run, _key)
+define_op(_library, "motion_map(Tensor clip, Tensor? flip) -> (Tensor, Tensor)", _motion_map)
+define_op(
+    _library,
+    "merge_foreground(Tensor clip, Tensor background, Tensor weight, Tensor? flip, ScalarType dtype) -> Tensor",
+    _merge_foreground,
+)
 
 
 @torch.library.register_fake("dclr::motion_map", lib=_library)

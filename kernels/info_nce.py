@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._common import check, check_float, check_same_device, runs_triton, unit
+from ._common import check, check_float, check_same_device, define_op, runs_triton, unit
 from ._nce_launch import gradients, losses, new_gradients, workspace
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -181,18 +181,13 @@ def _backward(
 
 _INPUTS = "Tensor query, Tensor? key, Tensor? index, Tensor? positive, Tensor? exclude, Tensor? weight"
 _OPTIONS = "float temperature, float scale, str reduction, SymInt positives, bool allow_tf32"
-for _name, _schema, _run in (
-    ("info_nce", f"({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)", _forward),
-    (
-        "info_nce_backward",
-        f"(Tensor grad, {_INPUTS}, Tensor copy, Tensor inverse, Tensor state, {_OPTIONS}, bool to_query, bool to_key) "
-        "-> (Tensor, Tensor, Tensor)",
-        _backward,
-    ),
-):
-    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _run, _key)
+define_op(_library, f"info_nce({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)", _forward)
+define_op(
+    _library,
+    f"info_nce_backward(Tensor grad, {_INPUTS}, Tensor copy, Tensor inverse, Tensor state, {_OPTIONS}, "
+    "bool to_query, bool to_key) -> (Tensor, Tensor, Tensor)",
+    _backward,
+)
 
 
 @torch.library.register_fake("dclr::info_nce", lib=_library)

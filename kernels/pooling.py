@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._common import check, check_float, check_same_device, runs_triton, tl, triton
+from ._common import check, check_float, check_same_device, define_op, runs_triton, tl, triton
 from ._head import head_backward, head_forward
 from ._tiles import CONFIGS, empty_gradient, tile_sizes, wide_dtype
 from .activation import (
@@ -214,28 +214,25 @@ def _spread(tensor: Tensor) -> Tensor:
     return tensor.view(*tensor.shape, *[1] * (5 - tensor.dim()))
 
 
-for _name, _schema, _run in (
-    ("weighted_pool", "(Tensor features, Tensor activation) -> Tensor", _pool_forward),
-    (
-        "weighted_pool_backward",
-        "(Tensor grad, Tensor features, Tensor activation, Tensor pooled) -> (Tensor, Tensor)",
-        _pool_backward,
-    ),
-    (
-        "decoupled_pool",
-        "(Tensor rgb, Tensor static, Tensor difference) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-        _head_forward,
-    ),
-    (
-        "decoupled_pool_backward",
-        "(Tensor rgb, Tensor saved, Tensor? grad_rgb, Tensor? grad_rgb_static, Tensor? grad_rgb_difference, "
-        "Tensor? grad_static, Tensor? grad_difference, Tensor? grad_alignment) -> (Tensor, Tensor, Tensor)",
-        _head_backward,
-    ),
-):
-    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _run, _key)
+define_op(_library, "weighted_pool(Tensor features, Tensor activation) -> Tensor", _pool_forward)
+define_op(
+    _library,
+    "weighted_pool_backward(Tensor grad, Tensor features, Tensor activation, Tensor pooled) -> (Tensor, Tensor)",
+    _pool_backward,
+)
+define_op(
+    _library,
+    "decoupled_pool(Tensor rgb, Tensor static, Tensor difference) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _head_forward,
+)
+define_op(
+    _library,
+    "decoupled_pool_backward(Tensor rgb, Tensor saved, Tensor? grad_rgb, Tensor? grad_rgb_static, "
+    "Tensor? grad_rgb_difference, Tensor? grad_static, Tensor? grad_difference, "
+    "Tensor? grad_alignment) -> (Tensor, Tensor, Tensor)",
+    _head_backward,
+)
 
 
 @torch.library.register_fake("dclr::weighted_pool", lib=_library)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import INTERPRET, check, check_float, check_same_device, device_class, runs_triton, triton
+from ._common import INTERPRET, check, check_float, check_same_device, define_op, device_class, runs_triton, triton
 
 if triton is not None:
     from ._topk import merge_kernel, search_kernel
@@ -128,13 +128,12 @@ def _topk(
     return values, indices
 
 
-_library.define(
+define_op(
+    _library,
     "topk_similarity(Tensor query, Tensor queue, int k, SymInt limit, Tensor? size, Tensor? query_id, "
     "Tensor? queue_id) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    _topk,
 )
-for _key in ("CPU", "CUDA"):
-    _library.impl("topk_similarity", _topk, _key)
 
 
 def _detached(*arguments):

@@ -16,9 +16,10 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -91,6 +92,17 @@ def recorded_launches() -> Iterator[list[Case]]:
 
     with patch.object(JITFunction, "run", record):
         yield cases
+
+
+def launches_on(target: str, function: Callable[[], Any], *modules: ModuleType) -> list[Case]:
+    """What a function would launch on a target; `modules`: the op's, with its table and its choice of path."""
+    with ExitStack() as patched, recorded_launches() as cases:
+        for module in modules:
+            for name, answer in (("device_class", target), ("runs_triton", True)):
+                if hasattr(module, name):
+                    patched.enter_context(patch.object(module, name, lambda _, answer=answer: answer))
+        function()
+    return cases
 
 
 def launch_case(kernel: JITFunction, arguments: dict[str, Any], **options: int) -> Case:

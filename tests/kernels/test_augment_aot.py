@@ -7,7 +7,7 @@ import torch
 
 from dclr.kernels import _augment, augment_clip
 
-from .aot import TARGETS, access_bits, check_report, compile_case, recorded_launches
+from .aot import TARGETS, access_bits, check_report, compile_case, launches_on
 from .test_decouple import lay_out
 
 FULL, ODD = (2, 3, 17, 112, 112), (2, 3, 3, 21, 23)
@@ -21,18 +21,9 @@ DTYPES = [
 ]
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    """Runs a function as on a target and returns what it would have launched."""
-
-    def record(target, function):
-        monkeypatch.setattr(_augment, "device_class", lambda device: target)
-        monkeypatch.setattr(sys.modules["dclr.kernels.augment"], "runs_triton", lambda tensor: True)
-        with recorded_launches() as cases:
-            function()
-        return cases
-
-    return record
+def launches(target, function):
+    """What a function would have launched on a target."""
+    return launches_on(target, function, _augment, sys.modules["dclr.kernels.augment"])
 
 
 def augment(shape, dtype, into, size, still=True, flipped=True, layout="decoded"):
@@ -52,7 +43,7 @@ def reports(cases, target):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype, into", DTYPES, ids=str)
-def test_streams(dtype, into, target, launches):
+def test_streams(dtype, into, target):
     found = reports(launches(target, lambda: augment(FULL, dtype, into, 11)), target)
     assert list(found) == ["luma_kernel", "point_kernel", "blur_kernel"]
     dot = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}[target]
@@ -63,18 +54,18 @@ def test_streams(dtype, into, target, launches):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("size", [1, 3])
-def test_rgb_alone(size, target, launches):
+def test_rgb_alone(size, target):
     found = reports(launches(target, lambda: augment(ODD, torch.uint8, torch.bfloat16, size, False, False)), target)
     assert len(found) == (2 if size == 1 else 3)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_planar_clips(target, launches):
+def test_planar_clips(target):
     cropped = {"flipped": False, "layout": "cropped"}
     reports(launches(target, lambda: augment(ODD, torch.float32, torch.bfloat16, 3, **cropped)), target)
 
 
-def test_sizes_do_not_recompile(launches):
+def test_sizes_do_not_recompile():
     def step():
         for batch, frames, side in ((1, 2, 40), (2, 17, 112), (3, 9, 128)):
             augment((batch, 3, frames, side, side), torch.uint8, torch.bfloat16, 2 * (side // 20) + 1)

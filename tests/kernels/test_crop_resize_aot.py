@@ -6,27 +6,18 @@ import pytest
 
 from dclr.kernels import _crop_resize, crop_resize_yuv
 
-from .aot import TARGETS, access_bits, check_report, compile_case, recorded_launches
+from .aot import TARGETS, access_bits, check_report, compile_case, launches_on
 from .test_crop_resize import make_crops
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    """Runs a function as on a target and returns what it would have launched."""
-
-    def record(target, function):
-        monkeypatch.setattr(_crop_resize, "device_class", lambda device: target)
-        monkeypatch.setattr(sys.modules["dclr.kernels.crop_resize"], "runs_triton", lambda tensor: True)
-        with recorded_launches() as cases:
-            function()
-        return cases
-
-    return record
+def launches(target, function):
+    """What a function would have launched on a target."""
+    return launches_on(target, function, _crop_resize, sys.modules["dclr.kernels.crop_resize"])
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("size", [112, 7])
-def test_crops(size, target, launches):
+def test_crops(size, target):
     [case] = launches(target, lambda: crop_resize_yuv(*make_crops(), 2, size))
     report = compile_case(case, target)
     check_report(report, target)
@@ -34,7 +25,7 @@ def test_crops(size, target, launches):
     assert set(access_bits(report.asm, "store")) == {8}
 
 
-def test_sizes_do_not_recompile(launches):
+def test_sizes_do_not_recompile():
     def step():
         for frames, size, count in ((1, 16, 1), (17, 112, 4), (9, 129, 8)):
             boxes = [(20, 30, 0, 1), (1, 1, 0, 0), (33, 20, 1, 0), (8, 8, 0, 0)] * 2

@@ -7,7 +7,7 @@ import torch
 
 from dclr.kernels import _decouple, decouple
 
-from .aot import TARGETS, access_bits, check_report, compile_case, recorded_launches
+from .aot import TARGETS, access_bits, check_report, compile_case, launches_on
 from .test_decouple import FORMATS, MEAN, STD, lay_out
 
 PLANAR, LAST = FORMATS
@@ -34,22 +34,13 @@ def cases(*groups):
     return [(*dtypes, *layout) for group, count in groups for dtypes in group for layout in LAYOUTS[:count]]
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    """Runs a function as on a target and returns what it would have launched."""
-
-    def record(target, function):
-        monkeypatch.setattr(_decouple, "device_class", lambda device: target)
-        monkeypatch.setattr(sys.modules["dclr.kernels.decouple"], "runs_triton", lambda tensor: True)
-        with recorded_launches() as cases:
-            function()
-        return cases
-
-    return record
+def launches(target, function):
+    """What a function would have launched on a target."""
+    return launches_on(target, function, _decouple, sys.modules["dclr.kernels.decouple"])
 
 
 @pytest.fixture
-def compiled(launches):
+def compiled():
     """Reports of what a function would have launched, after the checks that each passes."""
 
     def reports(target, function):
@@ -124,7 +115,7 @@ def test_strides_past_32_bits(target, compiled):
     compiled(target, lambda: _decouple.launch_backward((clip[:, :, :2],) * 3, index, None, None, outs[0], False))
 
 
-def test_sizes_do_not_recompile(launches):
+def test_sizes_do_not_recompile():
     def step():
         for batch, frames, side in ((1, 2, 16), (2, 17, 112), (3, 9, 128)):
             shape = batch, 3, frames, side, side

@@ -7,7 +7,7 @@ import torch
 
 from dclr.kernels import merge_foreground, motion_map
 
-from .aot import TARGETS, access_bits, check_report, compile_case, recorded_launches
+from .aot import TARGETS, access_bits, check_report, compile_case, launches_on
 from .test_decouple import lay_out
 
 foreground = sys.modules["dclr.kernels.foreground"]
@@ -24,18 +24,9 @@ DTYPES = [
 ]
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    """Runs a function as on a target and returns what it would have launched."""
-
-    def record(target, function):
-        monkeypatch.setattr(foreground, "device_class", lambda device: target)
-        monkeypatch.setattr(foreground, "runs_triton", lambda tensor: True)
-        with recorded_launches() as cases:
-            function()
-        return cases
-
-    return record
+def launches(target, function):
+    """What a function would have launched on a target."""
+    return launches_on(target, function, foreground)
 
 
 def both(shape, dtype, into, flipped=True, layout="decoded"):
@@ -59,7 +50,7 @@ def reports(cases, target):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype, into", DTYPES, ids=str)
-def test_decoded_clips(dtype, into, target, launches):
+def test_decoded_clips(dtype, into, target):
     motion, merge = reports(launches(target, lambda: both(FULL, dtype, into)), target)
     assert set(access_bits(motion.asm, "store")) == {32}
     # A warp or wave fills sectors, as neighbouring threads write neighbouring elements.
@@ -68,12 +59,12 @@ def test_decoded_clips(dtype, into, target, launches):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype, into", DTYPES[:2], ids=str)
-def test_odd_sizes_without_a_flip(dtype, into, target, launches):
+def test_odd_sizes_without_a_flip(dtype, into, target):
     reports(launches(target, lambda: both(ODD, dtype, into, flipped=False, layout="cropped")), target)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_strides_past_32_bits(target, launches):
+def test_strides_past_32_bits(target):
     far = 2**31 + 2**20
     clip = torch.empty(1, dtype=torch.float16, device="meta").as_strided((2, 3, 3, 4, 8), (far, far, 32, 8, 1))
     background, weight, out = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4, 8), torch.empty(2, 3, 3, 4, 8)
@@ -85,7 +76,7 @@ def test_strides_past_32_bits(target, launches):
     reports(launches(target, launch), target)
 
 
-def test_sizes_do_not_recompile(launches):
+def test_sizes_do_not_recompile():
     def step():
         for batch, frames, side in ((1, 1, 16), (2, 17, 112), (3, 9, 128)):
             both((batch, 3, frames, side, side), torch.uint8, torch.uint8)
