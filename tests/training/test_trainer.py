@@ -1,6 +1,9 @@
 """The loop: resume on the same trajectory, what stops it, what it logs."""
 
 import dataclasses
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -165,3 +168,24 @@ def test_another_run_cannot_be_resumed(tmp_path, change, message):
 def test_more_parts_than_batches(tmp_path):
     with pytest.raises(ValueError, match=r"train\.accumulate: got 20"):
         fake_trainer(fake_config(tmp_path, batch=20, accumulate=20))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize("kept", [False, True])
+def test_freed_memory_is_used_again(kept):
+    """Page faults of allocating a block of 64 MiB anew, in a process of its own: none soon where they are kept."""
+    script = f"""
+import resource, torch
+from dclr.training.trainer import keep_freed_memory
+if {kept}:
+    keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+torch.set_num_threads(1)
+print(*(faults() for _ in range(6)))
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    last = list(map(int, run.stdout.split()))[-3:]
+    assert max(last) < 10 if kept else min(last) > 20
