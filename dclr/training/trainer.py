@@ -84,7 +84,7 @@ def build_trainer(config: PretrainConfig, device: torch.device) -> Trainer:
 def keep_freed_memory() -> None:
     """Let the C library keep what tensors free, for the next ones; glibc only, without effect elsewhere.
 
-    It would return large blocks to the system, which hands them out anew a cleared page at a time: a quarter of the
+    It would return large blocks to the system, which hands them out anew a cleared page at a time: a sixth of the
     demo's step. What a process holds is then the most that it ever held.
     """
     if platform.libc_ver()[0] == "glibc":
