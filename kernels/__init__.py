@@ -6,6 +6,7 @@ from .crop_resize import crop_resize_yuv
 from .decouple import Decoupled, decouple
 from .foreground import MotionMap, merge_foreground, motion_map
 from .info_nce import info_nce
+from .info_nce_ranges import Ranges, info_nce_ranges, ranges
 from .pooling import DecoupledPool, decoupled_pool, weighted_pool
 from .topk import TopK, topk_similarity
 
@@ -14,6 +15,7 @@ __all__ = [
     "Decoupled",
     "DecoupledPool",
     "MotionMap",
+    "Ranges",
     "TopK",
     "activation_alignment",
     "activation_map",
@@ -22,8 +24,10 @@ __all__ = [
     "decouple",
     "decoupled_pool",
     "info_nce",
+    "info_nce_ranges",
     "merge_foreground",
     "motion_map",
+    "ranges",
     "topk_similarity",
     "weighted_pool",
 ]

@@ -78,6 +78,14 @@ def check_same_device(**tensors: torch.Tensor | None) -> None:
         raise ValueError(f"tensors on different devices: {listing}; expected one device")
 
 
+def check_rows(name: str, rows: torch.Tensor, count: int, least: int) -> None:
+    """Indices in [least, count), or an error; their values are looked at on the CPU only."""
+    check(rows.dtype in (torch.int64, torch.int32), name, rows.dtype, "int64 or int32", TypeError)
+    if rows.device.type == "cpu" and rows.numel() and not torch.compiler.is_compiling():
+        low, high = int(rows.min()), int(rows.max())
+        check(low >= least and high < count, name, f"values in [{low}, {high}]", f"values in [{least}, {count})")
+
+
 def unit(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Rows (..., D) in `dtype`, divided by their norm; a zero row stays zero and has zero gradient."""
     rows = rows.to(dtype)

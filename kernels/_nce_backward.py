@@ -17,7 +17,17 @@ from __future__ import annotations
 from ._common import tl, triton
 
 if triton is not None:
-    from ._nce_forward import dot, dot_chunks, load_copy, load_index, load_rows, set_marked, touched
+    from ._nce_forward import (
+        dot,
+        dot_chunks,
+        inverse_norm,
+        load_copy,
+        load_index,
+        load_rows,
+        power_scale,
+        set_marked,
+        touched,
+    )
 
     @triton.jit
     def _load_size(size_ptr, g):
@@ -26,11 +36,20 @@ if triton is not None:
         return tl.where(size == 0, 1.0, size)
 
     @triton.jit
+    def load_grad(grad_ptr, grad_stride_r, weight_ptr, row, inside):
+        """Gradients to the losses of queries, before their weights (contiguous) if given."""
+        grad = tl.load(grad_ptr + row.to(tl.int64) * grad_stride_r, mask=inside, other=0)
+        if weight_ptr is not None:
+            grad *= tl.load(weight_ptr + row, mask=inside, other=0).to(tl.float32)
+        return grad
+
+    @triton.jit
     def _load_shares(
-        grad_ptr, grad_stride_r, size, share_ptr, rows_total, row, inside, ONE_EXP: tl.constexpr, INDEXED: tl.constexpr
-    ):
+        grad_ptr, grad_stride_r, weight_ptr, size, share_ptr, rows_total, row, inside, ONE_EXP: tl.constexpr,
+        INDEXED: tl.constexpr,
+    ):  # fmt: skip
         """The share of a negative, times its gradient, is exp2(score - base) * weight, that of a positive -pull."""
-        grad = tl.load(grad_ptr + row.to(tl.int64) * grad_stride_r, mask=inside, other=0) / size
+        grad = load_grad(grad_ptr, grad_stride_r, weight_ptr, row, inside) / size
         base = tl.load(share_ptr + row, mask=inside, other=0)
         # A loss that nobody uses can be NaN: it must not reach other rows.
         base = tl.where(grad == 0, 0.0, base)
@@ -43,10 +62,11 @@ if triton is not None:
 
     @triton.jit
     def _gradient_tile(
-        grad_ptr, grad_stride_r, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr, index_stride_r,
-        exclude_ptr, exclude_stride_r, exclude_stride_e, out_ptr, a_tile, a_offset, a_count, b_offset, b_count,
-        sharpness, part, E: tl.constexpr, AS_QUERY: tl.constexpr, AS_KEY: tl.constexpr, ONE_EXP: tl.constexpr,
-        PAD: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+        grad_ptr, grad_stride_r, weight_ptr, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr,
+        index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e, out_ptr, a_tile, a_offset, a_count,
+        b_offset, b_count, sharpness, part,
+        E: tl.constexpr, AS_QUERY: tl.constexpr, AS_KEY: tl.constexpr, ONE_EXP: tl.constexpr, PAD: tl.constexpr,
+        BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
         PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     ):  # fmt: skip
         """Gradient to BLOCK_A unit rows a, as queries, as keys or as both, from `part` of the rows b of the other side.
@@ -62,7 +82,7 @@ if triton is not None:
         a_scale = tl.load(scale_ptr + a_offset + a_row, mask=a_inside, other=0)
         if AS_QUERY:
             a_base, a_weight, a_pull = _load_shares(
-                grad_ptr, grad_stride_r, size, share_ptr, rows_total, a_row, a_inside, ONE_EXP, INDEXED
+                grad_ptr, grad_stride_r, weight_ptr, size, share_ptr, rows_total, a_row, a_inside, ONE_EXP, INDEXED
             )
             a_index = load_index(index_ptr, index_stride_r, a_row, a_inside)
             if not AS_KEY:
@@ -88,7 +108,7 @@ if triton is not None:
             b_scale = tl.load(scale_ptr + b_offset + b_row, mask=b_inside, other=0)
             if AS_KEY:
                 b_base, b_weight, b_pull = _load_shares(
-                    grad_ptr, grad_stride_r, size, share_ptr, rows_total, b_row, b_inside, ONE_EXP, INDEXED
+                    grad_ptr, grad_stride_r, weight_ptr, size, share_ptr, rows_total, b_row, b_inside, ONE_EXP, INDEXED
                 )
                 b_index = load_index(index_ptr, index_stride_r, b_row, b_inside)
                 if not AS_QUERY:
@@ -132,7 +152,7 @@ if triton is not None:
         ]
     )  # fmt: skip
     def gradient_kernel(
-        grad_ptr, grad_stride_g, grad_stride_r, size_ptr, copy_ptr, scale_ptr, share_ptr,
+        grad_ptr, grad_stride_g, grad_stride_r, weight_ptr, size_ptr, copy_ptr, scale_ptr, share_ptr,
         index_ptr, index_stride_g, index_stride_r, exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e,
         partial_ptr, sharpness, G, R, P, N, key_part, query_part,
         E: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, SHARED: tl.constexpr, ONE_EXP: tl.constexpr,
@@ -153,6 +173,7 @@ if triton is not None:
         copy_ptr += g * N * PAD
         scale_ptr += g * N
         share_ptr += g * R
+        weight_ptr = weight_ptr + g * R if weight_ptr is not None else weight_ptr
         rows_total = G.to(tl.int64) * R
         index_ptr = index_ptr + g * index_stride_g if index_ptr is not None else index_ptr
         exclude_ptr = exclude_ptr + g * exclude_stride_g if exclude_ptr is not None else exclude_ptr
@@ -160,7 +181,7 @@ if triton is not None:
         if QUERY:  # noqa: SIM102, for the compiler leaves out a branch only on a constant of its own
             if tile < query_tiles:
                 _gradient_tile(
-                    grad_ptr, grad_stride_r, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr,
+                    grad_ptr, grad_stride_r, weight_ptr, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr,
                     index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e, partial_ptr, tile, 0, R, N - P, P,
                     sharpness, key_part, E, True, SHARED, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES, PRECISION,
                     UPCAST,
@@ -168,7 +189,7 @@ if triton is not None:
         if KEY and not SHARED:  # noqa: SIM102
             if tile >= query_tiles:
                 _gradient_tile(
-                    grad_ptr, grad_stride_r, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr,
+                    grad_ptr, grad_stride_r, weight_ptr, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr,
                     index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e, partial_ptr, tile - query_tiles,
                     N - P, P, 0, R, sharpness, query_part, E, False, True, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D,
                     STAGES, PRECISION, UPCAST,
@@ -192,8 +213,8 @@ if triton is not None:
         ]
     )  # fmt: skip
     def finish_kernel(
-        grad_ptr, grad_stride_g, grad_stride_r, size_ptr, copy_ptr, scale_ptr, share_ptr, pair_ptr, partial_ptr,
-        positive_ptr, positive_stride_g, positive_stride_r, positive_stride_d,
+        grad_ptr, grad_stride_g, grad_stride_r, weight_ptr, size_ptr, copy_ptr, scale_ptr, share_ptr, pair_ptr,
+        partial_ptr, positive_ptr, positive_stride_g, positive_stride_r, positive_stride_d,
         query_out_ptr, key_out_ptr, positive_out_ptr, factor, G, R, P, D, N, splits,
         PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
     ):  # fmt: skip
@@ -216,7 +237,8 @@ if triton is not None:
         if positive_ptr is not None:
             pairs_total = G.to(tl.int64) * R
             pair, of_pair = g * R + row, row < tl.where(of_query, R, 0)
-            grad = tl.load(grad_ptr + g * grad_stride_g + row * grad_stride_r, mask=of_pair, other=0)
+            weight_ptr = weight_ptr + g * R if weight_ptr is not None else weight_ptr
+            grad = load_grad(grad_ptr + g * grad_stride_g, grad_stride_r, weight_ptr, row, of_pair)
             pull = tl.load(share_ptr + pairs_total + pair, mask=of_pair, other=0) * grad * factor
             pull = tl.where(grad == 0, 0.0, pull)
             cosine = tl.load(pair_ptr + pair, mask=of_pair, other=0)
@@ -247,3 +269,66 @@ if triton is not None:
                         _store_rows(query_out_ptr, g * R + row, d, D, out, mask)
                     else:
                         _store_rows(key_out_ptr, g * P + row, d, D, out, mask)
+
+    @triton.jit
+    def _unit_scale(ptr, row, inside, stride_row, stride_d, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+        """The power of two of a row, and the inverse of its norm after that."""
+        scale = power_scale(ptr, row, inside, stride_row, stride_d, D, ROWS, BLOCK_D)
+        square = tl.zeros((ROWS,), tl.float32)
+        for first in range(0, D, BLOCK_D):
+            x = load_rows(ptr, row, inside, stride_row, first + tl.arange(0, BLOCK_D), D, stride_d) * scale[:, None]
+            square += tl.sum(x * x, 1)
+        return scale, inverse_norm(square)
+
+    @triton.jit(do_not_specialize=["grad_stride_g", "grad_stride_r", "G", "R", "P", "N", "total", "learned", "splits"])
+    def finish_ranges_kernel(
+        grad_ptr, grad_stride_g, grad_stride_r, weight_ptr, size_ptr, share_ptr, pair_ptr, partial_ptr, rows_ptr,
+        stride_row, stride_d, first_ptr, positive_ptr, column_ptr, out_ptr, factor, G, R, P, D, N, total, learned,
+        splits, PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ):  # fmt: skip
+        """Gradients (total, D) of rows of which ranges are the queries and the keys of the groups: the sum of all uses.
+
+        Rows from `learned` on are constants, and get 0. `positive_ptr`, `column_ptr` (G, R): the row of each query's
+        positive, and which of the keys that is; without one it is a constant.
+        """
+        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        inside = row < learned
+        scale, inverse = _unit_scale(rows_ptr, row, inside, stride_row, stride_d, D, ROWS, BLOCK_D)
+        pairs_total, stride_split = G.to(tl.int64) * R, G.to(tl.int64) * N * PAD
+        along = tl.zeros((ROWS,), tl.float32)
+        for step in tl.static_range(2):
+            for first in range(0, PAD, BLOCK_D):
+                d = first + tl.arange(0, BLOCK_D)
+                unit = load_rows(rows_ptr, row, inside, stride_row, d, D, stride_d) * (scale * inverse)[:, None]
+                z = tl.zeros((ROWS, BLOCK_D), tl.float32)
+                for g in range(G):
+                    size = _load_size(size_ptr, g) if size_ptr is not None else 1.0
+                    group = tl.cast(g, tl.int64)
+                    copied = group * N
+                    of_query = row - tl.load(first_ptr + g)
+                    used = inside & (of_query >= 0) & (of_query < R)
+                    if tl.max(used.to(tl.int32), 0) > 0:
+                        part = _sum_parts(partial_ptr, copied + of_query, used, splits, stride_split, d, PAD)
+                        z += part * (size * factor)
+                        pair = group * R + of_query
+                        apart = used & (tl.load(column_ptr + pair, mask=used, other=0) < 0)
+                        weight_g = weight_ptr + group * R if weight_ptr is not None else weight_ptr
+                        grad = load_grad(grad_ptr + group * grad_stride_g, grad_stride_r, weight_g, of_query, apart)
+                        pull = tl.load(share_ptr + pairs_total + pair, mask=apart, other=0) * grad * factor
+                        inverse_p = tl.load(pair_ptr + pairs_total + pair, mask=apart, other=0)
+                        scale_p = tl.load(pair_ptr + 2 * pairs_total + pair, mask=apart, other=0)
+                        other = tl.load(positive_ptr + pair, mask=apart, other=0)
+                        positive = load_rows(rows_ptr, other, apart, stride_row, d, D, stride_d)
+                        positive *= (scale_p * inverse_p)[:, None]
+                        z -= tl.where(grad == 0, 0.0, pull)[:, None] * positive
+                    of_key = row - tl.load(first_ptr + G + g)
+                    used = inside & (of_key >= 0) & (of_key < P)
+                    if tl.max(used.to(tl.int32), 0) > 0:
+                        part = _sum_parts(partial_ptr, copied + R + of_key, used, splits, stride_split, d, PAD)
+                        z += part * (size * factor)
+                if step == 0:
+                    along += tl.sum(z * unit, 1)
+                else:
+                    out = (z - along[:, None] * unit) * (inverse * scale)[:, None]
+                    mask = (row < total)[:, None] & (d < D)[None, :]
+                    _store_rows(out_ptr, row, d, D, tl.where(inside[:, None], out, 0.0), mask)

@@ -28,7 +28,7 @@ if triton is not None:
         return tl.load(ptr + offset, mask=inside[:, None] & (d < D)[None, :], other=0).to(tl.float32)
 
     @triton.jit
-    def _power_scale(ptr, row, inside, stride_row, stride_d, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    def power_scale(ptr, row, inside, stride_row, stride_d, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
         """The power of two that brings the largest element of each row into [1, 2); finite for every row."""
         largest = tl.zeros((ROWS,), tl.float32)
         for first in range(0, D, BLOCK_D):
@@ -38,7 +38,7 @@ if triton is not None:
         return ((254 - tl.minimum(exponent, 253)) << 23).to(tl.float32, bitcast=True)
 
     @triton.jit
-    def _inverse_norm(square):
+    def inverse_norm(square):
         """0 for a zero row, NaN for one that is not finite."""
         inverse = tl.where(square == 0, 0.0, 1 / tl.sqrt_rn(tl.where(square == 0, 1.0, square)))
         return tl.where(square < float("inf"), inverse, float("nan"))
@@ -49,7 +49,7 @@ if triton is not None:
         PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
     ):  # fmt: skip
         """Writes the copy, the inverse of its norm and its scale; returns the last two."""
-        scale = _power_scale(ptr, row, inside, stride_row, stride_d, D, ROWS, BLOCK_D)
+        scale = power_scale(ptr, row, inside, stride_row, stride_d, D, ROWS, BLOCK_D)
         square = tl.zeros((ROWS,), tl.float32)
         for first in range(0, PAD, BLOCK_D):
             d = first + tl.arange(0, BLOCK_D)
@@ -58,7 +58,7 @@ if triton is not None:
             x = tl.where(tl.abs(x) < float("inf"), x, 0.0).to(copy_ptr.dtype.element_ty)
             mask = inside[:, None] & (d < PAD)[None, :]
             tl.store(copy_ptr + row.to(tl.int64)[:, None] * PAD + d[None, :], x, mask=mask)
-        inverse = _inverse_norm(square)
+        inverse = inverse_norm(square)
         tl.store(scale_ptr + row, inverse, mask=inside)
         tl.store(scale_ptr + rows_total + row, scale, mask=inside)
         return inverse, scale
@@ -72,11 +72,13 @@ if triton is not None:
     def prepare_kernel(
         query_ptr, query_stride_g, query_stride_r, query_stride_d, key_ptr, key_stride_g, key_stride_p, key_stride_d,
         positive_ptr, positive_stride_g, positive_stride_r, positive_stride_d,
-        index_ptr, index_stride_g, index_stride_r, copy_ptr, scale_ptr, pair_ptr, G, R, P, D, N,
+        index_ptr, index_stride_g, index_stride_r, first_ptr, copy_ptr, scale_ptr, pair_ptr, G, R, P, D, N,
         PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
     ):  # fmt: skip
         """Programs are blocks of queries, then of keys, of each group.
 
+        `first_ptr` (2, G), if given: the rows at which the queries and the keys of a group begin.
+        Of `positive_ptr` each query has its own row, or that of `index_ptr`, which without it are rows of the keys.
         `pair_ptr` (3, G, R): the positive's cosine, the inverse norm of its scaled row, its scale.
         """
         query_blocks = tl.cdiv(R, ROWS)
@@ -88,6 +90,9 @@ if triton is not None:
         rows_total = G.to(tl.int64) * N
         query_ptr += g * query_stride_g
         key_ptr += g * key_stride_g
+        if first_ptr is not None:
+            query_ptr += tl.load(first_ptr + g) * query_stride_r
+            key_ptr += tl.load(first_ptr + G + g) * key_stride_p
         if block < query_blocks:
             row = block * ROWS + tl.arange(0, ROWS)
             inside = row < R
@@ -95,16 +100,18 @@ if triton is not None:
                 query_ptr, row, inside, query_stride_r, query_stride_d, copy_ptr, scale_ptr, rows_total, D,
                 PAD, ROWS, BLOCK_D,
             )  # fmt: skip
+            other, there = row, inside
             if index_ptr is not None:
-                other_ptr, other_stride, other_stride_d = key_ptr, key_stride_p, key_stride_d
                 offset = g * index_stride_g + row.to(tl.int64) * index_stride_r
                 other = tl.load(index_ptr + offset, mask=inside, other=-1).to(tl.int32)
-                there = (other >= 0) & (other < P)
-            else:
+                there = other >= 0
+            if positive_ptr is not None:
                 other_ptr, other_stride, other_stride_d = positive_ptr, positive_stride_r, positive_stride_d
                 other_ptr += g * positive_stride_g
-                other, there = row, inside
-            other_scale = _power_scale(other_ptr, other, there, other_stride, other_stride_d, D, ROWS, BLOCK_D)
+            else:
+                other_ptr, other_stride, other_stride_d = key_ptr, key_stride_p, key_stride_d
+                there = there & (other < P)
+            other_scale = power_scale(other_ptr, other, there, other_stride, other_stride_d, D, ROWS, BLOCK_D)
             square, product = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
             for first in range(0, D, BLOCK_D):
                 d = first + tl.arange(0, BLOCK_D)
@@ -112,7 +119,7 @@ if triton is not None:
                 y = load_rows(other_ptr, other, there, other_stride, d, D, other_stride_d) * other_scale[:, None]
                 product += tl.sum(x * y, 1)
                 square += tl.sum(y * y, 1)
-            other_inverse = _inverse_norm(square)
+            other_inverse = inverse_norm(square)
             pair, pairs_total = g * R + row, G.to(tl.int64) * R
             tl.store(pair_ptr + pair, product * inverse * other_inverse, mask=inside)
             tl.store(pair_ptr + pairs_total + pair, other_inverse, mask=inside)
@@ -272,21 +279,27 @@ if triton is not None:
         log1p = tl.where(plus == 1, small, tl.log(plus) * (small / tl.where(plus == 1, 1.0, plus - 1)))
         return tl.maximum(x, 0.0) + log1p
 
-    @triton.jit(do_not_specialize=["G", "R", "splits"])
+    @triton.jit(do_not_specialize=["G", "R", "longest", "splits"])
     def losses_kernel(
-        partial_ptr, pair_ptr, weight_ptr, loss_ptr, share_ptr, sharpness, factor, G, R, splits,
+        partial_ptr, pair_ptr, weight_ptr, begin_ptr, loss_ptr, share_ptr, sharpness, factor, G, R, longest, splits,
         BOUNDED: tl.constexpr, TOTAL: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         """Losses of BLOCK queries of a group from the parts of their sums, times `factor` and their weight if given.
 
+        `begin_ptr` (losses + 1,), if given: which of all queries count as a group here, at most `longest`.
         `loss_ptr` (G, R); with TOTAL (G, programs of a group), the sum of each program's losses.
         `share_ptr` (2, G, R): log2 of the sum with the positive in it, and 1 - share of the positive.
         """
-        blocks = tl.cdiv(R, BLOCK)
+        blocks = tl.cdiv(longest, BLOCK)
         g = (tl.program_id(0) // blocks).to(tl.int64)
         row = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-        inside = row < R
-        row += g * R
+        if begin_ptr is not None:
+            begin = tl.load(begin_ptr + g)
+            inside = row < tl.load(begin_ptr + g + 1) - begin
+        else:
+            begin = g * R
+            inside = row < R
+        row += begin
         stride = G.to(tl.int64) * R
         top = tl.full((BLOCK,), 0.0 if BOUNDED else float("-inf"), tl.float32)
         if not BOUNDED:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ._common import INTERPRET, device_class, runs_triton, triton
 
 if triton is not None:
-    from ._nce_backward import finish_kernel, gradient_kernel
+    from ._nce_backward import finish_kernel, finish_ranges_kernel, gradient_kernel
     from ._nce_forward import forward_kernel, losses_kernel, prepare_kernel
 
 # Tiles of each kernel by the size of an element in bytes: rows kept, rows that pass by, columns at a time, a
@@ -48,6 +48,8 @@ CONFIGS["sm_100"] = {
 # Rows of a program in the kernels that go through the inputs row by row, and in the one over the losses: as many losses
 # are added up without a further launch.
 ROWS, BLOCK_LOSSES = 16, 1024
+# The same where rows have several uses. Without `maxnreg`, NVIDIA's assembler would spill values for more programs.
+RANGES = {"default": {"ROWS": 8}} | dict.fromkeys(("sm_90", "sm_100"), {"ROWS": 8, "maxnreg": 96})
 # Above this 1 / temperature, sums of exponentials need a running maximum; above half of it, so does their product.
 BOUND = 85.0
 
@@ -69,14 +71,18 @@ def workspace(query: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor, Tensor
     Copied rows (G, N, padded D); their inverse norms and scales (2, G, N); of each query, (5, G, M): cosine, inverse
     norm and scale of its positive, the log sum, and the pull of the positive.
     """
-    if not runs_triton(query):
-        return tuple(query.new_empty(0) for _ in range(3))
-    groups, rows, features = query.shape
-    copied = rows + (0 if key is None else key.shape[1])
+    groups, rows = query.shape[:2]
+    return range_workspace(query, groups, rows, rows + (0 if key is None else key.shape[1]))
+
+
+def range_workspace(rows: Tensor, groups: int, queries: int, copied: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `workspace`, of `queries` queries and `copied` rows a group; `rows` (..., D)."""
+    if not runs_triton(rows):
+        return tuple(rows.new_empty(0) for _ in range(3))
     return (
-        query.new_empty(groups, copied, tile_sizes(features, "forward", query)[1]),
-        query.new_empty(2, groups, copied, dtype=torch.float32),
-        query.new_empty(5, groups, rows, dtype=torch.float32),
+        rows.new_empty(groups, copied, tile_sizes(rows.shape[-1], "forward", rows)[1]),
+        rows.new_empty(2, groups, copied, dtype=torch.float32),
+        rows.new_empty(5, groups, queries, dtype=torch.float32),
     )
 
 
@@ -138,35 +144,102 @@ def losses(
     copy, scale, state = workspace(query, key)
     keys = query if key is None else key
     groups, rows, features = query.shape
-    count, copied = keys.shape[1], copy.shape[1]
+    copied = copy.shape[1]
     if not groups * rows:
         return query.new_zeros((groups,) if total else (groups, rows), dtype=torch.float32), copy, scale, state
-    programs = triton.cdiv(rows, BLOCK_LOSSES)
-    loss = query.new_empty(groups, programs if total else rows, dtype=torch.float32)
     config, pad = tile_sizes(features, "forward", query)
-    sharpness = math.log2(math.e) / temperature
-    bounded = 1 / temperature + math.log(count + 1) < BOUND
-    tiles = groups * triton.cdiv(rows, config["BLOCK_A"])
-    splits = _splits(tiles, count, config["BLOCK_B"], query.device)
-    partial = query.new_empty(splits, 2, groups, rows, dtype=torch.float32)
     blocks = triton.cdiv(rows, ROWS) + triton.cdiv(copied - rows, ROWS)
     with torch.cuda.device_of(query):
         prepare_kernel[(groups * blocks,)](
             query, *query.stride(), keys, *keys.stride(), positive, *_strides(positive, 3), index, *_strides(index, 2),
-            copy, scale, state, groups, rows, count, features, copied, PAD=pad, ROWS=ROWS, BLOCK_D=config["BLOCK_D"],
+            None, copy, scale, state, groups, rows, keys.shape[1], features, copied,
+            PAD=pad, ROWS=ROWS, BLOCK_D=config["BLOCK_D"],
         )  # fmt: skip
+    options = temperature, factor, total, allow_tf32
+    loss = _sum_losses(copy, scale, state, index, exclude, weight, keys.shape[1], features, *options)
+    return loss, copy, scale, state
+
+
+def range_losses(
+    rows: Tensor,
+    first: Tensor,
+    positive: Tensor,
+    column: Tensor,
+    begin: Tensor,
+    exclude: Tensor | None,
+    weight: Tensor | None,
+    keys: int,
+    longest: int,
+    temperature: float,
+    factor: float,
+    allow_tf32: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses (L,) between ranges of `rows` (R, D), times `factor` and `weight` (G, M); and the workspace.
+
+    `first` (2, G): where queries and keys begin; `positive`, `column` (G, M): the row of each query's positive, and
+    which of its keys that is, or -1; `begin` (L + 1,): the queries over which each loss is the sum, at most `longest`.
+    """
+    groups, queries = positive.shape
+    copy, scale, state = range_workspace(rows, groups, queries, queries + keys)
+    if not groups * queries:
+        return rows.new_zeros(len(begin) - 1, dtype=torch.float32), copy, scale, state
+    features = rows.shape[1]
+    config, pad = tile_sizes(features, "forward", rows)
+    blocks = triton.cdiv(queries, ROWS) + triton.cdiv(keys, ROWS)
+    source = rows, 0, *rows.stride()
+    with torch.cuda.device_of(rows):
+        prepare_kernel[(groups * blocks,)](
+            *source, *source, *source, positive, *positive.stride(), first, copy, scale, state,
+            groups, queries, keys, features, copy.shape[1], PAD=pad, ROWS=ROWS, BLOCK_D=config["BLOCK_D"],
+        )  # fmt: skip
+    options = temperature, factor, True, allow_tf32, begin, longest
+    loss = _sum_losses(copy, scale, state, column, exclude, weight, keys, features, *options)
+    return loss, copy, scale, state
+
+
+def _sum_losses(
+    copy: Tensor,
+    scale: Tensor,
+    state: Tensor,
+    index: Tensor | None,
+    exclude: Tensor | None,
+    weight: Tensor | None,
+    count: int,
+    features: int,
+    temperature: float,
+    factor: float,
+    total: bool,
+    allow_tf32: bool,
+    begin: Tensor | None = None,
+    longest: int = 0,
+) -> Tensor:
+    """Losses of the prepared rows, the last `count` of which are the keys: (G, M), or (G,) if `total`.
+
+    With `begin` (L + 1,) sums (L,): over all queries from begin[i] up to begin[i + 1], at most `longest`.
+    """
+    groups, rows = state.shape[1:]
+    sums, longest = (groups, rows) if begin is None else (len(begin) - 1, longest)
+    programs = triton.cdiv(longest, BLOCK_LOSSES)
+    loss = state.new_empty(sums, programs if total else rows)
+    config, pad = tile_sizes(features, "forward", copy)
+    sharpness = math.log2(math.e) / temperature
+    bounded = 1 / temperature + math.log(count + 1) < BOUND
+    tiles = groups * triton.cdiv(rows, config["BLOCK_A"])
+    splits = _splits(tiles, count, config["BLOCK_B"], copy.device)
+    partial = state.new_empty(splits, 2, groups, rows)
+    with torch.cuda.device_of(copy):
         forward_kernel[(tiles, splits)](
             copy, scale, index, *_strides(index, 2), exclude, *_strides(exclude, 3), partial, sharpness,
-            groups, rows, count, copied, _part(count, config["BLOCK_B"], splits),
+            groups, rows, count, copy.shape[1], _part(count, config["BLOCK_B"], splits),
             E=_excluded(exclude), BOUNDED=bounded, PAD=pad, PRECISION=_precision(allow_tf32), **config,
         )  # fmt: skip
-        losses_kernel[(groups * programs,)](
-            partial, state, None if weight is None else weight.contiguous(), loss, state[3:], sharpness, factor,
-            groups, rows, splits, BOUNDED=bounded, TOTAL=total, BLOCK=BLOCK_LOSSES,
+        losses_kernel[(sums * programs,)](
+            partial, state, None if weight is None else weight.contiguous(), begin, loss, state[3:], sharpness, factor,
+            groups, rows, longest, splits, BOUNDED=bounded, TOTAL=total, BLOCK=BLOCK_LOSSES,
         )  # fmt: skip
     if total:
         loss = loss[:, 0] if programs == 1 else loss.sum(1)
-    return loss, copy, scale, state
+    return loss
 
 
 def gradients(
@@ -176,6 +249,7 @@ def gradients(
     index: Tensor | None,
     positive: Tensor | None,
     exclude: Tensor | None,
+    weight: Tensor | None,
     copy: Tensor,
     scale: Tensor,
     state: Tensor,
@@ -185,36 +259,126 @@ def gradients(
     to_query: bool,
     to_key: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`new_gradients`, filled: from the gradient to the weighted losses, (G, M) with any strides, times `factor`."""
+    """`new_gradients`, filled: from that to the losses, (G, M) with any strides, times `factor` and `weight` (G, M)."""
     outputs = new_gradients(query, key, positive, to_query, to_key)
     shared, keys = key is None, query if key is None else key
     groups, rows, features = query.shape
     count, copied = keys.shape[1], copy.shape[1]
     if not groups * rows * features:
         return tuple(out.zero_() for out in outputs)
-    config, pad = tile_sizes(features, "gradient", query)
-    tiles = groups * triton.cdiv(rows, config["BLOCK_A"]) * to_query
-    blocks = triton.cdiv(rows, ROWS)
-    if to_key and not shared:
-        tiles += groups * triton.cdiv(count, config["BLOCK_A"])
-        blocks += triton.cdiv(count, ROWS)
-    splits = _splits(tiles, max(rows, count), config["BLOCK_B"], query.device)
-    partial = query.new_empty(splits, groups, copied, pad, dtype=torch.float32)
-    size = None
-    if query.dtype == torch.float16:  # cannot hold the small gradients of a mean over many rows
-        size = grad[:, 0].contiguous() if grad.stride(1) == 0 else grad.abs().amax(1)
+    size = _unit_of(grad, weight, query.dtype)
+    weight = None if weight is None else weight.contiguous()
+    config, pad, partial = _gradient_parts(
+        grad, weight, size, copy, scale, state, index, exclude, count, features, temperature, allow_tf32,
+        to_query, to_key and not shared, shared,
+    )  # fmt: skip
+    blocks = triton.cdiv(rows, ROWS) + (triton.cdiv(count, ROWS) if to_key and not shared else 0)
     with torch.cuda.device_of(query):
+        finish_kernel[(groups * blocks,)](
+            grad, *grad.stride(), weight, size, copy, scale, state[3:], state, partial, positive,
+            *_strides(positive, 3), *(out if out.numel() else None for out in outputs), factor / temperature,
+            groups, rows, count, features, copied, len(partial), PAD=pad, ROWS=ROWS, BLOCK_D=config["BLOCK_D"],
+        )  # fmt: skip
+    return outputs
+
+
+def range_gradients(
+    grad: Tensor,
+    rows: Tensor,
+    first: Tensor,
+    positive: Tensor,
+    column: Tensor,
+    exclude: Tensor | None,
+    weight: Tensor | None,
+    copy: Tensor,
+    scale: Tensor,
+    state: Tensor,
+    keys: int,
+    learned: int,
+    temperature: float,
+    factor: float,
+    allow_tf32: bool,
+) -> Tensor:
+    """Gradient (R, D) to `rows` from that to the losses of groups, (G,), times `factor` and `weight` (G, M)."""
+    out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    groups, queries = positive.shape
+    if not groups * queries * rows.numel():
+        return out.zero_()
+    grad = grad[:, None].expand(groups, queries)
+    size = _unit_of(grad, weight, rows.dtype)
+    weight = None if weight is None else weight.contiguous()
+    config, pad, partial = _gradient_parts(
+        grad,
+        weight,
+        size,
+        copy,
+        scale,
+        state,
+        column,
+        exclude,
+        keys,
+        rows.shape[1],
+        temperature,
+        allow_tf32,
+        True,
+        True,
+        False,
+    )
+    tiles = RANGES.get(device_class(rows.device), RANGES["default"])
+    with torch.cuda.device_of(rows):
+        finish_ranges_kernel[(triton.cdiv(len(rows), tiles["ROWS"]),)](
+            grad, *grad.stride(), weight, size, state[3:], state, partial, rows, *rows.stride(), first, positive,
+            column, out, factor / temperature, groups, queries, keys, rows.shape[1], copy.shape[1], len(rows), learned,
+            len(partial), PAD=pad, BLOCK_D=config["BLOCK_D"], **tiles,
+        )  # fmt: skip
+    return out
+
+
+def _unit_of(grad: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """(G,): what the gradients of a group are measured in, where `dtype` cannot hold those of a mean over many rows."""
+    if dtype != torch.float16:
+        return None
+    if weight is not None:
+        return (grad * weight).abs().amax(1)
+    return grad[:, 0].contiguous() if grad.stride(1) == 0 else grad.abs().amax(1)
+
+
+def _gradient_parts(
+    grad: Tensor,
+    weight: Tensor | None,
+    size: Tensor | None,
+    copy: Tensor,
+    scale: Tensor,
+    state: Tensor,
+    index: Tensor | None,
+    exclude: Tensor | None,
+    count: int,
+    features: int,
+    temperature: float,
+    allow_tf32: bool,
+    to_query: bool,
+    to_key: bool,
+    shared: bool,
+) -> tuple[dict[str, Any], int, Tensor]:
+    """Tiles, padded row length, and parts (splits, G, N, padded D) of the gradients to unit rows.
+
+    With `shared` the queries are the keys.
+    """
+    groups, rows = state.shape[1:]
+    copied = copy.shape[1]
+    config, pad = tile_sizes(features, "gradient", copy)
+    tiles = groups * triton.cdiv(rows, config["BLOCK_A"]) * to_query
+    if to_key:
+        tiles += groups * triton.cdiv(count, config["BLOCK_A"])
+    splits = _splits(tiles, max(rows, count), config["BLOCK_B"], copy.device)
+    partial = state.new_empty(splits, groups, copied, pad)
+    with torch.cuda.device_of(copy):
         gradient_kernel[(tiles, splits, pad // config["BLOCK_D"])](
-            grad, *grad.stride(), size, copy, scale, state[3:], index, *_strides(index, 2),
+            grad, *grad.stride(), weight, size, copy, scale, state[3:], index, *_strides(index, 2),
             exclude, *_strides(exclude, 3), partial, math.log2(math.e) / temperature,
             groups, rows, count, copied,
             _part(count, config["BLOCK_B"], splits), _part(rows, config["BLOCK_B"], splits),
             E=_excluded(exclude), QUERY=to_query, KEY=to_key, SHARED=shared,
             ONE_EXP=shared and 2 / temperature < BOUND, PAD=pad, PRECISION=_precision(allow_tf32), **config,
         )  # fmt: skip
-        finish_kernel[(groups * blocks,)](
-            grad, *grad.stride(), size, copy, scale, state[3:], state, partial, positive, *_strides(positive, 3),
-            *(out if out.numel() else None for out in outputs), factor / temperature,
-            groups, rows, count, features, copied, splits, PAD=pad, ROWS=ROWS, BLOCK_D=config["BLOCK_D"],
-        )  # fmt: skip
-    return outputs
+    return config, pad, partial

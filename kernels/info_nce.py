@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._common import check, check_float, check_same_device, define_op, runs_triton, unit
+from ._common import check, check_float, check_rows, check_same_device, define_op, runs_triton, unit
 from ._nce_launch import gradients, losses, new_gradients, workspace
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -161,11 +161,11 @@ def _backward(
     factor = _factor(query.shape[1], weight, scale, reduction, positives)
     if reduction != "none":
         grad = grad[:, None].expand(query.shape[:2])
-    if weight is not None:
-        grad = grad * weight.to(grad.dtype)
-    inputs = query, key, index, positive, exclude
+    inputs = query, key, index, positive, exclude, weight
     if runs_triton(query):
         return gradients(grad, *inputs, copy, inverse, state, temperature, factor, allow_tf32, to_query, to_key)
+    if weight is not None:
+        grad = grad * weight.to(grad.dtype)
     keys = query if key is None else key
     with torch.autocast(query.device.type, enabled=False):
         of_query, of_key, of_positive = info_nce_gradient_reference(
@@ -346,10 +346,10 @@ def _check(
         check(good, "positive", tuple(positive.shape), lambda: f"({groups}, {rows}, K, {dim})")
         check(positive.dtype == query.dtype, "positive", positive.dtype, f"the query's {query.dtype}", TypeError)
     else:
-        _check_rows("positive", positive, key.shape[1], least=0)
+        check_rows("positive", positive, key.shape[1], least=0)
         check(tuple(positive.shape) == lead, "positive", tuple(positive.shape), lead)
     if exclude is not None:
-        _check_rows("exclude", exclude, key.shape[1], least=-1)
+        check_rows("exclude", exclude, key.shape[1], least=-1)
         exclude = exclude[..., None] if exclude.dim() == 2 else exclude
         fits = exclude.shape[:2] == lead and (
             exclude.dim() == 3 or (explicit and exclude.dim() == 4 and exclude.shape[2] == positive.shape[2])
@@ -360,10 +360,3 @@ def _check(
         check(tuple(weight.shape) == wanted, "weight", tuple(weight.shape), wanted)
         weight = weight.detach()
     return positive, exclude, weight
-
-
-def _check_rows(name: str, rows: Tensor, count: int, least: int) -> None:
-    check(rows.dtype in (torch.int64, torch.int32), name, rows.dtype, "int64 or int32", TypeError)
-    if rows.device.type == "cpu" and rows.numel() and not torch.compiler.is_compiling():
-        low, high = int(rows.min()), int(rows.max())
-        check(low >= least and high < count, name, f"values in [{low}, {high}]", f"values in [{least}, {count})")

@@ -22,8 +22,8 @@ from dclr.data.clips import Batch
 from dclr.distributed import gather_rows, mean_over_ranks, rank
 from dclr.kernels import decoupled_pool
 from dclr.methods.base import Method, Output
-from dclr.methods.contrast import Denominator, Term, contrast, gather_views, similarities
-from dclr.methods.search import CrossVideoSearch, Entries, Mode, SearchConfig, cross_video_loss, left_out
+from dclr.methods.contrast import CrossTerm, Denominator, Term, contrast, gather_views, similarities
+from dclr.methods.search import CrossVideoSearch, Entries, Mode, SearchConfig, left_out
 from dclr.models import ProjectionHead
 from dclr.models.still import StillResNet
 
@@ -207,9 +207,11 @@ class DCLR(Method):
         streams = self.augment.streams(clips, draw, static_clips)
         pooled, alignment = self._pool(self._encode(streams))
         projected = {name: self._head(name, pooled[name]) for name in self._names()}
-        losses, statistics = self._contrast(projected)
+        gathered = {name: gather_views(value) for name, value in projected.items()}
+        crossing, statistics = {}, {}
         if self.search is not None and self.search.filling:
-            self._cross_video(batch, streams, projected, losses, statistics)
+            crossing = self._cross_video(batch, streams, projected, gathered, statistics)
+        losses = self._contrast(projected, gathered, crossing, statistics)
         if self.config.balance:
             attracting = {name: loss for name, loss in losses.items() if name != "sd"}
             losses |= balanced(attracting, self.config.balance)
@@ -276,38 +278,44 @@ class DCLR(Method):
         }
         return pooled, alignment
 
-    def _contrast(self, projected: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """L_VV, L_VS, L_VD, L_SD (DCLR Eq. 1, 6-8), all in one launch; those that the search replaces excepted."""
-        gathered = {name: gather_views(value) for name, value in projected.items()}
-        terms: dict[str, list[Term]] = {}
+    def _contrast(
+        self,
+        projected: Mapping[str, Tensor],
+        gathered: Mapping[str, Tensor],
+        crossing: Mapping[str, CrossTerm],
+        statistics: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """L_VV, L_VS, L_VD, L_SD (DCLR Eq. 1, 6-8), of which `crossing` replaces some (Eq. 10)."""
+        terms: list[tuple[str, Term]] = []
         for name in self.active:
             anchor, key = HEADS[name]
             same_view = name == "sd" or (self.config.same_view and name != "vv")
-            terms[name] = [Term(projected[anchor], gathered[key], same_view)]
-            if self.config.symmetric and name in ("vs", "vd"):
-                terms[name].append(Term(projected[key], gathered[anchor], same_view))
-        statistics = {}
-        for name, (term, *_) in terms.items():
+            term = Term(projected[anchor], gathered[key], same_view)
             statistics[f"similarity/{name}_positive"], statistics[f"similarity/{name}_negative"] = similarities(term)
-        replaced = {f"v{mode}" for mode in "sd" if self.search is not None and self.search.ready(mode)}
-        flat = [(name, term) for name, group in terms.items() if name not in replaced for term in group]
+            if name in crossing:
+                continue
+            terms.append((name, term))
+            if self.config.symmetric and name in ("vs", "vd"):
+                terms.append((name, Term(projected[key], gathered[anchor], same_view)))
+        values = contrast(
+            [term for _, term in terms], self.config.tau, self.config.denom, list(crossing.values())
+        ).unbind()
         losses: dict[str, Tensor] = {}
-        if flat:
-            values = contrast([term for _, term in flat], self.config.tau, self.config.denom)
-            for (name, _), value in zip(flat, values.unbind()):
-                losses[name] = losses[name] + value if name in losses else value
-        return losses, statistics
+        for name, value in zip([*(name for name, _ in terms), *crossing], values):
+            losses[name] = losses[name] + value if name in losses else value
+        return losses
 
     def _cross_video(
         self,
         batch: Batch,
         streams: Streams,
-        projected: dict[str, Tensor],
-        losses: dict[str, Tensor],
+        projected: Mapping[str, Tensor],
+        gathered: Mapping[str, Tensor],
         statistics: dict[str, Tensor],
-    ) -> None:
-        """Eq. 10 for view i where the queue is full; the entries of view j wait for the end of the step."""
+    ) -> dict[str, CrossTerm]:
+        """Terms of Eq. 10 for view i where the queue is full; the entries of view j wait for the end of the step."""
         n = batch.video_id.shape[0]
+        crossing: dict[str, CrossTerm] = {}
         for mode, clip in (("s", streams.static), ("d", streams.difference)):
             term = f"v{mode}"
             if mode not in self.search.queues or term not in self.active:
@@ -316,17 +324,13 @@ class DCLR(Method):
             queue = self.search.queues[mode]
             if self.search.ready(mode):
                 found = queue.retrieve(described[:n], self.config.search, batch.video_id)
-                losses[term] = cross_video_loss(
-                    projected[term][:n],
-                    gather_views(projected[mode]),
-                    rank() * n,
-                    left_out(found.video_id, gather_rows(batch.video_id, dim=0), rank() * n),
-                    found,
-                    self.config.tau,
-                )
+                exclude = left_out(found.video_id, gather_rows(batch.video_id, dim=0), rank() * n)
+                stored = found.rgb, found.mode, found.weight
+                crossing[term] = CrossTerm(projected[term], gathered[mode], *stored, exclude)
                 known = (found.video_id >= 0) & (batch.label[:, None] >= 0)
                 hits = (found.label == batch.label[:, None]) & known
                 statistics[f"search/{term}_hit_rate"] = hits.sum() / known.sum().clamp(min=1)
             statistics[f"search/{term}_queue_fill"] = queue.fill.clone()
             view_j = (value[n:].detach() for value in (described, projected[term], projected[mode]))
             self._pending.append((mode, Entries(*view_j, batch.video_id, batch.label)))
+        return crossing

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dclr.distributed import gather_rows
-from dclr.kernels import info_nce, topk_similarity
-from dclr.phases import phase
+from dclr.kernels import topk_similarity
 
 Mode = Literal["s", "d"]
 
@@ -163,48 +162,13 @@ def left_out(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:
         first: place of this rank's first video in the global batch.
 
     Returns:
-        (2, n, K, 4) int64 rows of the 2N keys, -1 for none; the same for both terms of Eq. 10.
+        (n, K, 4) int64 rows of the 2N keys, -1 for none; the same for both terms of Eq. 10.
     """
     n, total = len(found_id), len(key_id)
     view = torch.arange(2 * total, device=key_id.device).view(2, total)
     own = view[:, first : first + n].T[:, None]
     same = torch.where((found_id[..., None] == key_id)[:, :, None], view, -1).amax(-1)
-    return torch.cat([rows.expand(2, *same.shape) for rows in (own, same)], dim=-1)
-
-
-@phase("loss")
-def cross_video_loss(
-    rgb: Tensor, key: Tensor, first: int, exclude: Tensor, found: Retrieved, temperature: float
-) -> Tensor:
-    """DCLR Eq. 10, and with K = 1 Eq. 9: mean_n sum_k p_k [I(v; d~_k) + I(v~_k; d)].
-
-    The negatives of both are the in-batch rows of d whose video is neither the own nor the retrieved one.
-
-    Args:
-        rgb: (n, d) projected clips v of view i, with gradient.
-        key: (2N, d) projected d of the global batch, with gradient.
-        first: row of `key` with d_i of the first clip; those of the others follow.
-        exclude: (2, n, K, 4), from `left_out`.
-        found: what the search returned for d_i.
-
-    Returns:
-        () float32.
-    """
-    n, k, d = found.rgb.shape
-    own = key[first : first + n]
-    # Both terms in one launch: v with each d~_k, each v~_k with d.
-    query = torch.stack([rgb[:, None].expand(n, k, d), found.rgb])
-    positive = torch.stack([found.mode, own[:, None].expand(n, k, d)])
-    return info_nce(
-        query.flatten(0, 2),
-        key,
-        positive=positive.flatten(0, 2)[:, None],
-        exclude=exclude.flatten(0, 2),
-        weight=found.weight.expand(2, n, k).reshape(-1, 1),
-        temperature=temperature,
-        reduction="sum",
-        scale=1 / n,
-    )
+    return torch.cat([own.expand(same.shape), same], dim=-1)
 
 
 class CrossVideoSearch(nn.Module):

@@ -2,8 +2,8 @@
 
 From the projections of one process to their gradients, the weighted sum for the log included. Counted are launches of
 Triton kernels, which are recorded instead of run, and PyTorch operations, all but views and allocations. Encoder,
-pooling, heads, top-K search and the similarities in the log are no part of it, nor are the checks of index arguments,
-which only tensors on the CPU get.
+pooling, heads, the search (which rows it excludes included) and the similarities in the log are no part of it, nor are
+the checks of index arguments, which only tensors on the CPU get.
 """
 
 import importlib
@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.traffic import TorchOps, Traffic
 from dclr.methods.base import Output
-from dclr.methods.contrast import Term, contrast
-from dclr.methods.search import Retrieved, cross_video_loss, left_out
+from dclr.methods.contrast import CrossTerm, Term, contrast
+from dclr.methods.search import left_out
 from tests.kernels.aot import recorded_launches
 
 N, DIM, K, TAU = 40, 128, 5, 0.07
@@ -24,10 +24,10 @@ WEIGHTS = {"vs": 1.0, "vd": 1.0, "sd": -1.0}
 @pytest.fixture
 def device_operations(monkeypatch):
     """Takes a function from projections to losses; returns the operations of its second step, by name."""
-    op, launch = (importlib.import_module(f"dclr.kernels.{name}") for name in ("info_nce", "_nce_launch"))
+    op, launch = (importlib.import_module(f"dclr.kernels.{name}") for name in ("info_nce_ranges", "_nce_launch"))
     for module in (op, launch):
         monkeypatch.setattr(module, "runs_triton", lambda tensor: True)
-    monkeypatch.setattr(op, "_check_rows", lambda *args, **kwargs: None)
+    monkeypatch.setattr(op, "check_rows", lambda *args, **kwargs: None)
 
     def count(losses):
         projected = {name: torch.randn(2 * N, DIM, requires_grad=True) for name in ("vs", "vd", "s", "d")}
@@ -53,22 +53,25 @@ def in_batch(vs, vd, s, d):
 
 
 def test_in_batch_terms(device_operations):
-    """Stacks of anchors and of keys, three kernels; two kernels, the sums over the uses of s and of d."""
+    """All rows in one tensor, three kernels; the stack of the gradients, one to each group, two kernels; the log."""
     operations = device_operations(in_batch)
-    assert len(operations) <= 12, operations
+    assert sum(name.endswith("_kernel") for name in operations) == 5
+    assert len(operations) <= 10, operations
 
 
-def test_cross_video_term(device_operations):
-    """With Eq. 10 instead of L_VD, which has a launch of its own: its queries are others, and more."""
+def test_with_a_cross_video_term(device_operations):
+    """With Eq. 10 instead of L_VD: the same, and one tensor of weights and one of excluded rows."""
     video_id = torch.arange(N)
-    entries = (torch.randn(N, K, DIM) for _ in range(2))
-    found = Retrieved(*entries, torch.randint(N, (N, K)), torch.zeros(N, K), torch.rand(N, K))
-    exclude = left_out(found.video_id, video_id, 0)
+    rgb, mode = (torch.randn(N, K, DIM) for _ in range(2))
+    weight, exclude = torch.rand(N, K), left_out(torch.randint(N, (N, K)), video_id, 0)
 
     def losses(vs, vd, s, d):
-        static, apart = contrast([Term(vs, s), Term(s, d, same_view=True)], TAU).unbind()
-        return {"vs": static, "vd": cross_video_loss(vd[:N], d, 0, exclude, found, TAU), "sd": apart}
+        crossing = CrossTerm(vd, d, rgb, mode, weight, exclude)
+        static, apart, difference = contrast(
+            [Term(vs, s), Term(s, d, same_view=True)], TAU, crossing=[crossing]
+        ).unbind()
+        return {"vs": static, "vd": difference, "sd": apart}
 
     operations = device_operations(losses)
-    assert sum(name.endswith("_kernel") for name in operations) == 10
-    assert len(operations) <= 26, operations
+    assert sum(name.endswith("_kernel") for name in operations) == 5
+    assert len(operations) <= 12, operations

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from dclr.methods.contrast import CrossTerm, contrast
 from dclr.methods.search import (
     CrossVideoSearch,
     Entries,
     SearchConfig,
     SearchQueue,
     SlowEncoder,
-    cross_video_loss,
     left_out,
 )
 
@@ -32,11 +32,16 @@ def filled_queue():
     return queue
 
 
+def cross_video_loss(anchor, key, video_id, found):
+    exclude = left_out(found.video_id, video_id, 0)
+    return contrast((), TAU, crossing=[CrossTerm(anchor, key, found.rgb, found.mode, found.weight, exclude)])[0]
+
+
 def eq10(config, video_id=5):
     """Row 0 of the two-video example as query; the in-batch negatives are rows 1 and 3."""
     found = filled_queue().retrieve(QUERY, config, torch.tensor([video_id]))
     found = found._replace(rgb=found.rgb.double(), mode=found.mode.double(), weight=found.weight.double())
-    return cross_video_loss(V[:1], D, 0, left_out(found.video_id, torch.tensor([5, 6]), 0), found, TAU).item()
+    return cross_video_loss(V[[0, 2]], D, torch.tensor([5, 6]), found).item()
 
 
 def test_prior_of_the_worked_example():
@@ -65,11 +70,10 @@ def test_rows_of_the_retrieved_video_are_no_negatives():
     found = filled_queue().retrieve(QUERY, CONFIG, torch.tensor([5]))
     found = found._replace(rgb=found.rgb.double(), mode=found.mode.double(), weight=found.weight.double())
     torch.manual_seed(0)
-    key, rgb = torch.randn(6, 2, dtype=torch.float64), V[:1]
+    key, rgb = torch.randn(6, 2, dtype=torch.float64), V[[0, 2]]
     ids = torch.tensor([5, 6, 8])
-    exclude = left_out(found.video_id, ids, 0)
-    assert exclude.tolist() == [[[[0, 3, 2, 5], [0, 3, -1, -1]]]] * 2
-    got = cross_video_loss(rgb, key, 0, exclude, found, TAU)
+    assert left_out(found.video_id, ids, 0).tolist() == [[[0, 3, 2, 5], [0, 3, -1, -1]]]
+    got = cross_video_loss(rgb, key, ids, found)
     expected = 0.0
     unit = lambda x: normalize(x, dim=-1)  # noqa: E731
     for entry, weight in enumerate(found.weight[0]):
