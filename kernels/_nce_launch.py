@@ -49,7 +49,8 @@ CONFIGS["sm_100"] = {
 # are added up without a further launch.
 ROWS, BLOCK_LOSSES = 16, 1024
 # The same where rows have several uses. Without `maxnreg`, NVIDIA's assembler would spill values for more programs.
-RANGES = {"default": {"ROWS": 8}} | dict.fromkeys(("sm_90", "sm_100"), {"ROWS": 8, "maxnreg": 96})
+_RANGES_96 = {"ROWS": 8, "maxnreg": 96}
+RANGES = {"default": {"ROWS": 8}, "sm_90": _RANGES_96, "sm_100": _RANGES_96}
 # Above this 1 / temperature, sums of exponentials need a running maximum; above half of it, so does their product.
 BOUND = 85.0
 
