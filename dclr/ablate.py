@@ -98,9 +98,14 @@ def _gpu_run() -> PretrainConfig:
     )
 
 
+def _cpu_run() -> PretrainConfig:
+    run = demo_vanilla()
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, epochs=24))
+
+
 SIZES = {
     # 24 x 32 steps: a momentum of 0.999 would leave half of the initial weights to the end.
-    "cpu": Size(SynthConfig(), demo_vanilla(), dim=64, hidden=96, momentum=0.99),
+    "cpu": Size(SynthConfig(), _cpu_run(), dim=64, hidden=96, momentum=0.99),
     "gpu": Size(
         SynthConfig(train=20000, test=2000, size=72, frames=32, blobs=24, radius=2.4),
         _gpu_run(),

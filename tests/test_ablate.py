@@ -111,8 +111,9 @@ def test_a_row_keeps_what_makes_it():
     assert ablation_run("T4.4", config).optim.clip is None
 
 
-def test_the_demo_is_as_it_is():
-    run, preset = ablation_run("demo", AblateConfig()), PRESETS["demo"]()
+def test_the_demo_is_as_it_is_at_its_own_length():
+    preset = PRESETS["demo"]()
+    run = ablation_run("demo", AblateConfig(epochs=preset.train.epochs))
     unused = {"search": preset.method.search, "refine": preset.method.refine}
     assert replace(run, method=replace(run.method, **unused)) == preset
 

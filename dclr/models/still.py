@@ -197,21 +197,27 @@ class _MixedBatchNorm(torch.autograd.Function):
 
 def _statistics(x: Mixed, over_ranks: bool) -> tuple[Tensor, Tensor]:
     """Mean (C,) and biased variance (C,), at least float32, of all values of each channel."""
-    dtype = torch.promote_types(x.moving.dtype, torch.float32)
+    moving, frames = x.moving, x.still.frames
+    moving_mean_c, moving_var_c = _moments(moving)
+    dtype = moving_mean_c.dtype
     counts, number = x.still.counts(dtype), _values(x, False)
-
-    def mean_of(moving: Tensor, frames: Tensor) -> Tensor:
-        still_c = frames.sum((0, 3, 4), dtype=dtype) @ counts
-        return (moving.sum((0, 2, 3, 4), dtype=dtype) + still_c) / number
-
-    clips = (x.moving, x.still.frames)
-    mean_c = mean_of(*clips)
-    var_c = mean_of(*((clip - mean_c[:, None, None, None]).square_() for clip in clips))
+    share = moving[:, 0].numel() / number
+    mean_c = share * moving_mean_c + frames.sum((0, 3, 4), dtype=dtype) @ counts / number
+    still_c = (frames - mean_c[:, None, None, None]).square_().sum((0, 3, 4)) @ counts / number
+    var_c = share * (moving_var_c + (moving_mean_c - mean_c).square()) + still_c
     if over_ranks:  # as many values on every rank
         mean_rc, var_rc = gather_rows(torch.stack([mean_c, var_c])[None]).unbind(1)
         mean_c = mean_rc.mean(0)
         var_c = (var_rc + (mean_rc - mean_c).square()).mean(0)
     return mean_c, var_c
+
+
+def _moments(clip: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (C,) of (b, C, T, H, W), at least float32."""
+    clip = clip.to(torch.promote_types(clip.dtype, torch.float32))
+    if torch.compiler.is_compiling():  # becomes part of one kernel
+        return torch.var_mean(clip, (0, 2, 3, 4), correction=0)[::-1]
+    return torch.ops.aten.batch_norm_update_stats(clip, None, None, 0.0)
 
 
 def _values(x: Mixed, over_ranks: bool) -> int:
