@@ -34,7 +34,9 @@ from dclr.training.step import Step
 from .harness import GRAPH, OURS, Problem, Run
 
 EAGER, STRAIGHT, RELEASE = "eager", "compiled bf16", "released recipe"
-KERNELS = ("decouple", "info_nce", "_nce_launch", "pooling", "activation", "topk", "augment", "foreground")
+KERNELS = (
+    "decouple", "info_nce", "info_nce_ranges", "_nce_launch", "pooling", "activation", "topk", "augment", "foreground",
+)  # fmt: skip
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 PHASES = ("forward", "backward", "optimizer", "after_step")
 EPOCH = 10  # refinement and search are on

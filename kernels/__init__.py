@@ -6,7 +6,7 @@ from .crop_resize import crop_resize_yuv
 from .decouple import Decoupled, decouple
 from .foreground import MotionMap, merge_foreground, motion_map
 from .info_nce import info_nce
-from .info_nce_ranges import Ranges, info_nce_ranges, ranges
+from .info_nce_ranges import Ranges, info_nce_ranges
 from .pooling import DecoupledPool, decoupled_pool, weighted_pool
 from .topk import TopK, topk_similarity
 
@@ -27,7 +27,6 @@ __all__ = [
     "info_nce_ranges",
     "merge_foreground",
     "motion_map",
-    "ranges",
     "topk_similarity",
     "weighted_pool",
 ]

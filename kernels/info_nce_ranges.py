@@ -21,7 +21,7 @@ _library = torch.library.Library("dclr", "FRAGMENT")
 
 
 class Ranges(NamedTuple):
-    """Which rows are what; made by `ranges`.
+    """Which rows are what; made by `of`.
 
     Attributes:
         first: (2, G) int64, the rows at which the queries and the keys of each group begin.
@@ -45,55 +45,58 @@ class Ranges(NamedTuple):
     learned: int
     longest: int
 
+    @classmethod
+    def of(
+        cls,
+        query: Sequence[int],
+        key: Sequence[int],
+        positive: Tensor,
+        *,
+        rows: int,
+        keys: int,
+        learned: int | None = None,
+        loss: Sequence[int] | None = None,
+    ) -> Ranges:
+        """Put down once, for every step.
+
+        Args:
+            query, key: the first of the M queries and of the `keys` keys of each of G groups.
+            positive: (G, M) int64 rows on the CPU: one of the group's keys, or a constant row.
+            rows: number of rows, all in all.
+            learned: the first of them get a gradient, the others are constants; default all.
+            loss: the loss that each group adds to, 0, 1, ... in this order; default one for each.
+
+        Raises:
+            TypeError, ValueError: rows that are not there, or a positive that could get no gradient.
+        """
+        learned = rows if learned is None else learned
+        check(positive.dtype == torch.int64, "positive", positive.dtype, "int64", TypeError)
+        check(positive.device.type == "cpu", "positive", positive.device, "a tensor on the CPU")
+        groups = len(query)
+        check(len(key) == groups, "key", f"{len(key)} first rows", f"as many as of query ({groups})")
+        check(positive.dim() == 2 and len(positive) == groups, "positive", tuple(positive.shape), f"({groups}, M)")
+        check(0 <= learned <= rows, "learned", learned, f"at most the {rows} rows")
+        first = torch.tensor([list(query), list(key)], dtype=torch.int64)
+        for name, begin, count in (("query", first[0], positive.shape[1]), ("key", first[1], keys)):
+            good = not groups or (begin.min() >= 0 and begin.max() + count <= rows)
+            check(good, name, begin.tolist(), f"first of {count} among {rows} rows")
+        column = positive - first[1][:, None]
+        column = torch.where((column >= 0) & (column < keys), column, -1)
+        good = (positive >= 0) & (positive < rows) & ((column >= 0) | (positive >= learned))
+        check(
+            bool(good.all()), "positive", positive[~good].tolist(), f"keys of the group, or rows in [{learned}, {rows})"
+        )
+        loss = list(range(groups) if loss is None else loss)
+        ordered = loss == sorted(loss) and set(loss) == set(range(len(set(loss)))) and len(loss) == groups
+        check(ordered, "loss", loss, f"a number for each of {groups} groups: 0, then the same or one more")
+        sizes = torch.bincount(torch.tensor(loss, dtype=torch.int64)) * positive.shape[1]
+        begin = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+        longest = int(sizes.max()) if groups else 0
+        return cls(first, positive, column, torch.tensor(loss, dtype=torch.int64), begin, rows, keys, learned, longest)
+
     def to(self, device: torch.device | str) -> Ranges:
         """The same on another device."""
         return Ranges(*(value.to(device) if isinstance(value, Tensor) else value for value in self))
-
-
-def ranges(
-    query: Sequence[int],
-    key: Sequence[int],
-    positive: Tensor,
-    *,
-    rows: int,
-    keys: int,
-    learned: int | None = None,
-    loss: Sequence[int] | None = None,
-) -> Ranges:
-    """What `info_nce_ranges` takes, to be made once and used in every step.
-
-    Args:
-        query, key: the first of the M queries and of the `keys` keys of each of G groups.
-        positive: (G, M) int64 rows on the CPU: one of the group's keys, or a constant row.
-        rows: number of rows, all in all.
-        learned: the first of them get a gradient, the others are constants; default all.
-        loss: the loss that each group adds to, 0, 1, ... in this order; default one for each.
-
-    Raises:
-        TypeError, ValueError: rows that are not there, or a positive that could get no gradient.
-    """
-    learned = rows if learned is None else learned
-    check(positive.dtype == torch.int64, "positive", positive.dtype, "int64", TypeError)
-    check(positive.device.type == "cpu", "positive", positive.device, "a tensor on the CPU")
-    groups = len(query)
-    check(len(key) == groups, "key", f"{len(key)} first rows", f"as many as of query ({groups})")
-    check(positive.dim() == 2 and len(positive) == groups, "positive", tuple(positive.shape), f"({groups}, M)")
-    check(0 <= learned <= rows, "learned", learned, f"at most the {rows} rows")
-    first = torch.tensor([list(query), list(key)], dtype=torch.int64)
-    for name, begin, count in (("query", first[0], positive.shape[1]), ("key", first[1], keys)):
-        good = not groups or (begin.min() >= 0 and begin.max() + count <= rows)
-        check(good, name, begin.tolist(), f"first of {count} among {rows} rows")
-    column = positive - first[1][:, None]
-    column = torch.where((column >= 0) & (column < keys), column, -1)
-    good = (positive >= 0) & (positive < rows) & ((column >= 0) | (positive >= learned))
-    check(bool(good.all()), "positive", positive[~good].tolist(), f"keys of the group, or rows in [{learned}, {rows})")
-    loss = list(range(groups) if loss is None else loss)
-    ordered = loss == sorted(loss) and set(loss) == set(range(len(set(loss)))) and len(loss) == groups
-    check(ordered, "loss", loss, f"a number for each of {groups} groups: 0, then the same or one more")
-    sizes = torch.bincount(torch.tensor(loss, dtype=torch.int64)) * positive.shape[1]
-    begin = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
-    longest = int(sizes.max()) if groups else 0
-    return Ranges(first, positive, column, torch.tensor(loss, dtype=torch.int64), begin, rows, keys, learned, longest)
 
 
 def _gathered(
@@ -253,7 +256,7 @@ def info_nce_ranges(
 
     Args:
         rows: (R, D) floating; those from `where.learned` on get no gradient.
-        where: from `ranges`, on the same device.
+        where: from `Ranges.of`, on the same device.
         exclude: (G, M, E) int64, keys of the group that are no negatives of a query, -1 none. A key that the group does
             not have is an error on the CPU, and ignored on a GPU.
         weight: (G, M) of the losses, default 1; gets no gradient.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from dclr.distributed import gather_rows, rank, world
-from dclr.kernels import Ranges, info_nce_ranges, ranges
+from dclr.kernels import Ranges, info_nce_ranges
 from dclr.phases import phase
 
 Denominator = Literal["others", "literal", "all", "joint"]
@@ -154,8 +154,12 @@ class _Layout(NamedTuple):
 
 
 @torch.compiler.assume_constant_result
+def _layout(*what: Any) -> _Layout:
+    return _new_layout(*what)
+
+
 @functools.lru_cache(maxsize=64)
-def _layout(
+def _new_layout(
     terms: tuple[tuple[int, int, bool], ...],
     crossing: tuple[tuple[int, int, int, int, int], ...],
     denominator: Denominator,
@@ -200,7 +204,7 @@ def _layout(
         key += [key_first] * 2 * entries
         owner += [number] * 2 * entries
     keys = 4 * total if denominator == "joint" else 2 * total
-    where = ranges(query, key, torch.stack(positive), rows=count, keys=keys, learned=learned, loss=owner)
+    where = Ranges.of(query, key, torch.stack(positive), rows=count, keys=keys, learned=learned, loss=owner)
     left_out = torch.stack(exclude) if exclude else torch.empty(0, n, 1, dtype=torch.int64)
     if denominator == "all":
         left_out = torch.full_like(left_out, -1)

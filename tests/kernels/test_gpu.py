@@ -3,10 +3,13 @@
 `scripts/gpu_check.sh` runs the tests of values under compute-sanitizer too.
 """
 
+import functools
+
 import pytest
 import torch
 
 from dclr.kernels import (
+    Ranges,
     activation_alignment,
     activation_map,
     augment_clip,
@@ -14,6 +17,7 @@ from dclr.kernels import (
     decouple,
     decoupled_pool,
     info_nce,
+    info_nce_ranges,
     merge_foreground,
     motion_map,
     topk_similarity,
@@ -175,6 +179,26 @@ def test_values_of_info_nce(groups, rows, count, features, dtype, layout, temper
     compare(lambda query, key, positive: losses(query, key, positive=positive, exclude=exclude), leaves, **bounds)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "queries, keys, features, temperature", [(5, 9, 3, 0.07), (70, 200, 128, 0.07), (33, 40, 130, 0.01)]
+)
+def test_values_of_info_nce_ranges(queries, keys, features, temperature, dtype):
+    """Two groups of one loss over the same keys, one of them with constants for positives."""
+    learned = queries + keys
+    rows = normal(learned + queries, features, dtype=dtype)
+    positive = torch.stack([queries + torch.arange(queries) % keys, learned + torch.arange(queries)])
+    where = Ranges.of((0, 1), (queries, queries), positive, rows=len(rows), keys=keys, learned=learned, loss=(0, 0))
+    exclude = (torch.arange(queries)[:, None] + torch.tensor([1, 2])) % keys
+    weight = torch.linspace(0.5, 1, 2 * queries).view(2, queries)
+
+    def losses(rows):
+        given = {"exclude": exclude.expand(2, -1, -1).to(rows.device), "weight": weight.to(rows.device)}
+        return info_nce_ranges(rows, where.to(rows.device), **given, temperature=temperature, scale=1 / queries)
+
+    compare(losses, [rows], sizes=(1, max(400, 1 / temperature)), error=3e-6 / temperature)
+
+
 def test_values_of_info_nce_in_tf32():
     query, key = (normal(200, 128, seed=seed) for seed in range(2))
     loss = info_nce(query, key, temperature=0.5, allow_tf32=True)
@@ -216,7 +240,19 @@ def step(clip, index, maps, rows, queue):
     without_gradient = (*augmented(clips, index), cropped(clips, index), merged(clips, index))
     loss = loss + sum(part.square().mean() for part in without_gradient)
     loss = loss + info_nce(rows, rows, positive=own.roll(len(rows) // 2), exclude=own, temperature=0.1)
+    loss = loss + info_nce_ranges(rows[:12], halves(), temperature=0.1).sum()
     return loss, topk_similarity(rows, queue, 5)
+
+
+@torch.compiler.assume_constant_result
+def halves():
+    """Of twelve rows the first against the others, and the other way round."""
+    return new_halves()
+
+
+@functools.lru_cache
+def new_halves():
+    return Ranges.of((0, 6), (6, 0), torch.arange(12).roll(6).view(2, 6), rows=12, keys=6).to(GPU)
 
 
 def augmented(clip, index):

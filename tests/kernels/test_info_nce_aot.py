@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 
-from dclr.kernels import info_nce, info_nce_ranges, ranges
+from dclr.kernels import Ranges, info_nce, info_nce_ranges
 
 from .aot import TARGETS, check_report, compile_case, recorded_launches
 
@@ -26,7 +26,7 @@ def launches(monkeypatch, target, dtype, kind, temperature=0.07, dim=128):
         monkeypatch.setattr(module, "runs_triton", lambda tensor: True)
     if kind == "ranges":
         rows = torch.empty(900, dim, dtype=dtype, requires_grad=True)
-        where = ranges((0, 128), (0, 256), torch.full((2, 128), 300), rows=900, keys=512, loss=(0, 0))
+        where = Ranges.of((0, 128), (0, 256), torch.full((2, 128), 300), rows=900, keys=512, loss=(0, 0))
         exclude, weight = torch.zeros(2, 128, 4, dtype=torch.int64), torch.zeros(2, 128)
         with recorded_launches() as cases:
             info_nce_ranges(rows, where, exclude=exclude, weight=weight, temperature=temperature).sum().backward()

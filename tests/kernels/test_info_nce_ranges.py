@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dclr.kernels import _nce_launch, info_nce_ranges, ranges
+from dclr.kernels import Ranges, _nce_launch, info_nce_ranges
 
 from .test_info_nce import DTYPES, compare, formula, strided
 
@@ -15,7 +15,7 @@ POSITIVE = torch.tensor([[1, 7, 3], [17, 18, 22], [16, 19, 10], [9, 9, 15]])
 
 
 def where(loss=None):
-    return ranges(QUERY, KEY, POSITIVE, rows=23, keys=KEYS, learned=17, loss=loss)
+    return Ranges.of(QUERY, KEY, POSITIVE, rows=23, keys=KEYS, learned=17, loss=loss)
 
 
 def expected_losses(rows, exclude, weight, temperature, scale):
@@ -68,7 +68,7 @@ def test_more_rows_than_a_tile(dtype):
     rows = torch.randn(300, 24).to(dtype).requires_grad_()
     wide = rows.detach().double().requires_grad_()
     positive = torch.stack([torch.randint(90, 200, (75,)), torch.randint(250, 300, (75,))])
-    losses = info_nce_ranges(rows, ranges((5, 130), (90, 90), positive, rows=300, keys=110, learned=250))
+    losses = info_nce_ranges(rows, Ranges.of((5, 130), (90, 90), positive, rows=300, keys=110, learned=250))
     constants = torch.cat([wide[:250], wide[250:].detach()])
     key = constants[90:200][None]
     expected = torch.stack([
@@ -111,7 +111,7 @@ def test_expanded_gradients():
 
 def test_no_groups_and_no_features():
     rows = torch.randn(3, 2, requires_grad=True)
-    losses = info_nce_ranges(rows, ranges((), (), torch.zeros(0, 4, dtype=torch.int64), rows=3, keys=2))
+    losses = info_nce_ranges(rows, Ranges.of((), (), torch.zeros(0, 4, dtype=torch.int64), rows=3, keys=2))
     assert losses.shape == (0,)
     assert not torch.autograd.grad(losses.sum(), rows)[0].any()
     empty = torch.zeros(23, 0, requires_grad=True)
@@ -151,14 +151,17 @@ def test_compiles_into_one_graph():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ranges((0,), (0, 1), torch.zeros(1, 2, dtype=torch.int64), rows=4, keys=2), "key: got 2 first rows"),
-        (lambda: ranges((3,), (0,), torch.zeros(1, 2, dtype=torch.int64), rows=4, keys=2), r"query: got \[3\]"),
-        (lambda: ranges((0,), (-1,), torch.zeros(1, 2, dtype=torch.int64), rows=4, keys=2), r"key: got \[-1\]"),
-        (lambda: ranges((0,), (0,), torch.zeros(2, dtype=torch.int64), rows=4, keys=2), "positive: got"),
-        (lambda: ranges((0,), (0,), torch.zeros(1, 2), rows=4, keys=2), "positive: got torch.float32"),
-        (lambda: ranges((0,), (0,), torch.full((1, 2), 4), rows=4, keys=2), r"positive: got \[4, 4\]"),
-        (lambda: ranges((0,), (0,), torch.tensor([[1, 3]]), rows=4, keys=2), r"positive: got \[3\], expected keys"),
-        (lambda: ranges((0,), (0,), torch.tensor([[1, 3]]), rows=4, keys=2, learned=5), "learned: got 5"),
+        (
+            lambda: Ranges.of((0,), (0, 1), torch.zeros(1, 2, dtype=torch.int64), rows=4, keys=2),
+            "key: got 2 first rows",
+        ),
+        (lambda: Ranges.of((3,), (0,), torch.zeros(1, 2, dtype=torch.int64), rows=4, keys=2), r"query: got \[3\]"),
+        (lambda: Ranges.of((0,), (-1,), torch.zeros(1, 2, dtype=torch.int64), rows=4, keys=2), r"key: got \[-1\]"),
+        (lambda: Ranges.of((0,), (0,), torch.zeros(2, dtype=torch.int64), rows=4, keys=2), "positive: got"),
+        (lambda: Ranges.of((0,), (0,), torch.zeros(1, 2), rows=4, keys=2), "positive: got torch.float32"),
+        (lambda: Ranges.of((0,), (0,), torch.full((1, 2), 4), rows=4, keys=2), r"positive: got \[4, 4\]"),
+        (lambda: Ranges.of((0,), (0,), torch.tensor([[1, 3]]), rows=4, keys=2), r"positive: got \[3\], expected keys"),
+        (lambda: Ranges.of((0,), (0,), torch.tensor([[1, 3]]), rows=4, keys=2, learned=5), "learned: got 5"),
         (lambda: where((0, 0, 2, 2)), r"loss: got \[0, 0, 2, 2\]"),
         (lambda: where((0, 1, 0, 1)), "loss: got"),
         (lambda: where((0, 1)), "loss: got"),
