@@ -128,8 +128,8 @@ def contrast(
     )
     rows = torch.cat(pieces)
     width = crossing[0].exclude.shape[2] if crossing else 1
-    place_in_batch = rank() * n, n, total
-    layout = _layout(in_batch, across, denominator, *place_in_batch, len(rows), learned, width, rows.device)
+    sizes = n, total, len(rows), learned, width
+    layout = _layout(in_batch, across, denominator, rank() * n, *sizes, rows.device)
     weight, exclude = None, layout.exclude
     if crossing:  # for v with each d~ a group, then for the entries as they lie, n to a group
         weight = torch.cat(
@@ -155,6 +155,7 @@ class _Layout(NamedTuple):
 
 @torch.compiler.assume_constant_result
 def _layout(*what: Any) -> _Layout:
+    """As `_new_layout`; a compiled step holds it as a constant."""
     return _new_layout(*what)
 
 

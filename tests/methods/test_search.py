@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from dclr.methods.contrast import CrossTerm, contrast
+from dclr.methods.contrast import CrossTerm, Term, contrast
 from dclr.methods.search import (
     CrossVideoSearch,
     Entries,
@@ -81,6 +81,31 @@ def test_rows_of_the_retrieved_video_are_no_negatives():
         for anchor, positive in ((rgb[0], found.mode[0, entry]), (found.rgb[0, entry], key[0])):
             logits = unit(torch.stack([positive, *key[negative]])) @ unit(anchor) / TAU
             expected += weight * (logits.logsumexp(0) - logits[0])
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("denominator", ["others", "literal", "all", "joint"])
+def test_in_batch_terms_in_the_same_launch(denominator):
+    """Two terms of each kind, with as many and with other numbers of entries, together as each alone."""
+    torch.manual_seed(0)
+    n = 3
+    v, s, d = (torch.randn(2 * n, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    terms = [Term(v, s), Term(s, d, same_view=True)]
+    crossing = []
+    for key, entries in ((d, 2), (s, 4)):
+        stored = (torch.randn(n, entries, 5, dtype=torch.float64) for _ in range(2))
+        exclude = left_out(torch.randint(n, (n, entries)), torch.arange(n), 0)
+        crossing.append(CrossTerm(v, key, *stored, torch.rand(n, entries, dtype=torch.float64), exclude))
+    together = contrast(terms, TAU, denominator, crossing)
+    alone = torch.cat(
+        [
+            *(contrast([term], TAU, denominator) for term in terms),
+            *(contrast((), TAU, crossing=[term]) for term in crossing),
+        ]
+    )
+    torch.testing.assert_close(together, alone)
+    weight = torch.tensor([1.0, -1, 2, 0.5], dtype=torch.float64)
+    got, expected = (torch.autograd.grad(weight @ losses, (v, s, d)) for losses in (together, alone))
     torch.testing.assert_close(got, expected)
 
 
