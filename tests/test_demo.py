@@ -18,7 +18,7 @@ def test_demo_end_to_end(tmp_path, capsys):
         assert all(0 <= result[key] <= 100 for key in ("motion R@1", "motion linear", "scene R@1", "scene linear"))
         assert f"{result['motion R@1']:.1f}" in printed
     assert set(results[0]["losses"]) == {"vv"} and set(results[1]["losses"]) == {"vd"}
-    assert (tmp_path / "table.md").read_text().strip() in printed
+    assert (tmp_path / "table.md").read_text().strip() in printed and "L_SD" in printed
     before = (tmp_path / "dclr_0" / "checkpoints" / "last.pt").stat().st_mtime_ns
     again = demo(config)
     assert (tmp_path / "dclr_0" / "checkpoints" / "last.pt").stat().st_mtime_ns == before
