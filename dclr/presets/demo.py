@@ -23,7 +23,7 @@ def _demo(method: DCLRConfig | SimCLRConfig) -> PretrainConfig:
         ),
         augment=AugmentConfig(flip=0, hue=0, blur=0),
         optim=OptimConfig(optimizer="adamw", lr=0.006, milestones=(0.75,), warmup=20),
-        train=TrainConfig(epochs=28, batch=32, checkpoint_every=7, tensorboard=False, static_once=True),
+        train=TrainConfig(epochs=28, batch=32, checkpoint_every=2, tensorboard=False, static_once=True),
         method=method,
     )  # fmt: skip
 
@@ -45,10 +45,10 @@ def _demo_terms(vs: float, vd: float, sd: float, vs_start: int = 0, sd_start: in
 
 def demo() -> PretrainConfig:
     """The demo's DCLR: L_VD alone first, then L_VS joins, balanced and with clipped gradients."""
-    run = _demo_terms(vs=8, vd=1, sd=0, vs_start=7)
+    run = _demo_terms(vs=8, vd=1, sd=0, vs_start=10)
     # The first gradients of L_VS are dozens of times longer than those before: one step along them would undo L_VD.
     # After that the one term is solved at the other's cost where neither holds it back.
-    optim = replace(run.optim, clip=30, clip_start=7)
+    optim = replace(run.optim, clip=30, clip_start=10)
     return replace(run, optim=optim, method=replace(run.method, balance=3))
 
 
