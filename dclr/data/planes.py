@@ -67,8 +67,14 @@ class ToPlanes:
         self.turns = display_matrix(first)
 
     def __call__(self, frame: av.VideoFrame) -> Planes:
-        frame = self.reformatter.reformat(frame, **self.options)
+        if not self._fits(frame):  # PyAV 17 would convert even so, and lose the last chroma of odd sizes
+            frame = self.reformatter.reformat(frame, **self.options)
         return Planes(*(upright(_view(plane), self.turns) for plane in frame.planes))
+
+    def _fits(self, frame: av.VideoFrame) -> bool:
+        """Whether a frame is already what `options` ask for."""
+        wanted = (self.options[name] for name in ("width", "height", "format", "dst_colorspace", "dst_color_range"))
+        return (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range) == tuple(wanted)
 
     def clips(self, pictures: list[list[Planes]]) -> PlanarClips:
         height, width = pictures[0][0].y.shape
