@@ -177,7 +177,7 @@ def _jitter(clip_bcthw: Tensor, config: AugmentConfig, params: ColorDraw) -> Ten
 def _blur(clip_bcthw: Tensor, sigma_b: Tensor) -> Tensor:
     b, c, t, h, w = clip_bcthw.shape
     kernel = blur_size(h)
-    frames = clip_bcthw.transpose(1, 2).reshape(b * t, c, h, w)
+    frames = clip_bcthw.transpose(1, 2).reshape(b * t, c, h, w).contiguous()  # kornia 0.8 takes views of them
     sigma = sigma_b.repeat_interleave(t)[:, None].expand(-1, 2)
     return gaussian_blur2d(frames, (kernel, kernel), sigma).view(b, t, c, h, w).transpose(1, 2)
 
