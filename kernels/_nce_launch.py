@@ -157,7 +157,7 @@ def losses(
             PAD=pad, ROWS=ROWS, BLOCK_D=config["BLOCK_D"],
         )  # fmt: skip
     options = temperature, factor, total, allow_tf32
-    loss = _sum_losses(copy, scale, state, index, exclude, weight, keys.shape[1], features, *options)
+    loss = _sum_losses(config, copy, scale, state, index, exclude, weight, keys.shape[1], *options)
     return loss, copy, scale, state
 
 
@@ -194,11 +194,12 @@ def range_losses(
             groups, queries, keys, features, copy.shape[1], PAD=pad, ROWS=ROWS, BLOCK_D=config["BLOCK_D"],
         )  # fmt: skip
     options = temperature, factor, True, allow_tf32, begin, longest
-    loss = _sum_losses(copy, scale, state, column, exclude, weight, keys, features, *options)
+    loss = _sum_losses(config, copy, scale, state, column, exclude, weight, keys, *options)
     return loss, copy, scale, state
 
 
 def _sum_losses(
+    config: dict[str, Any],
     copy: Tensor,
     scale: Tensor,
     state: Tensor,
@@ -206,7 +207,6 @@ def _sum_losses(
     exclude: Tensor | None,
     weight: Tensor | None,
     count: int,
-    features: int,
     temperature: float,
     factor: float,
     total: bool,
@@ -222,7 +222,6 @@ def _sum_losses(
     sums, longest = (groups, rows) if begin is None else (len(begin) - 1, longest)
     programs = triton.cdiv(longest, BLOCK_LOSSES)
     loss = state.new_empty(sums, programs if total else rows)
-    config, pad = tile_sizes(features, "forward", copy)
     sharpness = math.log2(math.e) / temperature
     bounded = 1 / temperature + math.log(count + 1) < BOUND
     tiles = groups * triton.cdiv(rows, config["BLOCK_A"])
@@ -232,7 +231,7 @@ def _sum_losses(
         forward_kernel[(tiles, splits)](
             copy, scale, index, *_strides(index, 2), exclude, *_strides(exclude, 3), partial, sharpness,
             groups, rows, count, copy.shape[1], _part(count, config["BLOCK_B"], splits),
-            E=_excluded(exclude), BOUNDED=bounded, PAD=pad, PRECISION=_precision(allow_tf32), **config,
+            E=_excluded(exclude), BOUNDED=bounded, PAD=copy.shape[2], PRECISION=_precision(allow_tf32), **config,
         )  # fmt: skip
         losses_kernel[(sums * programs,)](
             partial, state, None if weight is None else weight.contiguous(), begin, loss, state[3:], sharpness, factor,
@@ -309,22 +308,9 @@ def range_gradients(
     size = _unit_of(grad, weight, rows.dtype)
     weight = None if weight is None else weight.contiguous()
     config, pad, partial = _gradient_parts(
-        grad,
-        weight,
-        size,
-        copy,
-        scale,
-        state,
-        column,
-        exclude,
-        keys,
-        rows.shape[1],
-        temperature,
-        allow_tf32,
-        True,
-        True,
-        False,
-    )
+        grad, weight, size, copy, scale, state, column, exclude, keys, rows.shape[1], temperature, allow_tf32,
+        True, True, False,
+    )  # fmt: skip
     tiles = RANGES.get(device_class(rows.device), RANGES["default"])
     with torch.cuda.device_of(rows):
         finish_ranges_kernel[(triton.cdiv(len(rows), tiles["ROWS"]),)](

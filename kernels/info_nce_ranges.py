@@ -99,22 +99,21 @@ class Ranges(NamedTuple):
         return Ranges(*(value.to(device) if isinstance(value, Tensor) else value for value in self))
 
 
-def _gathered(
-    rows: Tensor, first: Tensor, positive: Tensor, column: Tensor, exclude: Tensor | None, keys: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Places (G, M) of queries and (G, P) of keys; queries, keys and positives; the excluded keys and the positive."""
-    query_gm = first[0][:, None] + torch.arange(positive.shape[1], device=rows.device)
-    key_gp = first[1][:, None] + torch.arange(keys, device=rows.device)
-    exclude = column[..., None] if exclude is None else torch.cat([exclude, column[..., None]], -1)
-    return query_gm, key_gp, rows[query_gm], rows[key_gp], exclude
+def _members(rows: Tensor, where: Ranges, exclude: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (G, M) of the queries and (G, P) of the keys; of the keys those excluded and the positive, (G, M, E + 1)."""
+    query_gm = where.first[0][:, None] + torch.arange(where.positive.shape[1], device=rows.device)
+    key_gp = where.first[1][:, None] + torch.arange(where.keys, device=rows.device)
+    own = where.column[..., None]
+    return query_gm, key_gp, own if exclude is None else torch.cat([exclude, own], -1)
 
 
 def info_nce_ranges_reference(
     rows: Tensor, where: Ranges, exclude: Tensor | None, weight: Tensor | None, temperature: float
 ) -> Tensor:
     """Plain PyTorch form: the losses (L,)."""
-    _, _, query, key, exclude = _gathered(rows, where.first, where.positive, where.column, exclude, where.keys)
-    loss_gm = info_nce_reference(query, key, rows[where.positive].unsqueeze(2), exclude, None, temperature)
+    query_gm, key_gp, exclude = _members(rows, where, exclude)
+    positive = rows[where.positive].unsqueeze(2)
+    loss_gm = info_nce_reference(rows[query_gm], rows[key_gp], positive, exclude, None, temperature)
     loss_gm = loss_gm if weight is None else loss_gm * weight.to(loss_gm.dtype)
     return loss_gm.new_zeros(len(where.begin) - 1).index_add(0, where.loss, loss_gm.sum(1))
 
@@ -173,16 +172,16 @@ def _backward(
     if runs_triton(rows):
         inputs = grad, rows, first, positive, column, exclude, weight, copy, inverse, state
         return range_gradients(*inputs, keys, learned, temperature, scale, allow_tf32)
+    where = Ranges(first, positive, column, loss, begin, len(rows), keys, learned, longest)
     grad = grad[:, None].expand(positive.shape)
     if weight is not None:
         grad = grad * weight.to(grad.dtype)
     with torch.autocast(rows.device.type, enabled=False):
-        query_gm, key_gp, query, key, exclude = _gathered(rows, first, positive, column, exclude, keys)
+        query_gm, key_gp, exclude = _members(rows, where, exclude)
         places = query_gm, key_gp, positive
         wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        values = info_nce_gradient_reference(
-            grad * scale, query.to(wide), key.to(wide), None, rows[positive].to(wide), exclude, temperature
-        )
+        query, key, found = (rows[place].to(wide) for place in places)
+        values = info_nce_gradient_reference(grad * scale, query, key, None, found, exclude, temperature)
         out = torch.zeros_like(rows, dtype=wide, memory_format=torch.contiguous_format)
         for place, value in zip(places, values):
             out.index_add_(0, place.flatten(), value.flatten(0, 1))
