@@ -107,13 +107,17 @@ if triton is not None:
         return h.to(tl.int64) * stride_h + w.to(tl.int64) * stride_w
 
     @triton.jit
+    def _either(first, ptr, other_ptr):
+        """`ptr` or `other_ptr`, chosen as integers: for AMD, Triton 3.6 cannot compile a choice of pointers."""
+        return tl.where(first, ptr.to(tl.int64), other_ptr.to(tl.int64)).to(ptr.dtype)
+
+    @triton.jit
     def _job(b, job, T, color_ptr, static_color_ptr, index_ptr, COLORS: tl.constexpr):
         """Colours and number of the frame that a program has: one of the clip, or its static frame at job T."""
         row, t = color_ptr + b * COLORS, job.to(tl.int64)
         if index_ptr is not None:
-            static_row = static_color_ptr + b * COLORS
-            if job == T:
-                row, t = static_row, tl.load(index_ptr + b).to(tl.int64)
+            row = _either(job == T, static_color_ptr + b * COLORS, row)
+            t = tl.where(job == T, tl.load(index_ptr + b).to(tl.int64), t)
         return row, t
 
     @triton.jit(do_not_specialize=[*_STRIDES, "T", "H", "W"])
@@ -214,9 +218,9 @@ if triton is not None:
             luma_ptr += b * jobs
             frames = T
             if index_ptr is not None:
-                still_ptr = static_ptr + b * (H * W * 3)
+                out_ptr = _either(job == T, static_ptr + b * (H * W * 3), out_ptr)
                 if job == T:
-                    out_ptr, luma_ptr, frames = still_ptr, luma_ptr + T, 1
+                    luma_ptr, frames = luma_ptr + T, 1
             center = _center(luma_ptr, frames, H * W)
             across = tl.cdiv(W, tile_w)
             top, left = tl.program_id(1) // across * tile_h, tl.program_id(1) % across * tile_w

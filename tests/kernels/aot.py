@@ -47,7 +47,7 @@ class Case:
     `signature` types the run-time arguments (`"*bf16"`, `"i32"`, `"fp32"`); every other parameter stands in
     `constexprs`, where an argument that is absent at launch is None. `attrs` maps an argument to the divisor that a
     launch would find in its value (16 is the only one Triton knows); None gives it to every pointer, as PyTorch's
-    allocator does.
+    allocator does. For AMD every pointer is one into less than 2 GiB, as nearly all are.
     """
 
     name: str
@@ -64,8 +64,8 @@ class Case:
 class Report:
     """What one compilation needs. `spill_bytes` is the stack frame per thread, where the register allocator spills.
 
-    On AMD, `registers` counts vector registers (AGPRs included), `spill_bytes` 4 bytes for each spilled vector or
-    scalar register and `local_bytes` the private segment.
+    On AMD, `registers` counts vector registers (AGPRs included), `spill_bytes` 4 bytes for each spilled one (scalar ones
+    go to lanes of those, not to memory) and `local_bytes` the private segment.
     """
 
     registers: int
@@ -134,7 +134,7 @@ def compile_case(case: Case, target: str) -> Report:
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     if case.maxnreg is not None:  # NVIDIA's alone
         options["maxnreg"] = case.maxnreg
-    compiled = triton.compile(_source(case), target=TARGETS[target], options=options)
+    compiled = triton.compile(_source(case, target), target=TARGETS[target], options=options)
     if TARGETS[target].backend == "hip":
         return _amd_report(compiled.asm["amdgcn"], compiled.metadata.shared)
     return _nvidia_report(compiled.asm["cubin"], compiled.metadata.shared, compiled.asm["ptx"])
@@ -168,7 +168,7 @@ def access_bits(asm: str, kind: str) -> Counter[int]:
     return +widths
 
 
-def _source(case: Case) -> ASTSource:
+def _source(case: Case, target: str) -> ASTSource:
     kernel = case.kernel
     if not isinstance(kernel, JITFunction):
         raise TypeError(
@@ -186,6 +186,10 @@ def _source(case: Case) -> ASTSource:
     if divisors is None:
         divisors = {name: 16 for name, kind in case.signature.items() if kind.startswith("*")}
     attrs = {(kernel.arg_names.index(name),): [["tt.divisibility", divisor]] for name, divisor in divisors.items()}
+    if TARGETS[target].backend == "hip":
+        for name, kind in case.signature.items():
+            if kind.startswith("*"):
+                attrs.setdefault((kernel.arg_names.index(name),), []).append(["tt.pointer_range", 32])
     return ASTSource(kernel, signature, constexprs=case.constexprs, attrs=attrs)
 
 
@@ -205,5 +209,4 @@ def _amd_report(amdgcn: str, shared_bytes: int) -> Report:
         found = re.search(rf"^\s*(?:- )?\.{name}:\s*(\d+)", amdgcn, re.MULTILINE)
         return int(found[1]) if found else 0
 
-    spills = 4 * (count("vgpr_spill_count") + count("sgpr_spill_count"))
-    return Report(count("vgpr_count"), spills, count("private_segment_fixed_size"), shared_bytes, amdgcn)
+    return Report(count("vgpr_count"), 4 * count("vgpr_spill_count"), count("private_segment_fixed_size"), shared_bytes, amdgcn)

@@ -49,9 +49,9 @@ def constants(kind, target, *maps):
 
 
 def compiled(kernel, arguments, constants, target):
-    """The report, after the checks that every kernel passes. AMD parks a few scalars in vector registers."""
+    """The report, after the checks that every kernel passes."""
     report = compile_case(launch_case(kernel, arguments, constants), target)
-    check_report(report, target, spill_bytes=0 if target.startswith("sm") else 64)
+    check_report(report, target, spill_bytes=0)
     return report
 
 
