@@ -64,8 +64,8 @@ class Case:
 class Report:
     """What one compilation needs. `spill_bytes` is the stack frame per thread, where the register allocator spills.
 
-    On AMD, `registers` counts vector registers (AGPRs included), `spill_bytes` 4 bytes for each spilled one (scalar ones
-    go to lanes of those, not to memory) and `local_bytes` the private segment.
+    On AMD, `registers` counts vector registers (AGPRs included), `spill_bytes` 4 bytes for each spilled one and
+    `local_bytes` the private segment. Scalar registers spill to lanes of vector ones, not to memory.
     """
 
     registers: int
@@ -209,4 +209,5 @@ def _amd_report(amdgcn: str, shared_bytes: int) -> Report:
         found = re.search(rf"^\s*(?:- )?\.{name}:\s*(\d+)", amdgcn, re.MULTILINE)
         return int(found[1]) if found else 0
 
-    return Report(count("vgpr_count"), 4 * count("vgpr_spill_count"), count("private_segment_fixed_size"), shared_bytes, amdgcn)
+    spills, private = 4 * count("vgpr_spill_count"), count("private_segment_fixed_size")
+    return Report(count("vgpr_count"), spills, private, shared_bytes, amdgcn)

@@ -45,7 +45,7 @@ def launches(monkeypatch, target, dtype, kind, temperature=0.07, dim=128):
 
 def check(cases, target, only=None):
     reports = {name: compile_case(cases[name], target) for name in only or cases}
-    for name, report in reports.items():
+    for report in reports.values():
         check_report(report, target, spill_bytes=STACK.get(target, 0))
     return reports
 
