@@ -52,7 +52,8 @@ if triton is not None:
         grad = load_grad(grad_ptr, grad_stride_r, weight_ptr, row, inside) / size
         base = tl.load(share_ptr + row, mask=inside, other=0)
         # A loss that nobody uses can be NaN: it must not reach other rows.
-        base = tl.where(grad == 0, 0.0, base)
+        # So far up that no exponential of its row overflows: infinity times 0 would be NaN.
+        base = tl.where(grad == 0, 0.0 if ONE_EXP else 1e30, base)
         weight, pull = grad, tl.zeros(row.shape, tl.float32)
         if INDEXED:
             pull = tl.where(grad == 0, 0.0, tl.load(share_ptr + rows_total + row, mask=inside, other=0) * grad)

@@ -140,6 +140,24 @@ def test_reductions_and_scale(reduction, kind, dtype, block, monkeypatch):
     compare(losses, expected, inputs, leaves, dtype, torch.tensor([1.0, 0.0, -300.0]), 0.2)
 
 
+@pytest.mark.parametrize("unused", ["weight", "gradient"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_losses_without_gradient_overflow_nothing(dtype, unused):
+    """A sharp one of two nearly equal rows, in the tiles where a row is query and key at once."""
+    rows = torch.randn(1, 6, 32)
+    rows[:, 1] = rows[:, 0] + 1e-3 * torch.randn(32)
+    rows = rows.to(dtype).requires_grad_()
+    own, share = torch.arange(6)[None], torch.ones(1, 6)
+    share[0, 0] = 0
+    options = {"positive": own.roll(3, 1), "exclude": own[..., None], "temperature": 0.01}
+    weight = share if unused == "weight" else None
+    losses = info_nce(rows, rows, **options, weight=weight, reduction="none")
+    leaves = wide(rows)
+    expected = formula(*leaves, *leaves, options["positive"], options["exclude"], 0.01)
+    grad = torch.ones(1, 6) if unused == "weight" else share
+    compare(losses, expected * share if weight is not None else expected, [rows], leaves, dtype, grad, 0.01)
+
+
 def test_reductions_take_expanded_gradients():
     query, key = (torch.randn(2, 9, 5).requires_grad_() for _ in range(2))
     leaves = wide(query, key)
