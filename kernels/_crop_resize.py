@@ -95,7 +95,7 @@ if triton is not None:
         # Padded to four, so that neighbouring threads write neighbouring bytes: red, green, blue, one that is masked.
         rgb = tl.reshape(tl.join(tl.join(red, blue), tl.join(green, blue)), (P, 4))
         c = tl.arange(0, 4)[None, :]
-        offset = frame * S * S * 3 + p[:, None] * 3 + c
+        offset = frame * S * S * 3 + p[:, None].to(tl.int64) * 3 + c
         tl.store(out_ptr + offset, rgb, mask=(p < S * S)[:, None] & (c < 3))
 
 
