@@ -6,12 +6,15 @@ streams through the query encoder one by one, and nine more passes without gradi
 
 Floor: the multiplications of the plain step, so that `% floor` is the model FLOPs utilisation; of bytes, the clips and
 six times the parameters (read twice, gradient, momentum and parameter written, momentum read).
+
+Each compiled variant takes minutes to generate: `--variants eager,released` measures ours and those alone.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ from dclr.data import Batch
 from dclr.methods import DCLRConfig, DCLRRelease, Method, build_method
 from dclr.methods.search import SearchConfig
 from dclr.models import build_encoder
+from dclr.phases import phase_seconds
 from dclr.training.step import Step
 
 from .harness import GRAPH, OURS, Problem, Run
@@ -40,6 +44,7 @@ KERNELS = (
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 PHASES = ("forward", "backward", "optimizer", "after_step")
 EPOCH = 10  # refinement and search are on
+COUNTED = 8  # videos of the step whose multiplications are counted
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,14 @@ def test_step(size, device, measuring, bench):
     rows = bench(made)
     for row in rows:
         if row.p50_us:
-            row.note = describe(made.variants[row.variant], 2 * size.videos, row.p50_us) + (
-                row.note and f"; {row.note}"
-            )
+            row.note = describe(made.variants[row.variant], 2 * size.videos) + (row.note and f"; {row.note}")
 
 
 def problem(size: Size, device: torch.device, measuring: bool) -> Problem:
+    # The variants are graphs of the same code, of which eight are allowed otherwise.
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = 64
+    torch.backends.cudnn.benchmark = True  # as in training
     batch, method = inputs(size, device)
     on_gpu = device.type == "cuda"
     # A CPU has none of these, and generates code for minutes where it is to be measured.
@@ -107,21 +114,35 @@ def problem(size: Size, device: torch.device, measuring: bool) -> Problem:
             left_out[GRAPH] = "would keep its memory from the others"
     else:
         left_out |= dict.fromkeys(("no bf16", "no fused SGD", "no Triton kernels", GRAPH), "needs a GPU")
-    reference = variant(method, batch, device, measuring, plain, channels_last=False, triton=False)
-    with FlopCounterMode(display=False) as counter:
-        expected = reference()
-    parameters = sum(parameter.numel() for parameter in reference.step.method.parameters() if parameter.requires_grad)
+    # What fits in bfloat16 alone is compared with itself: smaller batches have shown that it is right.
+    reference = functools.partial(variant, method, batch, device, measuring)
+    if size.videos > 64:
+        expected = reference(levers | {"compile": None})
+    else:
+        precise = plain | {"precision": "fp32" if size.videos <= 32 else levers["precision"]}
+        expected = reference(precise, channels_last=False, triton=False)
+    parameters = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     return Problem(
         name=f"step {size} {'bfloat16' if on_gpu else 'float32'}",
         dtype=torch.bfloat16 if on_gpu else torch.float32,
         device=device,
-        expected=lambda: expected,
+        expected=expected,
         variants=variants,
         bytes=batch.clips.numel() + 6 * 4 * parameters,
-        flops=counter.get_total_flops(),
+        flops=count_flops(size, device),
         other_functions={RELEASE},
         left_out=left_out,
     )
+
+
+def count_flops(size: Size, device: torch.device) -> int:
+    """Of the plain step, from that of a few videos: nearly all is the encoder's, which is linear in them."""
+    few = Size(size.encoder, min(size.videos, COUNTED), size.frames, size.side)
+    batch, method = inputs(few, device)
+    step = variant(method, batch, device, True, {"precision": "fp32"}, channels_last=False, triton=False)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops() * size.videos // few.videos
 
 
 def inputs(size: Size, device: torch.device) -> tuple[Batch, Method]:
@@ -179,8 +200,9 @@ def variant(
     if not channels_last:
         step.method.to(memory_format=torch.contiguous_format)
         step.method.encode = lambda *clips: step.method.encoder(*(clip.contiguous() for clip in clips))
-    for group in step.optimizer.param_groups:
-        group["fused"] = group["fused"] and fused
+    if not fused:
+        for group in step.optimizer.param_groups:
+            group["fused"] = None  # one launch for many parameters, as PyTorch chooses
     return Variant(step, batch, nullcontext if triton else without_triton)
 
 
@@ -213,8 +235,8 @@ def without_triton() -> Iterator[None]:
 
 
 def most_videos(size: Size, device: torch.device) -> int:
-    """Multiple of 32 up to which our step fits, by trial."""
-    levers = {"compile": "default", "fold": True, "pad": True, "static_once": True, "precision": "bf16"}
+    """Multiple of 32 up to which our step fits, by trial; uncompiled, which takes no less memory and no minutes."""
+    levers = {"fold": True, "pad": True, "static_once": True, "precision": "bf16"}
     videos = 64
     while True:
         try:
@@ -229,17 +251,31 @@ def most_videos(size: Size, device: torch.device) -> int:
         videos = trial.videos
 
 
-def describe(run: Run, clips: int, microseconds: float) -> str:
-    """Clips a second, launches of a step, and the share of each phase in it."""
-    on_gpu = run.step.device.type == "cuda"
+def describe(run: Run, clips: int) -> str:
+    """Clips a second of steps one after the other, launches of a step, and the share of each phase in it."""
+    device = run.step.device
+    on_gpu = device.type == "cuda"
+    with phase_seconds(device) as seconds:
+        took = seconds_a_step(run, device, steps=10 if on_gpu else 2)
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
-        run()
-        if on_gpu:
-            torch.cuda.synchronize()
-    events = profiler.key_averages()
-    launches = sum(event.count for event in events if event.key in LAUNCHES)
-    time = {event.key: event.device_time_total if on_gpu else event.cpu_time_total for event in events}
-    total = sum(time.get(name, 0) for name in PHASES) or 1
-    shares = ", ".join(f"{name} {100 * time.get(name, 0) / total:.0f}%" for name in PHASES)
+        seconds_a_step(run, device, steps=1)
+    launches = sum(event.count for event in profiler.key_averages() if event.key in LAUNCHES)
+    total = sum(seconds[name] for name in PHASES)
+    shares = ", ".join(f"{name} {100 * seconds[name] / total:.0f}%" for name in PHASES)
     counted = f", {launches} launches" if on_gpu else ""
-    return f"{1e6 * clips / microseconds:.1f} clips/s{counted}; {shares}"
+    return f"{clips / took:.1f} clips/s{counted}; {shares}"
+
+
+def seconds_a_step(run: Run, device: torch.device, steps: int) -> float:
+    """Wall clock, the host's launches included."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    start = time.perf_counter()
+    for _ in range(steps):
+        run()
+    wait()
+    return (time.perf_counter() - start) / steps

@@ -52,15 +52,12 @@ def problem(size: Size, device: torch.device, measuring: bool) -> Problem:
         return (query @ queue.T).topk(size.k)
 
     def run(search):
-        def once() -> tuple[Tensor, ...]:
-            values, indices = search(query, queue)
-            return values, found(indices)
+        return lambda: tuple(search(query, queue))
 
-        return once
-
-    def found(indices: Tensor) -> Tensor:
-        """Similarities of the rows that the indices name: equal for every right answer, whatever breaks a tie."""
-        return torch.einsum("md,mkd->mk", query.float(), queue[indices.long()].float())
+    def compared(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The similarities of the rows named by the indices: equal for every right answer, whatever breaks a tie."""
+        values, indices = outputs
+        return values, torch.einsum("md,mkd->mk", query.float(), queue[indices.long()].float())
 
     def expected() -> tuple[Tensor, ...]:
         values = (query.float() @ queue.float().T).topk(size.k).values
@@ -78,6 +75,7 @@ def problem(size: Size, device: torch.device, measuring: bool) -> Problem:
         },
         bytes=(size.rows + size.length) * size.dim * dtype.itemsize + size.rows * size.k * 12,
         flops=2 * size.rows * size.length * size.dim,
+        compared=compared,
     )
     add_peers(result, size, run)
     return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ def pytest_addoption(parser):
         "--benchmark", action="store_true", help="measure; without it the results of tiny sizes are checked"
     )
     group.addoption("--seconds", type=float, default=2.0, help="time spent on each problem (default: %(default)s)")
+    group.addoption("--variants", help="measure ours and those whose names have one of these comma-separated parts")
     group.addoption("--results", help="JSON file (default: benchmarks/results/DEVICE/DATE.json)")
 
 
@@ -67,14 +69,24 @@ def bench(request, measuring):
         stash = request.config.stash
         if not measuring:
             return harness.check(problem)
+        _select(problem, request.config.getoption("--variants"))
         rows = harness.measure(problem, request.config.getoption("--seconds"))
         stash[ROWS] += rows
         stash[LEFT_OUT][problem.name] = problem.left_out
+        _write(request.config)  # what there is, in case that this is interrupted
         if request.config.pluginmanager.hasplugin("benchmark"):
             _record(request.getfixturevalue("benchmark"), problem, rows)
         return rows
 
     return run
+
+
+def _select(problem, parts):
+    """Leaves out the variants that were not asked for."""
+    for name in list(problem.variants):
+        if parts and name != harness.OURS and not any(part in name for part in parts.split(",")):
+            del problem.variants[name]
+            problem.left_out[name] = "not asked for"
 
 
 def _record(benchmark, problem, rows):
@@ -83,19 +95,25 @@ def _record(benchmark, problem, rows):
         if problem.device.type == "cuda":
             torch.cuda.synchronize()
 
-    benchmark.extra_info["rows"] = harness.report(rows, problem.device.type)["rows"]
+    benchmark.extra_info["rows"] = [asdict(row) for row in rows]
     benchmark.pedantic(synchronised, rounds=10, warmup_rounds=1)
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    rows = config.stash[ROWS]
-    if not rows:
-        return
+def _write(config) -> tuple[dict, Path]:
+    """The report so far, and the file that has it."""
     device = mode(config)
-    report = harness.report(rows, device) | {"left_out": config.stash[LEFT_OUT]}
+    report = harness.report(config.stash[ROWS], device) | {"left_out": config.stash[LEFT_OUT]}
     path = Path(config.getoption("--results") or harness.results_path(device))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report, path
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows, device = config.stash[ROWS], mode(config)
+    if not rows:
+        return
+    report, path = _write(config)
     terminalreporter.section(
         f"{report['device']}, commit {report['commit'][:12]}{' (modified)' if report['dirty'] else ''}"
     )

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from dclr.config import nearest
 from dclr.kernels._common import device_class
@@ -119,9 +120,6 @@ def _require(package: str) -> None:
 
 def plot(files: Sequence[str], output: str | None = None) -> Path:
     """Draw medians from p20 to p80, a panel for each kernel, a line of it for each size; returns the picture's path."""
-    _require("matplotlib")
-    from matplotlib.figure import Figure
-
     panels = read_panels(files)
     variants = sorted({row["variant"] for rows in panels.values() for row in rows})
     variants.sort(key=lambda name: not name.startswith("ours"))  # so that ours looks the same in every plot
@@ -266,7 +264,7 @@ def _reason_against(harness: Any, under: Callable, problems: list, expected: lis
     """Why a config is not timed: it does not compile or launch, or a result is wrong."""
     for problem, right in zip(problems, expected):
         try:
-            error = harness.relative_error(under(problem.variants[harness.OURS]), right)
+            error = harness.relative_error(problem.compared(under(problem.variants[harness.OURS])), right)
         except torch.AcceleratorError:  # nothing more can be launched in this process
             raise
         except Exception as failure:  # the compiler and the driver have many ways to refuse

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler_of
 
 from dclr.config import ConfigError, PretrainConfig
+from dclr.phases import phase_seconds
 from dclr.training.distributed import choose_device, joined
 from dclr.training.trainer import build_trainer
 
@@ -20,7 +21,9 @@ WARMUP, TOP = 3, 15
 
 
 def profile(config: PretrainConfig, steps: int = 5, trace: Path | None = Path("trace.json")) -> None:
-    """Run a few steps of the last epoch, in which every term is on, and print what took how long.
+    """Run a few steps of the last epoch and print what took how long.
+
+    Every term is on but those that wait for a queue to fill: of DCLR's search, choose a queue of three batches or less.
 
     Args:
         steps: steps that are measured; three more come first.
@@ -43,35 +46,39 @@ def profile(config: PretrainConfig, steps: int = 5, trace: Path | None = Path("t
             for _ in range(WARMUP):
                 next(run)
             _synchronize(on_gpu)
-            with profiler_of(activities=activities) if trace else _nsight(on_gpu) as profiler:
+            with (
+                profiler_of(activities=activities) if trace else _nsight(on_gpu) as profiler,
+                phase_seconds(device) as seconds,
+            ):
                 for _ in range(steps):
                     next(run)
                 _synchronize(on_gpu)
     if trace:
         profiler.export_chrome_trace(str(trace))
-        print(summary(profiler, steps, on_gpu))
+        print(summary(profiler, seconds, steps, on_gpu))
         print(f"written: {trace}")
 
 
-def summary(profiler: profiler_of, steps: int, on_gpu: bool) -> str:
+def summary(profiler: profiler_of, seconds: dict[str, float], steps: int, on_gpu: bool) -> str:
     """The share of each phase, and the operations (on a GPU, the kernels) that take longest."""
-    events = profiler.key_averages()
-    ranges = {*STEP_PHASES, *INNER_PHASES}
-    # On a GPU from a phase's first kernel to its last; loading is the host's alone.
-    span = {event.key: max(event.device_time_total, 0) if on_gpu else event.cpu_time_total for event in events}
-    total = sum(span.get(name, 0) for name in STEP_PHASES) or 1
-    lines = [f"{total / steps / 1e3:.2f} ms a step, mean of {steps}", "", f"{'phase':<12}{'ms':>10}{'share':>8}"]
+    total = sum(seconds.get(name, 0) for name in STEP_PHASES)
+    lines = [f"{1e3 * total / steps:.2f} ms a step, mean of {steps}", "", f"{'phase':<12}{'ms':>10}{'share':>8}"]
     for name in (*STEP_PHASES, *INNER_PHASES):
-        if name in span:
+        if name in seconds:
             within = "  (within forward)" if name in INNER_PHASES else ""
-            lines.append(f"{name:<12}{span[name] / steps / 1e3:>10.2f}{span[name] / total:>8.1%}{within}")
-    own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    operations = [event for event in events if event.key not in ranges]
+            lines.append(f"{name:<12}{1e3 * seconds[name] / steps:>10.2f}{seconds[name] / total:>8.1%}{within}")
+    own, where = ("self_device_time_total", "CUDA") if on_gpu else ("self_cpu_time_total", "CPU")
+    operations = [
+        event
+        for event in profiler.key_averages()
+        if event.key not in seconds and event.device_type == getattr(torch.autograd.DeviceType, where)
+    ]
     operations.sort(key=lambda event: -getattr(event, own))
     lines += ["", f"{'kernel' if on_gpu else 'operation':<60}{'calls':>7}{'ms':>10}{'share':>8}"]
     for event in operations[:TOP]:
-        time = getattr(event, own)
-        lines.append(f"{event.key[:58]:<60}{event.count / steps:>7.0f}{time / steps / 1e3:>10.2f}{time / total:>8.1%}")
+        took = getattr(event, own) / 1e6
+        share = f"{took / total:>8.1%}"
+        lines.append(f"{event.key[:58]:<60}{event.count / steps:>7.0f}{1e3 * took / steps:>10.2f}{share}")
     return "\n".join(lines)
 
 
