@@ -1,12 +1,15 @@
 # Sourced by the other scripts: makes .venv in the repository and installs dclr into it, once.
-# Usage: root and extras set by the caller; afterwards "$python" is the environment's interpreter.
+# Afterwards "$python" is the environment's interpreter, or DCLR_PYTHON where that names one that has dclr already.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-python="$root/.venv/bin/python"
+python="${DCLR_PYTHON:-$root/.venv/bin/python}"
 
 install_dclr() {
     local extras="$1" stamp="$root/.venv/installed-${1:-none}" wanted
     wanted="$(cat "$root/setup.py" "$root/constraints.txt" | cksum)"
+    if [ -n "${DCLR_PYTHON:-}" ]; then
+        return
+    fi
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
         return
     fi
@@ -20,4 +23,14 @@ install_dclr() {
     "$python" -m pip install --quiet --disable-pip-version-check \
         --constraint "$root/constraints.txt" --editable "$root${extras:+[$extras]}"
     printf '%s' "$wanted" >"$stamp"
+}
+
+# run_on_all_gpus VERB ARGUMENTS...: `dclr VERB`, under torchrun where there are several GPUs.
+run_on_all_gpus() {
+    local gpus
+    gpus="$("$python" -c 'import torch; print(torch.cuda.device_count())')"
+    if [ "$gpus" -gt 1 ]; then
+        exec "$python" -m torch.distributed.run --standalone --nproc-per-node "$gpus" -m dclr "$@"
+    fi
+    exec "$python" -m dclr "$@"
 }

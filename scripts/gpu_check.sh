@@ -2,8 +2,8 @@
 # Checks and measures the kernels on this machine's GPU, in under 10 minutes after the installation: their tests,
 # compute-sanitizer, the card's ceilings and the benchmarks, with the peers that are installed. A table comes last; the
 # numbers go to benchmarks/results/DEVICE/DATE.json.
-# Usage: scripts/gpu_check.sh [--python PYTHON]
-#   PYTHON: an interpreter that has dclr with its extras `test` and `bench`; default: .venv, made here.
+# Usage: [DCLR_PYTHON=PYTHON] [SECONDS_IN_ALL=560] scripts/gpu_check.sh
+#   DCLR_PYTHON: an interpreter that has dclr with its extras `test` and `bench`; default: .venv, made here.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
@@ -12,15 +12,14 @@ no_gpu() {
     exit 1
 }
 
-if [ "${1:-}" = --python ] && [ $# -eq 2 ]; then
-    python="$2"
-elif [ $# -gt 0 ]; then
-    echo "gpu_check: got $*, expected nothing or --python PYTHON" >&2
+if [ $# -gt 0 ]; then
+    echo "gpu_check: got $*, expected no arguments" >&2
     exit 2
-else
-    compgen -G '/dev/nvidia[0-9]*' >/dev/null || [ -e /dev/kfd ] || [ -e /dev/dxg ] || no_gpu "there is none in /dev"
-    install_dclr "test,bench"
 fi
+if [ -z "${DCLR_PYTHON:-}" ]; then
+    compgen -G '/dev/nvidia[0-9]*' >/dev/null || [ -e /dev/kfd ] || [ -e /dev/dxg ] || no_gpu "there is none in /dev"
+fi
+install_dclr "test,bench"
 cd "$root"
 unset TRITON_INTERPRET
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
@@ -28,7 +27,7 @@ unset TRITON_INTERPRET
 
 logs="$(mktemp -d)"
 steps="$logs/steps.tsv"
-end=$((SECONDS + 560))
+end=$((SECONDS + ${SECONDS_IN_ALL:-560}))
 
 # step NAME LIMIT COMMAND...: runs it for LIMIT seconds at most, or what is left, and notes how it went.
 step() {

@@ -7,8 +7,4 @@ install_dclr ""
 if [ $# -eq 0 ]; then
     exec "$python" -m dclr demo
 fi
-gpus="$("$python" -c 'import torch; print(torch.cuda.device_count())')"
-if [ "$gpus" -gt 1 ]; then
-    exec "$python" -m torch.distributed.run --standalone --nproc-per-node "$gpus" -m dclr pretrain "$@"
-fi
-exec "$python" -m dclr pretrain "$@"
+run_on_all_gpus pretrain "$@"

@@ -33,7 +33,7 @@ case "$tool" in
         nsys stats --force-export true --report nvtx_gpu_proj_sum --report cuda_gpu_kern_sum profile.nsys-rep
         ;;
     ncu)
-        ncu --profile-from-start off --nvtx --set basic --force-overwrite --export profile \
+        ncu --profile-from-start off --clock-control none --nvtx --set basic --force-overwrite --export profile \
             "${profile[@]}" --steps 1 --nsight
         ncu --import profile.ncu-rep --print-summary per-kernel --page details
         ;;
