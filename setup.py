@@ -8,7 +8,6 @@ test = [
     "pytest>=8",
     "pytest-xdist>=3.5",
     "pytest-benchmark>=5",
-    "matplotlib>=3.8",
     "ruff>=0.6",
     "setuptools>=69",
     "wheel",
@@ -35,10 +34,12 @@ setup(
         "pyyaml>=6",
         "tqdm>=4.66",
         "tensorboard>=2.16",
+        "matplotlib>=3.8",
+        "safetensors>=0.4",
     ],
     extras_require={
         "test": test,
-        "bench": ["pytest-benchmark>=5", "matplotlib>=3.8"],
+        "bench": ["pytest-benchmark>=5"],
     },
     entry_points={"console_scripts": ["dclr = dclr.cli:main"]},
 )

@@ -1,4 +1,4 @@
-"""Retrieval and linear probe of a checkpoint on a dataset: `dclr retrieve` and `dclr linear`."""
+"""Evaluations of a checkpoint on a dataset by its features: `dclr linear`, `dclr retrieve` and `dclr knn`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import nn
+
+from dclr.augment import AugmentConfig
 from dclr.config import ConfigError, DataConfig, PretrainConfig
 from dclr.data import EvaluationClips, VideoDataset, load_dataset
 from dclr.distributed import is_first
-from dclr.evaluation import Features, LinearConfig, extract_features, linear_probe, retrieval
+from dclr.evaluation import Features, LinearConfig, extract_features, knn_classification, linear_probe, retrieval
 from dclr.training import append_metrics, find_checkpoint, load_method
 from dclr.training.distributed import choose_device
 
@@ -91,9 +95,22 @@ class RetrieveConfig(EvaluationConfig):
     center: Literal["per_split", "train", "none"] = "per_split"
 
 
+@dataclass
+class KnnConfig(EvaluationConfig):
+    """Classify each test video by a weighted vote of the nearest training videos."""
+
+    k: int = 20
+    """Neighbours that vote."""
+    temperature: float = 0.07
+    """A neighbour's vote weighs exp(cosine / temperature)."""
+    clip_l2: bool = True
+    """Normalise each clip's feature before the mean over clips."""
+    center: Literal["per_split", "train", "none"] = "none"
+
+
 @dataclass(frozen=True)
 class Evaluated:
-    """Features of both subsets, and how they came about."""
+    """Features of both subsets, the path of each of their rows' videos, and how they came about."""
 
     train: Features
     test: Features
@@ -101,6 +118,8 @@ class Evaluated:
     data: EvaluationDataConfig
     pretraining: PretrainConfig
     position: dict[str, Any]
+    train_paths: tuple[str, ...]
+    test_paths: tuple[str, ...]
 
 
 def linear(config: LinearProbeConfig) -> dict[str, Any]:
@@ -133,57 +152,95 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any]:
     return _evaluate("retrieve", config, search)
 
 
+def knn(config: KnnConfig) -> dict[str, Any]:
+    """Nearest-neighbour classification by the features of a checkpoint; see `dclr.evaluation.knn_classification`.
+
+    Returns:
+        The record that was appended to <output>/metrics.jsonl: "top1" and so on in percent, and the protocol.
+    """
+
+    def vote(features: Evaluated) -> dict[str, Any]:
+        options = {"k": config.k, "temperature": config.temperature, "clip_l2": config.clip_l2, "center": config.center}
+        return knn_classification(features.train, features.test, classes=len(features.classes), **options)
+
+    return _evaluate("knn", config, vote)
+
+
 def _evaluate(name: str, config: EvaluationConfig, figures: Callable[[Evaluated], dict[str, Any]]) -> dict[str, Any]:
     """Features, figures, one record of both."""
-    features = _features(config)
-    data, position = features.data, features.position
-    result = figures(features)
-    unreadable = [str(failure) for part in (features.train, features.test) for failure in part.failures]
+    features = features_of(config)
     record = {
-        "evaluation": name,
-        **{key: value for key, value in result.items() if key != "protocol"},
-        "protocol": f"{_clip_protocol(data)}; {result['protocol']}",
+        **figures(features),
         "checkpoint": str(find_checkpoint(config.checkpoint)),
-        "epoch": position["epoch"],
+        "epoch": features.position["epoch"],
         "encoder": features.pretraining.encoder,
-        "unreadable_videos": unreadable,
     }
+    folder = output_folder(name, config.checkpoint, config.output, features.data)
+    return add_record(folder, name, features.data, record, features.train, features.test)
+
+
+def add_record(
+    folder: Path, name: str, data: EvaluationDataConfig, record: dict[str, Any], *parts: Features
+) -> dict[str, Any]:
+    """Print the record of an evaluation, and append it to the folder's metrics.jsonl; returns it, completed.
+
+    Its protocol gets that of the clips in front, and the unreadable videos of `parts` are named.
+    """
+    unreadable = [str(failure) for part in parts for failure in part.failures]
+    protocol = f"{clip_protocol(data)}; {record['protocol']}"
+    record = {"evaluation": name, **record, "protocol": protocol, "unreadable_videos": unreadable}
     if is_first():
-        append_metrics(_output(name, config, data), record)
+        append_metrics(folder, record)
         _print(record)
     return record
 
 
-def _features(config: EvaluationConfig) -> Evaluated:
+def features_of(config: EvaluationConfig) -> Evaluated:
+    """Features of the training and the test videos of an evaluation, by the encoder of its checkpoint."""
     device = choose_device(config.device)
     method, pretraining, position = load_method(config.checkpoint)
     data = config.data.completed(pretraining.data)
-    videos = [
-        _load(data, data.train_subset, data.train_where),
-        _load(data, data.test_subset, data.test_where),
-    ]
-    if videos[0].classes != videos[1].classes:
+    videos = load_subsets(data)
+    train, test = (encode(method.encoder, subset, data, pretraining.augment, device) for subset in videos)
+    train_paths, test_paths = (
+        tuple(subset.paths[index] for index in features.video_id.tolist())
+        for subset, features in zip(videos, (train, test))
+    )
+    return Evaluated(train, test, videos[0].classes, data, pretraining, position, train_paths, test_paths)
+
+
+def load_subsets(data: EvaluationDataConfig) -> tuple[VideoDataset, VideoDataset]:
+    """The training and the test videos, of the same classes."""
+    train = load_videos(data, data.train_subset, data.train_where)
+    test = load_videos(data, data.test_subset, data.test_where)
+    if train.classes != test.classes:
         raise ValueError(f"{data.dataset}: the training and the test videos do not have the same classes")
-    train, test = (
-        extract_features(
-            method.encoder,
-            EvaluationClips(
-                subset, frames=data.frames, stride=data.stride, size=data.size, clips=data.clips,
-                test_crop=data.test_crop,
-            ),
-            device=device,
-            mean=pretraining.augment.mean,
-            std=pretraining.augment.std,
-            batch_videos=data.batch_videos,
-            workers=data.workers,
-            max_failures=data.max_failed_share,
-        )
-        for subset in videos
-    )  # fmt: skip
-    return Evaluated(train, test, videos[0].classes, data, pretraining, position)
+    return train, test
 
 
-def _load(data: EvaluationDataConfig, subset: str, where: str | None) -> VideoDataset:
+def encode(
+    encoder: nn.Module,
+    videos: VideoDataset,
+    data: EvaluationDataConfig,
+    augment: AugmentConfig,
+    device: torch.device,
+) -> Features:
+    """Features of the clips of videos, normalised with the mean and standard deviation of `augment`."""
+    shape = {"frames": data.frames, "stride": data.stride, "size": data.size, "clips": data.clips}
+    return extract_features(
+        encoder,
+        EvaluationClips(videos, **shape, test_crop=data.test_crop),
+        device=device,
+        mean=augment.mean,
+        std=augment.std,
+        batch_videos=data.batch_videos,
+        workers=data.workers,
+        max_failures=data.max_failed_share,
+    )
+
+
+def load_videos(data: EvaluationDataConfig, subset: str, where: str | None) -> VideoDataset:
+    """The videos of a subset; says on stderr how many are missing."""
     if not data.root:
         raise ConfigError(f"data.root: expected the folder of the dataset {data.dataset}")
     videos = load_dataset(
@@ -201,7 +258,8 @@ def _load(data: EvaluationDataConfig, subset: str, where: str | None) -> VideoDa
     return videos
 
 
-def _clip_protocol(data: EvaluationDataConfig) -> str:
+def clip_protocol(data: EvaluationDataConfig) -> str:
+    """Which videos, and which clips of them, in words."""
     subsets = [
         f"{role} {subset}{f' where {where}' if where else ''}"
         for role, subset, where in (
@@ -217,12 +275,15 @@ def _clip_protocol(data: EvaluationDataConfig) -> str:
     )
 
 
-def _output(name: str, config: EvaluationConfig, data: EvaluationDataConfig) -> Path:
-    if config.output:
-        return Path(config.output).expanduser()
-    folder = find_checkpoint(config.checkpoint).parent
-    run = folder.parent if folder.name == "checkpoints" else folder
-    return run / f"{name}_{data.dataset}"
+def output_folder(name: str, checkpoint: str, output: str | None, data: EvaluationDataConfig) -> Path:
+    """Folder of the results of the evaluation `name`: `output`, or one in the run's."""
+    return Path(output).expanduser() if output else run_folder(checkpoint) / f"{name}_{data.dataset}"
+
+
+def run_folder(checkpoint: str) -> Path:
+    """Folder of the run that a checkpoint is of, given itself or a checkpoint, which may be missing."""
+    folder = find_checkpoint(checkpoint).parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def _print(record: dict[str, Any]) -> None:

@@ -21,11 +21,35 @@ class Features(NamedTuple):
         clips: (V, n, D) float32 on the CPU, average-pooled over time and space, not normalised.
         labels: (V,) int64 class indices, -1 unknown.
         failures: the videos that could not be read, which have no row.
+        video_id: (V,) int64 index in the dataset of each row's video; None where nothing says.
     """
 
     clips: Tensor
     labels: Tensor
     failures: Sequence[VideoError] = ()
+    video_id: Tensor | None = None
+
+
+def check_features(train: Features, test: Features, classes: int | None = None) -> int:
+    """The number of classes, by default the largest label + 1, of features that fit together.
+
+    Raises:
+        ValueError: they do not, there are none, or a label is outside of the classes.
+    """
+    for name, features in (("train", train), ("test", test)):
+        clips, labels = features.clips, features.labels
+        if clips.ndim != 3 or 0 in clips.shape or labels.shape != clips.shape[:1]:
+            shapes = f"{tuple(clips.shape)} and {tuple(labels.shape)}"
+            raise ValueError(f"{name} must have features (V, n, D), not empty, and labels (V,), got {shapes}")
+    if train.clips.shape[2] != test.clips.shape[2]:
+        raise ValueError(f"train has {train.clips.shape[2]} features a clip, test {test.clips.shape[2]}")
+    if classes is None:
+        classes = 1 + int(max(train.labels.max(), test.labels.max()))
+    for name, labels in (("train", train.labels), ("test", test.labels)):
+        if labels.min() < 0 or labels.max() >= classes:
+            span = f"{labels.min()}..{labels.max()}"
+            raise ValueError(f"{name} labels must be class indices in 0..{classes - 1}, got {span}")
+    return classes
 
 
 def extract_features(
@@ -60,7 +84,7 @@ def extract_features(
     if len(dataset) == 0:
         raise ValueError("dataset has no videos: there is nothing to extract features of")
     loader = build_evaluation_loader(dataset, batch_videos, workers=workers)
-    features, labels, failures = [], [], []
+    features, labels, video_ids, failures = [], [], [], []
     # A loader draws a seed from the global generator even though nothing is shuffled.
     with torch.random.fork_rng(devices=[]), torch.inference_mode(), _evaluating(encoder.to(device)):
         for batch in tqdm(loader, "features", unit="batch", disable=not progress):
@@ -70,8 +94,9 @@ def extract_features(
                 _require_finite(pooled_vnd, batch.video_id)
                 features.append(pooled_vnd)
                 labels.append(batch.label)
+                video_ids.append(batch.video_id)
     _require_few(failures, len(dataset), max_failures)
-    return Features(torch.cat(features), torch.cat(labels), tuple(failures))
+    return Features(torch.cat(features), torch.cat(labels), tuple(failures), torch.cat(video_ids))
 
 
 def _pooled(encoder: nn.Module, clips_nvthwc: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

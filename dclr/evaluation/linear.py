@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from dclr.evaluation.features import Features
+from dclr.evaluation.features import Features, check_features
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,7 @@ def linear_probe(
         ValueError: features that don't fit together, a label outside of the classes, an unknown `average`.
     """
     config = config or LinearConfig()
-    _check_features(train, test)
-    if classes is None:
-        classes = 1 + int(max(train.labels.max(), test.labels.max()))
-    _check_labels(train, test, classes)
+    classes = check_features(train, test, classes)
     if config.average not in ("logits", "prob"):
         raise ValueError(f"average must be logits or prob, got {config.average!r}")
     generator = torch.Generator().manual_seed(seed)
@@ -72,9 +69,9 @@ def linear_probe(
     with torch.inference_mode():
         train_logits, test_logits = layer(train_vnd).cpu(), layer(test_vnd).cpu()
     return {
-        "top1": _percent(_video_scores(test_logits, config.average), test.labels),
-        "clip_top1": _percent(test_logits, test.labels[:, None]),
-        "train_clip_top1": _percent(train_logits, train.labels[:, None]),
+        "top1": top1(video_scores(test_logits, config.average), test.labels),
+        "clip_top1": top1(test_logits, test.labels[:, None]),
+        "train_clip_top1": top1(train_logits, train.labels[:, None]),
         "protocol": _protocol(train_vnd, test_vnd, config, classes, seed),
     }
 
@@ -111,30 +108,15 @@ def _fit(
         schedule.step()
 
 
-def _video_scores(logits_vnk: Tensor, average: str) -> Tensor:
+def video_scores(logits_vnk: Tensor, average: str) -> Tensor:
+    """(V, K): the mean over the clips of each video of its "logits" or softmax probabilities ("prob")."""
     scores_vnk = logits_vnk.softmax(2) if average == "prob" else logits_vnk
     return scores_vnk.mean(1)
 
 
-def _percent(scores: Tensor, labels: Tensor) -> float:
+def top1(scores: Tensor, labels: Tensor) -> float:
+    """Percent of the labels (...) that have the highest of the scores (..., K)."""
     return 100 * (scores.argmax(-1) == labels).double().mean().item()
-
-
-def _check_features(train: Features, test: Features) -> None:
-    for name, features in (("train", train), ("test", test)):
-        clips, labels = features.clips, features.labels
-        if clips.ndim != 3 or 0 in clips.shape or labels.shape != clips.shape[:1]:
-            shapes = f"{tuple(clips.shape)} and {tuple(labels.shape)}"
-            raise ValueError(f"{name} must have features (V, n, D), not empty, and labels (V,), got {shapes}")
-    if train.clips.shape[2] != test.clips.shape[2]:
-        raise ValueError(f"train has {train.clips.shape[2]} features a clip, test {test.clips.shape[2]}")
-
-
-def _check_labels(train: Features, test: Features, classes: int) -> None:
-    for name, labels in (("train", train.labels), ("test", test.labels)):
-        if labels.min() < 0 or labels.max() >= classes:
-            span = f"{labels.min()}..{labels.max()}"
-            raise ValueError(f"{name} labels must be class indices in 0..{classes - 1}, got {span}")
 
 
 def _protocol(train_vnd: Tensor, test_vnd: Tensor, config: LinearConfig, classes: int, seed: int) -> str:

@@ -7,9 +7,7 @@ entry: every step draws from generators seeded by the run's seed and the step's 
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dclr.config import PretrainConfig, update
+from dclr.files import write_whole
 from dclr.methods import Method, build_method
 from dclr.models import build_encoder
 
@@ -41,32 +40,13 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: it cannot be written (a full disk); the previous one is as it was, nothing else is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        write_whole(path, buffer.getbuffer())
     except OSError as error:
         kept = "; the previous one is kept" if path.exists() else ""
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without this a power cut may undo the rename.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:

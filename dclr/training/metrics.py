@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import torch
 
 import dclr
 from dclr.distributed import world
+from dclr.files import write_whole
 
 METRICS = "metrics.jsonl"
 
@@ -61,9 +61,7 @@ class MetricsLog:
         path = self.folder / METRICS
         kept = [record for record in read_metrics(self.folder) if record.get("step", 0) <= step]
         if path.exists():
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-            os.replace(temporary, path)
+            write_whole(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; its numbers become TensorBoard scalars at its `step`."""

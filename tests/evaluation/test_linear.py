@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dclr.evaluation import Features, LinearConfig, linear_probe
-from dclr.evaluation.linear import _fit, _initial_layer, _inputs, _video_scores
+from dclr.evaluation.linear import _fit, _initial_layer, _inputs, video_scores
 
 
 def separable(videos, seed, clips=4, dim=16, classes=5, noise=0.3):
@@ -96,9 +96,9 @@ def test_figures_are_those_of_the_layer(config):
 def test_averages_of_logits_and_of_probabilities_differ():
     # One very sure clip outvotes two others by its logits, but not by its probability.
     logits = torch.tensor([[[9.0, 0.0], [0.0, 3.0], [0.0, 3.0]]])
-    assert _video_scores(logits, "logits").argmax(1).item() == 0
-    assert _video_scores(logits, "prob").argmax(1).item() == 1
-    torch.testing.assert_close(_video_scores(logits, "prob").sum(1), torch.ones(1))
+    assert video_scores(logits, "logits").argmax(1).item() == 0
+    assert video_scores(logits, "prob").argmax(1).item() == 1
+    torch.testing.assert_close(video_scores(logits, "prob").sum(1), torch.ones(1))
 
 
 def test_protocol_says_what_was_done():
