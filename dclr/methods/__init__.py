@@ -8,6 +8,7 @@ from torch import nn
 
 from dclr.augment import AugmentConfig
 from dclr.methods.base import Method, Output
+from dclr.methods.classifier import Classifier, ClassifierConfig
 from dclr.methods.dclr import DCLR, DCLRConfig
 from dclr.methods.dclr_release import DCLRRelease
 from dclr.methods.dualvar import DualVar, DualVarConfig
@@ -22,6 +23,7 @@ METHODS: dict[str, tuple[type, type[Method]]] = {
     "moco": (MoCoConfig, MoCo),
     "fame": (FAMEConfig, FAME),
     "dualvar": (DualVarConfig, DualVar),
+    "classifier": (ClassifierConfig, Classifier),
 }
 
 
@@ -42,6 +44,8 @@ __all__ = [
     "DCLR",
     "FAME",
     "METHODS",
+    "Classifier",
+    "ClassifierConfig",
     "DCLRConfig",
     "DCLRRelease",
     "DualVar",

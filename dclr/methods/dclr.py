@@ -108,6 +108,8 @@ class DCLRConfig:
         if not any(asdict(self.losses).values()):
             raise ValueError("method.losses: every weight is 0, expected at least one term")
 
+    views = 2
+
     @property
     def crops(self) -> int:
         """Independent spatial crops that each view of a video needs from the loader."""

@@ -75,6 +75,8 @@ class DualVarConfig:
         if self.queue < 1:
             raise ValueError(f"method.queue: got {self.queue}, expected at least 1")
 
+    views = 2
+
     @property
     def crops(self) -> int:
         """Crops of each view that it needs from the loader: clip 2 is the second one of view 0."""

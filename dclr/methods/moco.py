@@ -46,7 +46,7 @@ class MoCoConfig:
     center: bool = False
     """Standardise the input of the head over the batch; not in the paper, for short runs."""
 
-    crops = 1
+    views, crops = 2, 1
 
     def __post_init__(self) -> None:
         if not self.tau > 0:

@@ -24,7 +24,7 @@ class SimCLRConfig:
     center: bool = False
     """Standardise the input of the head over the batch; not in the paper, for short runs."""
 
-    crops = 1
+    views, crops = 2, 1
 
     def __post_init__(self) -> None:
         if self.tau <= 0:

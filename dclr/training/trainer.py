@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -40,11 +40,12 @@ class NonFiniteLoss(Exception):
     """The loss became NaN or infinite; the message says at which step."""
 
 
-def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
+def pretrain(config: PretrainConfig, resume: bool = False, encoder: nn.Module | None = None) -> Path:
     """Pretrain an encoder as configured; under torchrun, on all of its processes.
 
     Args:
         resume: go on from the run folder's last checkpoint, on the same trajectory; start where there is none.
+        encoder: what to start with; by default `config.encoder`, freshly initialised.
 
     Returns:
         The run folder: config.yaml, metrics.jsonl, checkpoints and TensorBoard events.
@@ -59,15 +60,15 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     device = choose_device(config.train.device)
     with joined(device):
         state = _saved_state(folder, resume)
-        trainer = build_trainer(config, device)
+        trainer = build_trainer(config, device, encoder)
         if state is not None:
             trainer.load(state)
         trainer.run()
     return folder
 
 
-def build_trainer(config: PretrainConfig, device: torch.device) -> Trainer:
-    """The trainer of a run, at its start; sets what torch keeps for the whole process."""
+def build_trainer(config: PretrainConfig, device: torch.device, encoder: nn.Module | None = None) -> Trainer:
+    """The trainer of a run, at its start, as `pretrain`; sets what torch keeps for the whole process."""
     train = config.train
     if train.threads:
         torch.set_num_threads(train.threads)
@@ -77,7 +78,7 @@ def build_trainer(config: PretrainConfig, device: torch.device) -> Trainer:
     torch.backends.cudnn.benchmark = not train.deterministic
     loader = _build_loader(config, planes=device.type == "cuda")
     torch.manual_seed(train.seed)
-    method = build_method(config.method, build_encoder(config.encoder), config.augment)
+    method = build_method(config.method, encoder or build_encoder(config.encoder), config.augment)
     return Trainer(config, method, loader, device)
 
 
@@ -129,6 +130,7 @@ def _build_loader(config: PretrainConfig, planes: bool) -> DataLoader:
         size=data.size,
         scale=data.scale,
         ratio=data.ratio,
+        views=config.method.views,
         crops=config.method.crops,
         seed=train.seed,
         cache=data.cache,

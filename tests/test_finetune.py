@@ -1,0 +1,148 @@
+"""Finetuning on generated videos: what is trained, from where, and that the figures are those of the model."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dclr.augment import AugmentConfig
+from dclr.config import ConfigError, DataConfig, OptimConfig, PretrainConfig, TrainConfig
+from dclr.data import load_dataset, read_clips
+from dclr.data.clips import centre_crop, uniform_starts
+from dclr.data.synth import SynthConfig, synthesize
+from dclr.data.video import count_frames
+from dclr.evaluate import EvaluationDataConfig
+from dclr.finetune import RECIPES, FinetuneConfig, finetune
+from dclr.methods import SimCLRConfig
+from dclr.training import Stopped, Trainer, load_checkpoint, load_method, pretrain, read_metrics
+
+TRAIN = TrainConfig(epochs=3, batch=8, device="cpu", tensorboard=False, log_every=1, checkpoint_every=1)
+AUGMENT = AugmentConfig(mean=(0.4, 0.5, 0.6))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("videos")
+    synthesize(root, SynthConfig(train=17, test=8, size=24, frames=8, blobs=2), progress=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, videos):
+    data = DataConfig(dataset="folder", root=str(videos), label="scene", frames=4, stride=1, size=16, workers=0)
+    output = str(tmp_path_factory.mktemp("run") / "simclr")
+    config = PretrainConfig(output, "r2plus1d_tiny", data, AUGMENT, train=TRAIN, method=SimCLRConfig())
+    config.train = dataclasses.replace(TRAIN, epochs=1)
+    return pretrain(config)
+
+
+def config_of(run, **options):
+    data = EvaluationDataConfig(clips=3, workers=0)
+    return FinetuneConfig(str(run), **{"data": data, "train": TRAIN, "optim": OptimConfig(lr=0.1), **options})
+
+
+def state(folder):
+    return load_checkpoint(folder)["method"]
+
+
+def test_figures_are_those_of_the_trained_model_on_the_test_clips(run, videos, tmp_path):
+    record = finetune(config_of(run, output=str(tmp_path)))
+    method = load_method(tmp_path).method.eval()
+    test = load_dataset("folder", videos, label="scene", subset="test")
+    clip_right, video_right = [], []
+    for path, label in zip(test.paths, test.labels):
+        clips = torch.from_numpy(read_clips(path, uniform_starts(count_frames(path), 4, 3), 4))
+        clips = torch.stack([centre_crop(clip, 16, "square_resize") for clip in clips]).permute(0, 4, 1, 2, 3) / 255
+        normal = (clips - torch.tensor(AUGMENT.mean).view(3, 1, 1, 1)) / torch.tensor(AUGMENT.std).view(3, 1, 1, 1)
+        with torch.inference_mode():
+            logits = method.layer(method.encoder(normal).mean((2, 3, 4)))
+        clip_right += (logits.argmax(1) == label).tolist()
+        video_right.append(logits.mean(0).argmax().item() == label)
+    assert record["top1"] == pytest.approx(100 * sum(video_right) / len(video_right))
+    assert record["clip_top1"] == pytest.approx(100 * sum(clip_right) / len(clip_right))
+    assert read_metrics(tmp_path)[-1] == record
+    assert "label scene" in record["protocol"] and "finetuned" in record["protocol"]
+
+
+def test_all_of_the_encoder_is_trained_from_the_checkpoint(run, tmp_path):
+    frozen = config_of(run, output=str(tmp_path / "frozen"), optim=OptimConfig(lr=1e-30, weight_decay=0))
+    finetune(frozen)
+    finetune(config_of(run, output=str(tmp_path / "trained")))
+    before, after = state(tmp_path / "frozen"), state(tmp_path / "trained")
+    weights = [name for name, _ in load_method(run).encoder.named_parameters()]
+    for name in weights:
+        assert torch.equal(before[f"encoder.{name}"], state(run)[f"encoder.{name}"])
+        assert not torch.equal(after[f"encoder.{name}"], before[f"encoder.{name}"])
+
+
+def test_from_scratch(run, tmp_path):
+    record = finetune(config_of(run, output=str(tmp_path), scratch=True, optim=OptimConfig(lr=1e-30, weight_decay=0)))
+    weights = [name for name, value in load_method(run).encoder.named_parameters() if value.dim() > 1]
+    assert all(not torch.equal(state(tmp_path)[f"encoder.{name}"], state(run)[f"encoder.{name}"]) for name in weights)
+    assert "random weights" in record["protocol"]
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, monkeypatch):
+    whole = finetune(config_of(run, output=str(tmp_path / "whole")))
+    save = Trainer.save
+
+    def stop(trainer, keep=False):
+        save(trainer, keep)
+        if trainer.epoch == 1:
+            raise Stopped("stopped", 15)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(Trainer, "save", stop)
+        finetune(config_of(run, output=str(tmp_path / "parts")))
+    with pytest.raises(ConfigError, match="expected --resume"):
+        finetune(config_of(run, output=str(tmp_path / "parts")))
+    parts = finetune(config_of(run, output=str(tmp_path / "parts"), resume=True))
+    assert all(torch.equal(value, state(tmp_path / "parts")[name]) for name, value in state(tmp_path / "whole").items())
+    assert {**parts, "checkpoint": ""} == {**whole, "checkpoint": ""}
+
+
+def test_it_learns_the_labels_of_its_training_videos(run, tmp_path):
+    train = dataclasses.replace(TRAIN, epochs=25)
+    data = EvaluationDataConfig(clips=3, workers=0, test_where="split=train")
+    record = finetune(config_of(run, output=str(tmp_path), train=train, data=data, dropout=0.0))
+    assert record["top1"] >= 50, "chance is 12.5"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_run(name, run, tmp_path):
+    recipe = RECIPES[name]()
+    recipe.data.clips, recipe.data.workers, recipe.data.stride = 2, 0, 1
+    recipe.train = dataclasses.replace(TRAIN, epochs=1)
+    recipe.checkpoint, recipe.output = str(run), str(tmp_path)
+    assert 0 <= finetune(recipe)["top1"] <= 100
+
+
+@pytest.mark.parametrize(
+    "name, rate, batch, epochs, drops, decay",
+    [
+        ("dclr", 0.1, 64, 100, (60, 80), 1e-4),
+        ("fame", 0.025, 128, 150, (60, 120), 1e-4),
+        ("dualvar_ucf101", 0.05, 16, 100, (30, 60, 80), 1e-3),
+        ("dualvar_k400", 0.05, 16, 150, (50, 100), 1e-3),
+    ],
+)
+def test_recipes_are_the_published_ones(name, rate, batch, epochs, drops, decay):
+    recipe = RECIPES[name]()
+    optim, train = recipe.optim, recipe.train
+    assert optim.lr * train.batch / 64 == pytest.approx(rate)
+    assert tuple(share * train.epochs for share in optim.milestones) == pytest.approx(drops)
+    assert (train.batch, train.epochs, optim.weight_decay, optim.momentum) == (batch, epochs, decay, 0.9)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"augment": AugmentConfig(mean=(0.1, 0.1, 0.1))}, r"augment.mean: got \(0.1, 0.1, 0.1\), expected the pretr"),
+        ({"train": dataclasses.replace(TRAIN, batch=64)}, "train.batch: got 64, expected at most the 17 videos"),
+        ({"data": EvaluationDataConfig(label="colour", workers=0)}, "colour"),
+    ],
+)
+def test_bad_settings(run, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(config_of(run, output=str(tmp_path / "run"), **options))
+    assert not (tmp_path / "run").exists()
