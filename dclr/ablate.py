@@ -11,10 +11,11 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
+
+from matplotlib.figure import Figure
 
 from dclr.config import ConfigError, PretrainConfig, nearest, to_dict
 from dclr.data.synth import SynthConfig
@@ -180,8 +181,7 @@ def ablate(config: AblateConfig | None = None) -> dict[str, Any]:
         versions and hardware of this call.
 
     Raises:
-        ConfigError: the output folder holds other runs, the size's device is missing, or matplotlib is (the table is
-            there all the same).
+        ConfigError: the output folder holds other runs, or the size's device is missing.
     """
     config = config or AblateConfig()
     folder = Path(config.output).expanduser()
@@ -292,15 +292,7 @@ def _cell(figure: dict[str, float | None]) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> Path:
-    """Draw motion and scene of each row as bars with spreads, one panel for retrieval and one for the linear probe.
-
-    Raises:
-        ConfigError: matplotlib is missing.
-    """
-    if find_spec("matplotlib") is None:
-        raise ConfigError(f"{path}: matplotlib is not installed; the extra `bench` has it: pip install -e '.[bench]'")
-    from matplotlib.figure import Figure
-
+    """Draw motion and scene of each row as bars with spreads, one panel for retrieval and one for the linear probe."""
     rows = results["rows"]
     figure = Figure(figsize=(3 + 0.7 * len(rows), 6), layout="constrained")
     panels = figure.subplots(2, sharex=True)

@@ -25,10 +25,13 @@ from dclr.config import ConfigError, PretrainConfig, load, nearest, update
 from dclr.data.prepare import PrepareConfig, prepare
 from dclr.data.synth import SynthConfig, synthesize
 from dclr.demo import DemoConfig, demo
-from dclr.evaluate import LinearProbeConfig, RetrieveConfig, linear, retrieve
+from dclr.evaluate import KnnConfig, LinearProbeConfig, RetrieveConfig, knn, linear, retrieve
+from dclr.export import ExportConfig, ExtractConfig, export, extract
+from dclr.finetune import RECIPES, FinetuneConfig, finetune
 from dclr.presets import PRESETS
 from dclr.profile import profile
 from dclr.training import CheckpointError, NonFiniteLoss, Stopped, TooManyFailures, pretrain
+from dclr.visualize import VisualizeConfig, visualize
 
 Config = TypeVar("Config")
 
@@ -108,7 +111,9 @@ def _pretrain(argv: list[str]) -> None:
         for name, preset in PRESETS.items():
             print(f"{name:20} {(preset.__doc__ or '').splitlines()[0]}")
         return
-    pretrain(_pretrain_config(options, rest, "pretrain"), resume="--resume" in options)
+    folder = pretrain(_pretrain_config(options, rest, "pretrain"), resume="--resume" in options)
+    if os.environ.get("RANK", "0") == "0":  # of processes started together, the first
+        visualize(VisualizeConfig(str(folder), curves_only=True))
 
 
 def _profile(argv: list[str]) -> None:
@@ -162,6 +167,35 @@ def _retrieve(argv: list[str]) -> None:
     retrieve(_parse(RetrieveConfig, argv, "retrieve", RetrieveConfig(checkpoint=tyro.MISSING)))
 
 
+def _knn(argv: list[str]) -> None:
+    """Classify the test videos by a vote of the nearest training videos."""
+    knn(_parse(KnnConfig, argv, "knn", KnnConfig(checkpoint=tyro.MISSING)))
+
+
+def _extract(argv: list[str]) -> None:
+    """Write the features of a dataset's videos to train.npz and test.npz."""
+    extract(_parse(ExtractConfig, argv, "extract", ExtractConfig(checkpoint=tyro.MISSING)))
+
+
+def _export(argv: list[str]) -> None:
+    """Write the encoder of a checkpoint as a safetensors file."""
+    export(_parse(ExportConfig, argv, "export", ExportConfig(checkpoint=tyro.MISSING)))
+
+
+def _finetune(argv: list[str]) -> None:
+    """Train a checkpoint's encoder with a classifier on a dataset, and test it; --recipe dclr, fame, dualvar_..."""
+    options, rest = _take(argv, values=("--recipe",))
+    name = options.get("--recipe", "dclr")
+    if name not in RECIPES:
+        raise UsageError(f"unknown recipe {name!r}{nearest(name, RECIPES)}")
+    finetune(_parse(FinetuneConfig, rest, "finetune", dataclasses.replace(RECIPES[name](), checkpoint=tyro.MISSING)))
+
+
+def _visualize(argv: list[str]) -> None:
+    """Draw curves, activation maps and retrieved videos of a run, into one page; --curves-only needs no videos."""
+    visualize(_parse(VisualizeConfig, argv, "visualize", VisualizeConfig(checkpoint=tyro.MISSING)))
+
+
 def _synth(argv: list[str]) -> None:
     """Write a labelled set of videos in which motion and scene are independent."""
     command = _parse(SynthCommand, argv, "synth", SynthCommand(tyro.MISSING))
@@ -190,7 +224,12 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "pretrain": _pretrain,
     "profile": _profile,
     "linear": _linear,
+    "finetune": _finetune,
     "retrieve": _retrieve,
+    "knn": _knn,
+    "extract": _extract,
+    "visualize": _visualize,
+    "export": _export,
     "synth": _synth,
     "demo": _demo,
     "ablate": _ablate,

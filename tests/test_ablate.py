@@ -1,9 +1,7 @@
 """The ablation at its smallest, end to end; what of a row stays its own; and one clear error for each bad request."""
 
 import json
-import sys
 from dataclasses import replace
-from importlib.util import find_spec
 
 import pytest
 
@@ -27,16 +25,7 @@ def small(monkeypatch):
     monkeypatch.setitem(SIZES, "cpu", replace(SIZES["cpu"], run=run))
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Results that were to be drawn, where matplotlib is not installed."""
-    pictures = []
-    if find_spec("matplotlib") is None:
-        monkeypatch.setattr(dclr.ablate, "plot", lambda results, path: pictures.append(results) or path)
-    return pictures
-
-
-def test_end_to_end(tmp_path, capsys, monkeypatch, small, drawn):
+def test_end_to_end(tmp_path, capsys, monkeypatch, small):
     config = AblateConfig(rows=("T4.1,T4.4",), seeds=(0, 1), epochs=1, output=str(tmp_path), synth=TINY)
     results = ablate(config)
     assert [(run["row"], run["seed"]) for run in results["runs"]] == [
@@ -50,7 +39,7 @@ def test_end_to_end(tmp_path, capsys, monkeypatch, small, drawn):
     line = next(line for line in table.splitlines() if line.startswith("| T4.4 |"))
     assert f"{(first + second) / 2:.1f} ± {abs(first - second) / 2**0.5:.1f}" in line
     assert "VS +VD" in line and "60.2 on UCF-101" in line
-    assert (tmp_path / "plot.png").exists() or drawn
+    assert (tmp_path / "plot.png").exists()
     printed = capsys.readouterr().out
     assert "[3/4] T4.1, seed 1" in printed and table.strip() in printed
 
@@ -69,7 +58,7 @@ def test_end_to_end(tmp_path, capsys, monkeypatch, small, drawn):
         ablate(replace(config, synth=replace(TINY, still=2)))
 
 
-def test_turned_videos_are_evaluated_going_straight(tmp_path, small, drawn):
+def test_turned_videos_are_evaluated_going_straight(tmp_path, small):
     synth = replace(TINY, turn=1.0, scenes=3, still=2)
     config = AblateConfig(rows=("T7.5", "T5.1"), seeds=(3,), epochs=1, output=str(tmp_path), synth=synth)
     results = ablate(config)
@@ -135,20 +124,7 @@ def test_mean_and_spread():
 
 
 def test_plot(tmp_path):
-    if find_spec("matplotlib") is None:
-        with pytest.raises(ConfigError, match=r"the extra `bench` has it"):
-            plot(made_up([1.0]), tmp_path / "plot.png")
-    else:
-        assert plot(made_up([10.0, 30.0]), tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_without_matplotlib_the_table_is_written(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    figures = {**dict.fromkeys(FIGURES, 12.5), "protocol": "made up"}
-    monkeypatch.setattr(dclr.ablate, "run_row", lambda row, seed, config: figures)
-    with pytest.raises(ConfigError, match=r"plot\.png: matplotlib is not installed; the extra `bench` has it"):
-        ablate(AblateConfig(output=str(tmp_path)))
-    assert "| demo |" in (tmp_path / "table.md").read_text()
+    assert plot(made_up([10.0, 30.0]), tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

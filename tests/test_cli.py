@@ -135,6 +135,19 @@ def test_pretrain_resume_retrieve_linear(tmp_path, videos, capsys):
     assert "label scene" in records[1]["protocol"] and records[1]["epoch"] == 2
 
 
+def test_finetune(tmp_path, videos, capsys):
+    run = str(tmp_path / "run")
+    main(["pretrain", "--method", "simclr", *SMALL, "--train.epochs", "1", "--output", run, "--data.root", str(videos)])
+    flags = ["--checkpoint", run, "--data.clips", "2", "--data.workers", "0", "--train.device", "cpu"]
+    main(["finetune", "--recipe", "fame", *flags, "--train.epochs", "1", "--train.batch", "4"])
+    record = read_metrics(tmp_path / "run/finetune_folder")[-1]
+    assert record["evaluation"] == "finetune" and 0 <= record["top1"] <= 100
+    assert record["protocol"] in capsys.readouterr().out and "crop native" in record["protocol"]
+    assert failing(capsys, "finetune", *flags, "--recipe", "famee")[1] == (
+        "dclr: unknown recipe 'famee'; did you mean fame?"
+    )
+
+
 def test_synth(tmp_path, capsys):
     flags = ["--synth.train", "1", "--synth.test", "1", "--synth.size", "16", "--synth.frames", "2"]
     main(["synth", "--root", str(tmp_path / "set"), *flags])
