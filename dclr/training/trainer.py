@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 import time
@@ -74,6 +75,8 @@ def build_trainer(config: PretrainConfig, device: torch.device, encoder: nn.Modu
         torch.set_num_threads(train.threads)
     if device.type == "cpu":
         keep_freed_memory()
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or else cuBLAS refuses
     torch.use_deterministic_algorithms(train.deterministic)
     torch.backends.cudnn.benchmark = not train.deterministic
     loader = _build_loader(config, planes=device.type == "cuda")
