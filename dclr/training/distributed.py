@@ -26,6 +26,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", local)
 
 
+# Groups that are done with. DDP may hold the last reference to one, and would free it with Python's lock held, waiting
+# for a thread of the group that may itself wait for that lock.
+_done: list[dist.ProcessGroup] = []
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Inside, the processes of torchrun are one group (NCCL for tensors on GPUs, gloo on CPUs); alone, nothing.
@@ -43,4 +48,5 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        _done.append(dist.group.WORLD)
         dist.destroy_process_group()
