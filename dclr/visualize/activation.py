@@ -18,6 +18,7 @@ from dclr.data import count_frames, read_clips
 from dclr.data.clips import centre_crop
 from dclr.evaluate import EvaluationDataConfig
 from dclr.kernels import activation_map, decouple
+from dclr.kernels.activation import min_max_reference
 from dclr.visualize.drawing import short
 
 STREAMS = ("rgb", "static", "difference")
@@ -51,13 +52,7 @@ def activation_maps(encoder: nn.Module, clip: Tensor, mean: Sequence[float], std
     middle = torch.tensor([(clip.shape[0] - 1) // 2], device=clip.device)
     with torch.inference_mode():
         streams = decouple(clip.permute(3, 0, 1, 2)[None], middle, mean=mean, std=std)
-        return normalized(activation_map(encoder(torch.cat(streams)))).cpu()
-
-
-def normalized(maps: Tensor) -> Tensor:
-    """(B, T, H, W) maps minus their minimum, by their range; a constant map is 0."""
-    low, high = maps.amin((1, 2, 3), keepdim=True), maps.amax((1, 2, 3), keepdim=True)
-    return torch.where(high > low, (maps - low) / (high - low), 0)
+        return min_max_reference(activation_map(encoder(torch.cat(streams)))).cpu()
 
 
 def draw_activation(clip: Tensor, maps: Tensor, title: str) -> Figure:
