@@ -57,9 +57,11 @@ class DataConfig:
     """Stop when more than this share of the videos could not be decoded; others stand in for them until then."""
 
     def __post_init__(self) -> None:
-        _at_least("data", self, frames=1, stride=1, size=1, workers=0, max_failed_share=0)
+        at_least("data", self, frames=1, stride=1, size=1, workers=0, max_failed_share=0)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError(f"data.scale: got {self.scale}, expected two shares of the frame, 0 < low <= high <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ConfigError(f"data.ratio: got {self.ratio}, expected two aspect ratios, 0 < low <= high")
 
 
 @dataclass
@@ -72,6 +74,7 @@ class OptimConfig:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     schedule: Literal["step", "cosine", "constant"] = "step"
+    """How the rate falls from epoch to epoch."""
     milestones: tuple[float, ...] = (0.6, 0.8)
     """Shares of the epochs after which the step schedule multiplies the rate by 0.1."""
     warmup: int = 0
@@ -82,7 +85,7 @@ class OptimConfig:
     """First epoch in which it is; a term that joins late brings a far longer gradient."""
 
     def __post_init__(self) -> None:
-        _at_least("optim", self, momentum=0, weight_decay=0, warmup=0, clip_start=0)
+        at_least("optim", self, momentum=0, weight_decay=0, warmup=0, clip_start=0)
         if not all(0 <= share <= 1 for share in self.milestones):
             raise ConfigError(f"optim.milestones: got {self.milestones}, expected shares of the epochs, 0 to 1")
         if not self.lr > 0:
@@ -128,7 +131,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch": 1, "accumulate": 1, "seed": 0, "threads": 0}
-        _at_least("train", self, **least, checkpoint_every=1, save_every=1, log_every=1)
+        at_least("train", self, **least, checkpoint_every=1, save_every=1, log_every=1)
         if self.batch % self.accumulate:
             raise ConfigError(
                 f"train.accumulate: got {self.accumulate}, expected a divisor of train.batch {self.batch}"
@@ -157,7 +160,7 @@ class PretrainConfig(Generic[MethodConfig]):
     method: MethodConfig = field(default_factory=DCLRConfig)
 
 
-def _at_least(section: str, config: Any, **least: float) -> None:
+def at_least(section: str, config: Any, **least: float) -> None:
     for name, low in least.items():
         if not getattr(config, name) >= low:
             raise ConfigError(f"{section}.{name}: got {getattr(config, name)}, expected at least {low}")
@@ -199,9 +202,11 @@ def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
     hints = typing.get_type_hints(type(config), include_extras=False)
     changed = {}
     for key, value in values.items():
-        path = f"{where}.{key}" if where else str(key)
+        # YAML 1.1 reads `on`, without quotes, as true.
+        key = "on" if key is True else str(key)
+        path = f"{where}.{key}" if where else key
         if key not in fields:
-            raise ConfigError(f"unknown configuration key {path}{nearest(str(key), fields)}")
+            raise ConfigError(f"unknown configuration key {path}{nearest(key, fields)}")
         name = fields[key].name
         current = getattr(config, name)
         if dataclasses.is_dataclass(current):
@@ -251,7 +256,7 @@ def save(config: PretrainConfig, path: Path, **extra: Any) -> None:
 def load(path: str | Path, base: PretrainConfig | None = None) -> PretrainConfig:
     """Configuration of a YAML file over `base` (default: the defaults)."""
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
+        values = yaml.safe_load(Path(path).expanduser().read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

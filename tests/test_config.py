@@ -14,6 +14,7 @@ from dclr.config import (
     to_dict,
     update,
 )  # fmt: skip
+from dclr.demo import DemoConfig
 from dclr.methods import DCLRConfig, SimCLRConfig
 from dclr.methods.dclr import AlignmentConfig, LossWeights
 from dclr.methods.search import SearchConfig
@@ -42,6 +43,11 @@ def test_everything_survives_yaml(tmp_path):
     assert to_dict(config)["method"]["ac"]["lambda"] == 0.1
 
 
+def test_the_demo_preset_takes_the_videos_of_the_demo():
+    made = DemoConfig()
+    assert PRESETS["demo"]().data.root == f"{made.output}/videos_{made.seeds[0]}"
+
+
 def written(tmp_path, text):
     path = tmp_path / "run.yaml"
     path.write_text(text)
@@ -55,6 +61,17 @@ def test_a_file_overlays_a_preset(tmp_path):
     assert (config.method.search.queue, config.train.epochs) == (16384, 100)
     assert config.data.scale == (0.5, 1.0)
     assert load(written(tmp_path, "")) == PretrainConfig()
+
+
+def test_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(tmp_path, "train: {epochs: 3}")
+    assert load("~/run.yaml").train.epochs == 3
+
+
+@pytest.mark.parametrize("key", ["on", "'on'"])
+def test_a_key_that_yaml_reads_as_true(tmp_path, key):
+    assert load(written(tmp_path, f"method: {{search: {{{key}: [s, d]}}}}")).method.search.on == ("s", "d")
 
 
 def test_a_file_can_name_another_method(tmp_path):
@@ -84,6 +101,8 @@ def test_a_file_can_name_another_method(tmp_path):
         ("optim: {lr: .nan}", r"optim\.lr: got nan"),
         ("optim: {milestones: [60, 80]}", r"optim\.milestones: got \(60\.0, 80\.0\), expected shares"),
         ("data: {scale: [0.5, 0.2]}", r"data\.scale: got \(0\.5, 0\.2\)"),
+        ("data: {ratio: [0, 1]}", r"data\.ratio: got \(0\.0, 1\.0\), expected two aspect ratios"),
+        ("data: {ratio: [2, 1]}", r"data\.ratio: got \(2\.0, 1\.0\)"),
         ("method: {tau: 0}", r"method\.tau: got 0\.0"),
     ],
 )

@@ -154,6 +154,10 @@ class _Videos:
         self.prepared = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
         self.whole: dict[int, Any] | None = {} if cache == "memory" else None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker keeps videos of its own: what converts their frames cannot be pickled.
+        return {**self.__dict__, "whole": None if self.whole is None else {}}
+
     def count(self, index: int) -> int:
         if not self.counts[index]:
             self.counts[index] = self._count(index) if self.whole is None else len(self._video(index)[0])
@@ -180,11 +184,12 @@ class _Videos:
 
 
 class PretrainClips(Dataset):
-    """Randomly placed and cropped clips by (epoch, index): `Sample`s of (views, frames + 1, size, size, 3).
+    """Randomly placed and cropped clips by (epoch, index, *stand_ins): `Sample`s of (views, frames + 1, size, size, 3).
 
     Every draw comes from a generator seeded by (seed, epoch, index), so a sample is the same whoever loads it.
-    The crop is one for all frames of a clip and is not mirrored. A video that cannot be read is replaced by
-    another of the dataset, and named in `failures`; `DatasetError` after ten in a row.
+    The crop is one for all frames of a clip and is not mirrored. A video that cannot be read is replaced by the
+    first of its stand-ins that can, or else by any of the dataset, and named in `failures`; `DatasetError` after ten
+    in a row.
 
     frames, stride: frames + 1 are taken, every stride-th raw frame (DCLR Eq. 4 needs one more than the encoder).
     crops: crops of each view, each with a box of its own: (crops * views, ...), all views of a crop together.
@@ -217,8 +222,8 @@ class PretrainClips(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, ...]) -> Sample:
+        epoch, index, *stand_ins = key
         # A seed's trailing zeros are not told apart, and (seed, epoch) seeds the order of the epoch.
         rng = np.random.default_rng((self.seed, epoch, index + 1))
         failures = []
@@ -227,7 +232,7 @@ class PretrainClips(Dataset):
                 return Sample(self._draw(index, rng), index, int(self.dataset.labels[index]), tuple(failures))
             except VideoError as error:
                 failures.append(_bare(error))
-                index = int(rng.integers(len(self.dataset)))
+                index = stand_ins.pop(0) if stand_ins else int(rng.integers(len(self.dataset)))
         raise DatasetError(f"{REPLACEMENTS} videos in a row cannot be read, the last one {failures[-1]}")
 
     def _draw(self, index: int, rng: np.random.Generator) -> Tensor | PackedCrops:
@@ -242,15 +247,17 @@ class PretrainClips(Dataset):
         return torch.stack([crop_resize(clip, box, self.size) for clip, box in zip(clips, boxes)])
 
     def check_span(self) -> None:
-        """Raises `DatasetError` where every readable video is shorter than one clip. Counts until one is not."""
-        longest = 0
+        """Raises `DatasetError` where no video can be read, or none is as long as a clip. Counts until one is."""
+        longest, failures = 0, []
         for index in range(len(self)):
             try:
                 longest = max(longest, self.videos.count(index))
-            except VideoError:
-                continue
+            except VideoError as error:
+                failures.append(_bare(error))
             if longest >= self.span:
                 return
+        if failures and not longest:
+            raise DatasetError(f"{self.dataset.name}: none of the {len(self)} videos can be read; {failures[0]}")
         raise DatasetError(
             f"{self.dataset.name}: a clip spans {self.span} raw frames ({self.frames} + 1 frames, "
             f"stride {self.stride}), but the longest of the {len(self)} videos has {longest}"

@@ -312,7 +312,8 @@ class _Shelf:
     def find(self, path: str) -> str | None:
         folder, name = os.path.split(path)
         if folder not in self.folders:
-            files = os.listdir(folder) if os.path.isdir(folder) else []
+            entries = os.scandir(folder) if os.path.isdir(folder) else ()
+            files = [entry.name for entry in entries if not entry.is_dir()]
             self.folders[folder] = {_stem(file): file for file in sorted(files) if _is_video(file)}
             self.folders[folder] |= {file: file for file in files}
         file = self.folders[folder].get(name) or self.folders[folder].get(_stem(name))

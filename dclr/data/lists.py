@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 PATH_COLUMNS = ("path", "video", "video_path", "filename", "file")
+MAX_CLASSES = 100_000
 
 
 class DatasetError(ValueError):
@@ -85,11 +86,13 @@ def encode(
     """Labels as class numbers, and the classes (default: the sorted names).
 
     Whole numbers stand for themselves; an empty value is -1, unknown. Raises `DatasetError` for a label that
-    `classes` does not have.
+    `classes` does not have, or a number from `MAX_CLASSES` on.
     """
     known = {value for value in values if value}
-    if all(value.removeprefix("-").isdigit() for value in known):
+    if all(value.removeprefix("-").isdecimal() for value in known):
         largest = max(map(int, known), default=-1)
+        if not classes and largest >= MAX_CLASSES:
+            raise DatasetError(f"{source}: label '{largest}' is no class number: expected at most {MAX_CLASSES - 1}")
         classes = classes or tuple(str(number) for number in range(largest + 1))
         numbers = {value: int(value) for value in known if -1 <= int(value) < len(classes)}
     else:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from dclr.data.clips import Batch, EvaluationClips, PretrainClips, collate
+from dclr.data.clips import REPLACEMENTS, Batch, EvaluationClips, PretrainClips, collate
 from dclr.data.planes import PackedCrops
 
 # Both reach the whole process group; the trainer finishes its step and saves before it stops.
@@ -24,10 +24,11 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class EpochSampler(Sampler):
-    """Batches of (epoch, index): each epoch shuffles the dataset once, and the last partial batch is dropped.
+    """Batches of (epoch, index, *stand_ins): each epoch shuffles the dataset, and the last partial batch is dropped.
 
     All ranks share the order. A global batch is `batch_size` consecutive videos of it, of which rank r takes
-    the r-th of `world` equal runs. Call `set_epoch` before each epoch.
+    the r-th of `world` equal runs. Stand-ins are not of the batch, lest a video be its own negative; where the
+    dataset has two batches or more, no two videos of a batch share any. Call `set_epoch` before each epoch.
     """
 
     def __init__(self, length: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1):
@@ -46,13 +47,19 @@ class EpochSampler(Sampler):
     def __len__(self) -> int:
         return max(self.length // self.batch_size - self.start_step, 0)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         epoch = self.epoch
         order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
         own = self.batch_size // self.world
         for step in range(self.start_step, self.length // self.batch_size):
-            first = step * self.batch_size + self.rank * own
-            yield [(epoch, int(index)) for index in order[first : first + own]]
+            first, end = step * self.batch_size, (step + 1) * self.batch_size
+            batch, others = order[first:end], np.concatenate([order[end:], order[:first]])
+            # Dealt out over the places of the batch, as far as they go.
+            hands = max(min(self.batch_size, len(others)), 1)
+            yield [
+                (epoch, int(batch[place]), *others[place % hands :: hands][: REPLACEMENTS - 1].tolist())
+                for place in range(self.rank * own, (self.rank + 1) * own)
+            ]
 
 
 def build_pretrain_loader(

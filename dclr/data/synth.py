@@ -57,13 +57,17 @@ class SynthConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least_of = {"train": 1, "test": 1, "size": 8, "frames": 2, "blobs": 1, "scenes": 0, "still": 0}
+        least_of = {"train": 1, "test": 1, "size": 8, "frames": 2, "blobs": 1, "scenes": 0, "still": 0, "seed": 0}
         for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"synth.{name}: got {getattr(self, name)}, expected at least {least}")
         for name in ("sector", "turn"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"synth.{name}: got {getattr(self, name)}, expected a share in [0, 1]")
+        if not self.radius > 0:
+            raise ValueError(f"synth.radius: got {self.radius}, expected more than 0 pixels")
+        if not 0 <= self.speed[0] <= self.speed[1]:
+            raise ValueError(f"synth.speed: got {self.speed}, expected two speeds, 0 <= slowest <= fastest")
         if self.size % 2:
             raise ValueError(f"synth.size: got {self.size}, expected an even number (4:2:0 video)")
 

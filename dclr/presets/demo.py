@@ -18,7 +18,7 @@ def _demo(method: DCLRConfig | SimCLRConfig) -> PretrainConfig:
         output="runs/demo",
         encoder="r2plus1d_tiny",
         data=DataConfig(
-            dataset="folder", root="runs/demo/videos", label="motion", frames=8, stride=1,
+            dataset="folder", root="runs/demo/videos_0", label="motion", frames=8, stride=1,
             size=32, scale=(0.5, 1.0), workers=0, cache="memory",
         ),
         augment=AugmentConfig(flip=0, hue=0, blur=0),

@@ -1,4 +1,8 @@
-"""DualVar as in its released code; figures are finetuned top-1 on UCF-101 / HMDB-51.
+"""DualVar after its released code; figures are finetuned top-1 on UCF-101 / HMDB-51.
+
+Clips are placed otherwise. The released code draws the middle frame of each clip from the whole video, alone, and
+repeats the first or last frame where the clip reaches past it, as test clips do with the last. Here, as for every
+method, the clips of a video begin at different frames and lie within it, and a video of under 66 frames is a loop.
 
 Its frames are squeezed to 128 x 171 (width x height) before a 112 x 112 crop. For frames of 4:3 that is a crop of
 fixed shape: 87.5% of the width, 65.5% of the height. `--data.ratio 1 1` is the crop without the squeeze.

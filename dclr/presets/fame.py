@@ -26,7 +26,9 @@ def _fame(dataset: str = "ucf101", encoder: str = "r2plus1d_18", size: int = 112
         # Statistics over all GPUs would leave the shuffled BatchNorm nothing to do.
         train=TrainConfig(sync_bn=False),
         method=FAMEConfig(
-            queue=queue, foreground=ForegroundConfig(**{"mask": "fame", "hue": "official", **foreground})
+            hidden=1024 if encoder == "i3d" else 512,
+            queue=queue,
+            foreground=ForegroundConfig(**{"mask": "fame", "hue": "official", **foreground}),
         ),
     )
 

@@ -201,6 +201,8 @@ def test_unreadable_videos_are_replaced_and_named(files):
     assert sample.video_id == 1 and sample.label == 1
     assert sample.failures[0].path == str(files["text"]) and "not a video" in sample.failures[0].reason
     assert torch.equal(clips[0, 0].clips, sample.clips)
+    stood_in = clips[0, 0, 2, 1]
+    assert stood_in.video_id == 1 and [error.path for error in stood_in.failures] == [mixed.paths[0], mixed.paths[2]]
     batch = collate([sample, clips[0, 1], sample])
     assert batch.video_id.tolist() == [1, 1, 1] and batch.failures == 2 * sample.failures
     with pytest.raises(DatasetError, match=r"10 videos in a row cannot be read, the last one .*text.mp4"):
@@ -212,6 +214,8 @@ def test_clip_longer_than_every_video(files):
     PretrainClips(videos, frames=29, stride=1).check_span()
     with pytest.raises(DatasetError, match=r"31 raw frames .* but the longest of the 3 videos has 30"):
         PretrainClips(videos, frames=30, stride=1).check_span()
+    with pytest.raises(DatasetError, match=r"none of the 2 videos can be read; .*text.mp4: .*not a video"):
+        PretrainClips(dataset_of(files["text"], files["audio"])).check_span()
 
 
 @pytest.mark.parametrize("cache", [None, "memory"])

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dclr.data import DatasetError, load_dataset
+from dclr.data import DatasetError, lists, load_dataset
 
 UCF_CLASSES = ("Archery", "Basketball", "YoYo")
 UCF_TRAIN = (
@@ -220,9 +220,20 @@ def test_folder_with_a_list_beside_the_videos(tmp_path):
         load_dataset("folder", tmp_path, annotations=listing)
     write(tmp_path / "two.csv", "videos/c.avi,jump", "videos/a b.mp4,run")
     assert load_dataset("folder", tmp_path, annotations=tmp_path / "two.csv").classes == ("jump", "run")
+    write(tmp_path / "blank.csv", "path,label", ",1", "videos/c.avi,0")
+    with pytest.raises(DatasetError, match="1 of 2 train videos are not under"):
+        load_dataset("folder", tmp_path / "videos", annotations=tmp_path / "blank.csv")
     write(tmp_path / "ragged.csv", "path,label", "videos/c.avi")
     with pytest.raises(DatasetError, match=r"ragged.csv, row 2: 1 columns"):
         load_dataset("folder", tmp_path, annotations=tmp_path / "ragged.csv")
+
+
+def test_labels_that_are_numbers(tmp_path):
+    listing = tmp_path / "list.csv"
+    assert lists.encode(["2", "-1", ""], listing) == ([2, -1, -1], ("0", "1", "2"))
+    assert lists.encode(["²", "10"], listing) == ([1, 0], ("10", "²"))
+    with pytest.raises(DatasetError, match=r"list.csv: label '100000000000' is no class number: expected at most 9"):
+        lists.encode(["0", "100000000000"], listing)
 
 
 def test_folder_of_class_folders(tmp_path):

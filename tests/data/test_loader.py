@@ -58,12 +58,24 @@ def test_every_epoch_is_another_permutation():
         sampler.set_epoch(epoch)
         batches = list(sampler)
         assert len(batches) == len(sampler) == 4
-        assert all(at == epoch for batch in batches for at, _ in batch)
-        epochs.append([index for batch in batches for _, index in batch])
+        assert all(at == epoch for batch in batches for at, *_ in batch)
+        epochs.append([index for batch in batches for _, index, *_ in batch])
         assert sorted(epochs[-1]) == list(range(20))
     assert len({tuple(order) for order in epochs}) == 3
-    assert list(EpochSampler(20, 5, seed=3)) == [[(0, i) for i in row] for row in np.reshape(epochs[0], (4, 5))]
+    assert [[key[:2] for key in batch] for batch in EpochSampler(20, 5, seed=3)] == [
+        [(0, i) for i in row] for row in np.reshape(epochs[0], (4, 5))
+    ]
     assert list(EpochSampler(20, 5, seed=4)) != list(EpochSampler(20, 5, seed=3))
+
+
+@pytest.mark.parametrize("length, batch_size", [(60, 5), (13, 5), (10, 5), (8, 5), (6, 5), (5, 5)])
+def test_stand_ins_are_of_other_batches(length, batch_size):
+    for batch in EpochSampler(length, batch_size):
+        own, stand_ins = {key[1] for key in batch}, [index for key in batch for index in key[2:]]
+        assert not own & set(stand_ins)
+        assert all(len(key) > 2 for key in batch) or length == batch_size
+        if length >= 2 * batch_size:
+            assert len(stand_ins) == len(set(stand_ins)) == min(length - batch_size, 9 * batch_size)
 
 
 def test_ranks_share_out_each_global_batch():
@@ -128,6 +140,28 @@ def test_failures_reach_the_loop(files):
     [batch] = loader
     assert str(files["text"]) in [failure.path for failure in batch.failures]
     assert batch.video_id.shape == (5,) and 2 not in batch.video_id.tolist()
+
+
+def test_a_stand_in_is_no_video_of_the_batch(files):
+    """One file of ten cannot be read, and whichever batch it is in has other videos beside it."""
+    videos = dataset_of(*9 * [files["h264"]], files["text"])
+    for batch_size in (5, 8):
+        loader = build_pretrain_loader(PretrainClips(videos, frames=3, size=16), batch_size)
+        failures = 0
+        for epoch in range(4):
+            loader.batch_sampler.set_epoch(epoch)
+            for batch in loader:
+                assert len(set(batch.video_id.tolist())) == batch_size
+                failures += len(batch.failures)
+        assert failures
+
+
+def test_videos_in_memory_with_workers(files):
+    """Some were decoded here already, when the workers start."""
+    kept = build_pretrain_loader(pretrain_clips(files, cache="memory"), 2, workers=1)
+    assert kept.dataset.videos.whole
+    for batch, expected in zip(kept, build_pretrain_loader(pretrain_clips(files), 2), strict=True):
+        assert torch.equal(batch.clips, expected.clips)
 
 
 def test_evaluation_covers_every_video_once(files):

@@ -119,7 +119,20 @@ def test_contrast_zero_is_flat():
     assert np.ptp(background(1, 16, 0.0, np.random.default_rng(0))) == 0
 
 
-@pytest.mark.parametrize("bad", [{"train": 0}, {"size": 33}, {"frames": 1}, {"blobs": 0}, {"turn": 1.5}, {"still": -1}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"train": 0},
+        {"size": 33},
+        {"frames": 1},
+        {"blobs": 0},
+        {"turn": 1.5},
+        {"still": -1},
+        {"radius": 0},
+        {"speed": (2.0, 1.0)},
+        {"seed": -1},
+    ],
+)
 def test_bad_configuration(bad):
     with pytest.raises(ValueError, match=r"synth\."):
         SynthConfig(**bad)

@@ -41,6 +41,7 @@ def test_presets_are_the_released_recipe(name):
     assert (method.tau, method.momentum, method.symmetric, method.key_bn) == (0.1, 0.999, True, "shuffle")
     assert method.queue == {"ucf101": 2048, "kinetics400": 65536}[preset.data.dataset]
     assert not preset.train.sync_bn and preset.optim.schedule == "cosine" and preset.optim.lr == 0.01
+    assert method.hidden == {"i3d": 1024, "r2plus1d_18": 512}[preset.encoder]
     assert preset.augment.mean == (0.43216, 0.394666, 0.37645) and foreground.hue == "official"
     assert foreground.views == ("both" if "both views" in PRESETS[name].__doc__ else "single")
     assert foreground.merges == (name not in ("F1.1", "F3.1", "F4.1"))

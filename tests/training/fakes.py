@@ -101,7 +101,7 @@ class FakeClips(Dataset):
         return VIDEOS
 
     def __getitem__(self, key):
-        epoch, index = key
+        epoch, index, *_ = key
         generator = torch.Generator().manual_seed(1000 * epoch + index)
         clips = torch.randint(256, (2, 4, 7, 7, 3), generator=generator, dtype=torch.uint8)
         failures = (VideoError(f"video{index}.avi", "broken"),) if index in self.unreadable else ()

@@ -1,7 +1,5 @@
 """Learning rates against numbers worked out by hand."""
 
-import math
-
 import pytest
 from torch import nn
 
@@ -26,8 +24,13 @@ def test_rate_grows_with_the_batch():
 def test_cosine_and_warmup():
     config = OptimConfig(schedule="cosine", warmup=4, lr=1.0)
     rates = [learning_rate(config, 64, 2, *divmod(step, 5), 5) for step in range(10)]
-    expected = [min(1, (t + 1) / 4) * (1 + math.cos(math.pi * t / 10)) / 2 for t in range(10)]
-    assert rates == pytest.approx(expected)
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("step", [0, 50, 99])
+@pytest.mark.parametrize(("epoch", "expected"), [(0, 0.01), (50, 0.00853553), (100, 0.005), (199, 6.16838e-07)])
+def test_cosine_falls_from_epoch_to_epoch(epoch, expected, step):
+    assert learning_rate(OptimConfig(schedule="cosine"), 64, 200, epoch, step, 100) == pytest.approx(expected)
 
 
 def test_optimizer_leaves_frozen_parameters_out():
