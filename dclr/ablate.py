@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from dclr.config import ConfigError, PretrainConfig, nearest, to_dict
+from dclr.config import ConfigError, PretrainConfig, nearest
 from dclr.data.synth import SynthConfig
-from dclr.demo import CHANCE, evaluate, videos
+from dclr.demo import CHANCE, check_runs, claim, evaluate, videos
 from dclr.presets import PRESETS
 from dclr.presets.demo import demo_vanilla
 from dclr.training import load_method, pretrain
@@ -51,23 +51,14 @@ class AblateConfig:
     def __post_init__(self) -> None:
         self.rows = tuple(dict.fromkeys(name for item in self.rows for name in item.split(",") if name))
         self.seeds = tuple(dict.fromkeys(self.seeds))
-        if not self.rows:
-            raise ConfigError("rows: got none, expected presets, as T4.1,T4.3")
         for row in self.rows:
             if row not in PRESETS:
                 raise ConfigError(f"rows: got {row}{nearest(row, PRESETS)}")
-        if not self.seeds or min(self.seeds) < 0:
-            raise ConfigError(f"seeds: got {self.seeds or 'none'}, expected at least one, not negative")
-        if self.epochs is not None and self.epochs < 1:
-            raise ConfigError(f"epochs: got {self.epochs}, expected at least 1")
         if self.size not in SIZES:
             raise ConfigError(f"size: got {self.size!r}, expected one of {', '.join(SIZES)}")
         if self.synth is None:
             self.synth = SIZES[self.size].synth
-        if self.synth.seed:
-            raise ConfigError(
-                f"synth.seed: got {self.synth.seed}, expected none: each of the seeds draws its own videos"
-            )
+        check_runs(self.rows, self.seeds, self.epochs, self.synth)
 
 
 @dataclass(frozen=True)
@@ -189,7 +180,7 @@ def ablate(config: AblateConfig | None = None) -> dict[str, Any]:
     device = choose_device(SIZES[config.size].run.train.device)
     planned = [(row, seed) for seed in config.seeds for row in config.rows]
     for row, seed in planned:
-        _claim(_run_folder(folder, row, seed), ablation_run(row, config), config.synth)
+        claim(_run_folder(folder, row, seed) / SETTINGS, ablation_run(row, config), config.synth)
     runs: list[dict[str, Any]] = []
     for number, (row, seed) in enumerate(planned, 1):
         print(f"[{number}/{len(planned)}] {row}, seed {seed}: {_describe(row)[0]}", flush=True)
@@ -234,18 +225,6 @@ def _run_folder(folder: Path, row: str, seed: int) -> Path:
     """Of the first preset with the same configuration: T5.1, T6.1 and T7.5, say, are one run."""
     wanted = PRESETS[row]()
     return folder / f"{next(name for name, preset in PRESETS.items() if preset() == wanted)}_{seed}"
-
-
-def _claim(output: Path, run: PretrainConfig, synth: SynthConfig) -> None:
-    """Note the settings of a run in its folder, or check them against those noted by an earlier call."""
-    settings = json.dumps({"run": to_dict(run), "videos": asdict(synth)}, indent=1)
-    path = output / SETTINGS
-    if path.exists():
-        if path.read_text(encoding="utf-8") != settings:
-            raise ConfigError(f"{output} holds a run with other settings ({path}); expected another --output")
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    path.write_text(settings, encoding="utf-8")
 
 
 def _describe(row: str) -> tuple[str, str]:

@@ -96,6 +96,11 @@ class AugmentConfig:
         for name in ("flip", "grayscale", "jitter", "blur"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augment.{name}: got {getattr(self, name)}, expected a probability in [0, 1]")
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"augment.{name}: got {getattr(self, name)}, expected a strength of at least 0")
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise ValueError(f"augment.blur_sigma: got {self.blur_sigma}, expected pixels, 0 < low <= high")
 
 
 class ColorDraw(NamedTuple):

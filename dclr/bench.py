@@ -62,7 +62,7 @@ class BenchError(ValueError):
 class BenchConfig:
     """Measure; or draw with --plot; or search with --tune."""
 
-    plot: tuple[str, ...] = ()
+    plot: tuple[str, ...] | None = None
     """Results files (JSON) to draw, instead of measuring."""
     output: str | None = None
     """Picture that --plot writes, its kind by its suffix (default: the first results file with .png)."""
@@ -78,9 +78,11 @@ class BenchConfig:
 
 def bench(config: BenchConfig) -> None:
     """Measure, draw or tune; BenchError says in one line what is missing or failed."""
-    if config.plot and config.tune:
+    if config.plot is not None and config.tune:
         raise BenchError("--plot and --tune: got both, expected one of them")
-    if config.plot:
+    if config.plot == ():
+        raise BenchError("--plot: got no file, expected results to draw")
+    if config.plot is not None:
         print(plot(config.plot, config.output))
     elif config.tune:
         tune(config.tune, config.only, config.seconds)

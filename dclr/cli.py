@@ -27,7 +27,7 @@ from dclr.data.synth import SynthConfig, synthesize
 from dclr.demo import DemoConfig, demo
 from dclr.evaluate import KnnConfig, LinearProbeConfig, RetrieveConfig, knn, linear, retrieve
 from dclr.export import ExportConfig, ExtractConfig, export, extract
-from dclr.finetune import RECIPES, FinetuneConfig, finetune
+from dclr.finetune import RECIPES, FinetuneConfig, finetune, saved_settings
 from dclr.presets import PRESETS
 from dclr.profile import profile
 from dclr.training import CheckpointError, NonFiniteLoss, Stopped, TooManyFailures, pretrain
@@ -107,11 +107,12 @@ def _prepare(argv: list[str]) -> None:
 def _pretrain(argv: list[str]) -> None:
     """Pretrain an encoder; --preset NAME, then --config run.yaml, then flags; --resume, --list-presets."""
     options, rest = _take(argv, values=("--preset", "--config", "--method"), switches=("--resume", "--list-presets"))
+    config = _pretrain_config(options, rest, "pretrain")
     if "--list-presets" in options:
         for name, preset in PRESETS.items():
             print(f"{name:20} {(preset.__doc__ or '').splitlines()[0]}")
         return
-    folder = pretrain(_pretrain_config(options, rest, "pretrain"), resume="--resume" in options)
+    folder = pretrain(config, resume="--resume" in options)
     if os.environ.get("RANK", "0") == "0":  # of processes started together, the first
         visualize(VisualizeConfig(str(folder), curves_only=True))
 
@@ -188,7 +189,12 @@ def _finetune(argv: list[str]) -> None:
     name = options.get("--recipe", "dclr")
     if name not in RECIPES:
         raise UsageError(f"unknown recipe {name!r}{nearest(name, RECIPES)}")
-    finetune(_parse(FinetuneConfig, rest, "finetune", dataclasses.replace(RECIPES[name](), checkpoint=tyro.MISSING)))
+    config = _parse(FinetuneConfig, rest, "finetune", dataclasses.replace(RECIPES[name](), checkpoint=tyro.MISSING))
+    if config.resume and "--recipe" not in options:
+        config = _parse(FinetuneConfig, rest, "finetune", saved_settings(config) or config)
+    record = finetune(config)
+    if record:  # of processes started together, the first
+        visualize(VisualizeConfig(record["checkpoint"], curves_only=True))
 
 
 def _visualize(argv: list[str]) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dclr.config import ConfigError, PretrainConfig
+from dclr.config import ConfigError, PretrainConfig, to_dict
 from dclr.data import EvaluationClips, load_dataset
 from dclr.data.synth import SynthConfig, synthesize
 from dclr.evaluation import Features, extract_features, linear_probe, retrieval
@@ -47,6 +48,7 @@ class DemoConfig:
         unknown = [row for row in self.rows if row not in DEMO_ROWS]
         if unknown:
             raise ConfigError(f"rows: got {unknown[0]}, expected some of {', '.join(DEMO_ROWS)}")
+        check_runs(self.rows, self.seeds, self.epochs, self.synth)
 
 
 def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
@@ -54,9 +56,15 @@ def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
 
     Returns:
         One dict for each seed, row and stage of its curriculum: figures in percent under "motion R@1" and so on.
+
+    Raises:
+        ConfigError: the output folder holds other runs.
     """
     config = config or DemoConfig()
-    folder = Path(config.output)
+    folder = Path(config.output).expanduser()
+    for seed in config.seeds:
+        for row in config.rows:
+            claim(folder / f"{row}_{seed}" / "demo.json", _run(row, config.epochs), config.synth)
     results = []
     for seed in config.seeds:
         root = videos(folder / f"videos_{seed}", dataclasses.replace(config.synth, seed=seed))
@@ -67,6 +75,29 @@ def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
     trained = f"{TRAINED} " if "dclr" in config.rows else ""
     print(f"\n{table}\n\n{trained}Chance is {CHANCE}% throughout. Protocol: {results[-1]['protocol']}")
     return results
+
+
+def check_runs(rows: Sequence[str], seeds: Sequence[int], epochs: int | None, synth: SynthConfig) -> None:
+    """Raise ConfigError where no rows can be compared over these seeds, epochs and videos."""
+    if not rows:
+        raise ConfigError("rows: got none, expected at least one")
+    if not seeds or min(seeds) < 0:
+        raise ConfigError(f"seeds: got {seeds or 'none'}, expected at least one, not negative")
+    if epochs is not None and epochs < 1:
+        raise ConfigError(f"epochs: got {epochs}, expected at least 1")
+    if synth.seed:
+        raise ConfigError(f"synth.seed: got {synth.seed}, expected none: each of the seeds draws its own videos")
+
+
+def claim(path: Path, run: PretrainConfig, synth: SynthConfig) -> None:
+    """Note the settings of a run in a file of its folder, or check them against those noted by an earlier call."""
+    settings = json.dumps({"run": to_dict(run), "videos": asdict(synth)}, indent=1)
+    if path.exists():
+        if path.read_text(encoding="utf-8") != settings:
+            raise ConfigError(f"{path.parent} holds a run with other settings ({path}); expected another --output")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(settings, encoding="utf-8")
 
 
 def videos(root: Path, config: SynthConfig) -> Path:
@@ -84,9 +115,8 @@ def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = 
 
     A finished or interrupted run goes on where it stopped.
     """
-    run = DEMO_ROWS[row]()
+    run = _run(row, epochs)
     run.output, run.train.seed, run.data.root = str(output), seed, str(root)
-    run.train.epochs = epochs or run.train.epochs
     pretrain(run, resume=True)
     kept = output / "checkpoints"
     stages = [epoch for epoch in _stages(run) if (kept / f"epoch_{epoch:04d}.pt").exists()]
@@ -94,6 +124,13 @@ def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = 
     for result in results:
         append_metrics(output, result)
     return results
+
+
+def _run(row: str, epochs: int | None) -> PretrainConfig:
+    """The configuration of a row, without its seed and folders."""
+    run = DEMO_ROWS[row]()
+    run.train.epochs = epochs or run.train.epochs
+    return run
 
 
 def _stages(run: PretrainConfig) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from dclr.augment import AugmentConfig
-from dclr.config import ConfigError, DataConfig, PretrainConfig
+from dclr.config import ConfigError, DataConfig, PretrainConfig, at_least
 from dclr.data import EvaluationClips, VideoDataset, load_dataset
 from dclr.distributed import is_first
 from dclr.evaluation import Features, LinearConfig, extract_features, knn_classification, linear_probe, retrieval
@@ -58,6 +59,11 @@ class EvaluationDataConfig:
     max_failed_share: float = 0.01
     """Stop when more than this share of the videos cannot be decoded."""
 
+    def __post_init__(self) -> None:
+        least = {"split": 1, "frames": 1, "stride": 1, "size": 1, "clips": 1, "workers": 0, "batch_videos": 1}
+        given = {name: low for name, low in least.items() if getattr(self, name) is not None}
+        at_least("data", self, **given, max_failed_share=0)
+
     def completed(self, pretraining: DataConfig) -> EvaluationDataConfig:
         """With the pretraining's values where there are none."""
         names = CLIP_FIELDS if self.dataset else CLIP_FIELDS + SOURCE_FIELDS
@@ -94,6 +100,10 @@ class RetrieveConfig(EvaluationConfig):
     """Normalise each clip's feature before the mean over clips."""
     center: Literal["per_split", "train", "none"] = "per_split"
 
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise ConfigError(f"ks: got {self.ks}, expected numbers of at least 1")
+
 
 @dataclass
 class KnnConfig(EvaluationConfig):
@@ -107,10 +117,16 @@ class KnnConfig(EvaluationConfig):
     """Normalise each clip's feature before the mean over clips."""
     center: Literal["per_split", "train", "none"] = "none"
 
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ConfigError(f"k: got {self.k}, expected at least 1")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature: got {self.temperature}, expected a temperature above 0")
+
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Features of both subsets, the path of each of their rows' videos, and how they came about."""
+    """Features of both subsets, the path of each of their rows' videos, how they came about, and the output folder."""
 
     train: Features
     test: Features
@@ -120,6 +136,7 @@ class Evaluated:
     position: dict[str, Any]
     train_paths: tuple[str, ...]
     test_paths: tuple[str, ...]
+    folder: Path
 
 
 def linear(config: LinearProbeConfig) -> dict[str, Any]:
@@ -168,15 +185,14 @@ def knn(config: KnnConfig) -> dict[str, Any]:
 
 def _evaluate(name: str, config: EvaluationConfig, figures: Callable[[Evaluated], dict[str, Any]]) -> dict[str, Any]:
     """Features, figures, one record of both."""
-    features = features_of(config)
+    features = features_of(name, config)
     record = {
         **figures(features),
         "checkpoint": str(find_checkpoint(config.checkpoint)),
         "epoch": features.position["epoch"],
         "encoder": features.pretraining.encoder,
     }
-    folder = output_folder(name, config.checkpoint, config.output, features.data)
-    return add_record(folder, name, features.data, record, features.train, features.test)
+    return add_record(features.folder, name, features.data, record, features.train, features.test)
 
 
 def add_record(
@@ -195,18 +211,19 @@ def add_record(
     return record
 
 
-def features_of(config: EvaluationConfig) -> Evaluated:
-    """Features of the training and the test videos of an evaluation, by the encoder of its checkpoint."""
+def features_of(name: str, config: EvaluationConfig) -> Evaluated:
+    """Features of the training and the test videos of the evaluation `name`, by the encoder of its checkpoint."""
     device = choose_device(config.device)
     method, pretraining, position = load_method(config.checkpoint)
     data = config.data.completed(pretraining.data)
     videos = load_subsets(data)
+    folder = output_folder(name, config.checkpoint, config.output, data)
     train, test = (encode(method.encoder, subset, data, pretraining.augment, device) for subset in videos)
     train_paths, test_paths = (
         tuple(subset.paths[index] for index in features.video_id.tolist())
         for subset, features in zip(videos, (train, test))
     )
-    return Evaluated(train, test, videos[0].classes, data, pretraining, position, train_paths, test_paths)
+    return Evaluated(train, test, videos[0].classes, data, pretraining, position, train_paths, test_paths, folder)
 
 
 def load_subsets(data: EvaluationDataConfig) -> tuple[VideoDataset, VideoDataset]:
@@ -277,13 +294,28 @@ def clip_protocol(data: EvaluationDataConfig) -> str:
 
 def output_folder(name: str, checkpoint: str, output: str | None, data: EvaluationDataConfig) -> Path:
     """Folder of the results of the evaluation `name`: `output`, or one in the run's."""
-    return Path(output).expanduser() if output else run_folder(checkpoint) / f"{name}_{data.dataset}"
+    return usable_folder(output or run_folder(checkpoint) / f"{name}_{data.dataset}")
+
+
+def usable_folder(path: Path | str) -> Path:
+    """The folder at `path`, which may be missing.
+
+    Raises:
+        ConfigError: nothing can be written there; what takes long comes after this.
+    """
+    folder = Path(path).expanduser()
+    present = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not present.is_dir() or not os.access(present, os.W_OK):
+        raise ConfigError(f"output: got {folder}, but {present} is no folder that can be written to")
+    return folder
 
 
 def run_folder(checkpoint: str) -> Path:
     """Folder of the run that a checkpoint is of, given itself or a checkpoint, which may be missing."""
-    folder = find_checkpoint(checkpoint).parent
-    return folder.parent if folder.name == "checkpoints" else folder
+    path = Path(os.path.abspath(find_checkpoint(checkpoint)))
+    if path.parent.name == "checkpoints":
+        return path.parent.parent
+    return path.parent if path.exists() else path
 
 
 def _print(record: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import safetensors.torch
 
 import dclr
 from dclr.config import ConfigError, PretrainConfig, to_dict
-from dclr.evaluate import EvaluationConfig, clip_protocol, features_of, output_folder, run_folder
+from dclr.evaluate import EvaluationConfig, clip_protocol, features_of, run_folder
 from dclr.evaluation import Features
 from dclr.files import write_whole
 from dclr.methods import method_name
@@ -48,8 +48,8 @@ def extract(config: ExtractConfig) -> Path:
     Returns:
         The folder of both.
     """
-    found = features_of(config)
-    folder = output_folder("extract", config.checkpoint, config.output, found.data)
+    found = features_of("extract", config)
+    folder = found.folder
     protocol = (
         f"{clip_protocol(found.data)}; features of {found.pretraining.encoder} in evaluation mode, averaged over time "
         f"and space, not normalised; {find_checkpoint(config.checkpoint)}, {found.position['epoch']} epochs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from dclr.augment import AugmentConfig
-from dclr.config import ConfigError, DataConfig, OptimConfig, PretrainConfig, TrainConfig
+from dclr.config import ConfigError, DataConfig, OptimConfig, PretrainConfig, TrainConfig, load, save
 from dclr.data import VideoDataset
 from dclr.distributed import is_first
 from dclr.evaluate import EvaluationDataConfig, add_record, encode, load_subsets, output_folder
@@ -18,8 +19,11 @@ from dclr.evaluation import Features
 from dclr.evaluation.linear import top1, video_scores
 from dclr.methods import ClassifierConfig
 from dclr.presets.dualvar import AREA, ASPECT
-from dclr.training import find_checkpoint, load_method, pretrain
+from dclr.training import find_checkpoint, load_method
 from dclr.training.distributed import choose_device, joined
+from dclr.training.trainer import ready_trainer
+
+SETTINGS = "finetune.yaml"
 
 
 @dataclass
@@ -31,7 +35,7 @@ class FinetuneConfig:
     output: str | None = None
     """Folder of the run; by default <run>/finetune_<dataset>."""
     resume: bool = False
-    """Go on from the last checkpoint of the output folder."""
+    """Go on from the last checkpoint of the output folder, whose settings are those that are not given."""
     scratch: bool = False
     """Start from random weights instead of the checkpoint's: what pretraining is measured against."""
     data: EvaluationDataConfig = field(default_factory=EvaluationDataConfig)
@@ -109,14 +113,31 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         ConfigError, ValueError: settings or a dataset that cannot work.
         CheckpointError, NonFiniteLoss, TooManyFailures, Stopped: as `dclr.training.pretrain`.
     """
-    pretrained = load_method(config.checkpoint)
+    checkpoint = os.path.abspath(find_checkpoint(config.checkpoint))
+    pretrained = load_method(checkpoint)
     data = config.data.completed(pretrained.config.data)
+    config = replace(config, checkpoint=checkpoint, data=data)
     train, test = load_subsets(data)
     run = _run(config, data, pretrained.config, train)
-    with joined(choose_device(run.train.device)):
-        folder = pretrain(run, config.resume, None if config.scratch else pretrained.encoder)
+    start, saved = _start(config), saved_settings(config) if config.resume else None
+    if saved and _start(saved) != start:
+        raise ConfigError(f"{run.output}: its run starts from {_start(saved)}, this one from {start}: cannot resume")
+    device = choose_device(run.train.device)
+    with joined(device):
+        trainer = ready_trainer(run, device, config.resume, None if config.scratch else pretrained.encoder)
         first = is_first()
-    return _test(config, data, run, folder, test) if first else {}
+        if first:
+            trainer.folder.mkdir(parents=True, exist_ok=True)
+            save(config, trainer.folder / SETTINGS)
+        trainer.run()
+    return _test(config, trainer.folder, device, test) if first else {}
+
+
+def saved_settings(config: FinetuneConfig) -> FinetuneConfig | None:
+    """What the run in the output folder of `config` was last asked for; None where there is none."""
+    data = config.data.completed(load_method(config.checkpoint).config.data)
+    path = output_folder("finetune", config.checkpoint, config.output, data) / SETTINGS
+    return load(path, FinetuneConfig("")) if path.exists() else None
 
 
 def _run(
@@ -161,12 +182,10 @@ def _augmentation(augment: AugmentConfig, pretraining: AugmentConfig) -> Augment
     return replace(augment, mean=pretraining.mean, std=pretraining.std)
 
 
-def _test(
-    config: FinetuneConfig, data: EvaluationDataConfig, run: PretrainConfig, folder: Path, test: VideoDataset
-) -> dict[str, Any]:
+def _test(config: FinetuneConfig, folder: Path, device: torch.device, test: VideoDataset) -> dict[str, Any]:
     """Top-1 of the finetuned model on evenly spaced clips; the record of it."""
-    method, _, position = load_method(folder)
-    features = encode(method.encoder, test, data, run.augment, choose_device(run.train.device))
+    method, run, position = load_method(folder)
+    features = encode(method.encoder, test, config.data, run.augment, device)
     with torch.inference_mode():
         logits = method.layer.cpu()(features.clips)
     record = {
@@ -177,19 +196,23 @@ def _test(
         "epoch": position["epoch"],
         "encoder": run.encoder,
     }
-    return add_record(folder, "finetune", data, record, features)
+    return add_record(folder, "finetune", config.data, record, features)
+
+
+def _start(config: FinetuneConfig) -> str:
+    return "random weights" if config.scratch else config.checkpoint
 
 
 def _protocol(config: FinetuneConfig, run: PretrainConfig, features: Features) -> str:
-    train, optim = run.train, run.optim
+    train, optim, data = run.train, run.optim, run.data
     steps = ",".join(f"{share * train.epochs:g}" for share in optim.milestones)
     schedule = f"x0.1 at {steps}" if optim.schedule == "step" else optim.schedule
-    start = "random weights" if config.scratch else f"{find_checkpoint(config.checkpoint)}"
     averaged = "logits" if config.average == "logits" else "softmax probabilities"
+    rate = optim.lr * train.batch / 64
     return (
-        f"finetuned whole from {start}: {optim.optimizer} lr {optim.lr * train.batch / 64:g} wd {optim.weight_decay:g} "
+        f"finetuned whole from {_start(config)}: {optim.optimizer} lr {rate:g} wd {optim.weight_decay:g} "
         f"m {optim.momentum:g} batch {train.batch}, {train.epochs} epochs of one random clip a video, "
-        f"{config.scale[0]:g} to {config.scale[1]:g} of the frame, {schedule}, dropout {config.dropout:g}, seed "
+        f"{data.scale[0]:g} to {data.scale[1]:g} of the frame, {schedule}, dropout {run.method.dropout:g}, seed "
         f"{train.seed}; "
         f"top-1 of {len(features.clips)} test videos by the mean {averaged} of {features.clips.shape[1]} clips"
     )

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler_of
 
 from dclr.config import ConfigError, PretrainConfig
+from dclr.files import write_whole
 from dclr.phases import phase_seconds
 from dclr.training.distributed import choose_device, joined
 from dclr.training.trainer import build_trainer
@@ -31,6 +32,7 @@ def profile(config: PretrainConfig, steps: int = 5, trace: Path | None = Path("t
 
     Raises:
         ConfigError: an epoch has too few steps.
+        OSError: the trace cannot be written.
     """
     device = choose_device(config.train.device)
     on_gpu = device.type == "cuda"
@@ -40,6 +42,8 @@ def profile(config: PretrainConfig, steps: int = 5, trace: Path | None = Path("t
             raise ConfigError(
                 f"steps: got {steps}, expected at most {trainer.epoch_steps - WARMUP}: one epoch's less 3"
             )
+        if trace:  # torch says nothing of a file that it cannot write
+            write_whole(trace, b"")
         trainer.epoch = config.train.epochs - 1
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         with closing(trainer.steps()) as run:

@@ -131,7 +131,7 @@ def test_plot(tmp_path):
     ("argv", "status", "message"),
     [
         (["--rows", "T4.1,T4.99"], 2, "rows: got T4.99; did you mean T4.9?"),
-        (["--rows", ","], 2, "rows: got none, expected presets, as T4.1,T4.3"),
+        (["--rows", ","], 2, "rows: got none, expected at least one"),
         (["--seeds"], 2, "seeds: got none, expected at least one, not negative"),
         (["--seeds", "-1"], 2, "seeds: got (-1,), expected at least one, not negative"),
         (["--epochs", "0"], 2, "epochs: got 0, expected at least 1"),

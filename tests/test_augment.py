@@ -178,6 +178,9 @@ def test_other_differences_stay_with_kornia(options, fused, monkeypatch):
     assert Augment(OFF, *options).streams(clips(), draw()).difference.isfinite().all()
 
 
-def test_probability_out_of_range():
-    with pytest.raises(ValueError, match=r"augment\.flip: got 1\.5"):
-        AugmentConfig(flip=1.5)
+@pytest.mark.parametrize(
+    "options", [{"flip": 1.5}, {"brightness": -1.0}, {"hue": -0.1}, {"blur_sigma": (2.0, 0.1)}, {"blur_sigma": (0, 1)}]
+)
+def test_out_of_range(options):
+    with pytest.raises(ValueError, match=f"augment.{next(iter(options))}: got "):
+        AugmentConfig(**options)

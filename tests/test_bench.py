@@ -91,6 +91,7 @@ def test_wrong_command_lines(tmp_path, capsys, monkeypatch):
     assert failing(capsys, "--tune", "info_nce") == (1, needs)
     both = failing(capsys, "--tune", "info_nce", "--plot", "x.json")
     assert both == (1, "dclr: --plot and --tune: got both, expected one of them")
+    assert failing(capsys, "--plot") == (1, "dclr: --plot: got no file, expected results to draw")
     assert "no_file.json" in failing(capsys, "--plot", "no_file.json")[1]
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     status, line = failing(capsys)

@@ -52,11 +52,21 @@ def failing(capsys, *argv):
         (["pretrain", "--method.tau", "0"], 2, "dclr: method.tau: got 0.0, expected a temperature above 0"),
         (["pretrain", "--method", "smclr"], 2, "dclr: unknown method smclr; did you mean simclr?"),
         (["pretrain", "--preset"], 2, "dclr: --preset: expected a value"),
+        (["pretrain", "--list-presets", "stray"], 2, "dclr: unknown argument 'stray'"),
+        (["pretrain", "--augment.brightness", "-1"], 2,
+         "dclr: augment.brightness: got -1.0, expected a strength of at least 0"),
         (["pretrain", "stray"], 2, "dclr: unknown argument 'stray'"),
         (["pretrain"], 1, "dclr: data.root: expected the folder of the dataset ucf101"),
         (["linear"], 2, "dclr: --checkpoint is required"),
         (["retrieve", "--checkpoint", "none.pt", "--kss", "1"], 2,
          "dclr: unknown argument '--kss'; did you mean --ks?"),
+        (["retrieve", "--checkpoint", "none.pt", "--ks", "5", "0"], 2,
+         "dclr: ks: got (5, 0), expected numbers of at least 1"),
+        (["linear", "--checkpoint", "none.pt", "--linear.epochs", "0"], 2,
+         "dclr: linear.epochs: got 0, expected at least 1"),
+        *((["knn", "--checkpoint", "none.pt", f"--data.{name}", "0"], 2,
+           f"dclr: data.{name.replace('-', '_')}: got 0, expected at least 1")
+          for name in ("split", "frames", "stride", "size", "clips", "batch-videos")),
         (["retrieve", "--checkpoint", "none.pt"], 1, "dclr: none.pt: cannot be read (No such file or directory)"),
     ],
 )  # fmt: skip
@@ -143,8 +153,30 @@ def test_finetune(tmp_path, videos, capsys):
     record = read_metrics(tmp_path / "run/finetune_folder")[-1]
     assert record["evaluation"] == "finetune" and 0 <= record["top1"] <= 100
     assert record["protocol"] in capsys.readouterr().out and "crop native" in record["protocol"]
+    page = (tmp_path / "run/finetune_folder/report.html").read_text()
+    assert record["protocol"] in page and "data:image/png" in page
     assert failing(capsys, "finetune", *flags, "--recipe", "famee")[1] == (
         "dclr: unknown recipe 'famee'; did you mean fame?"
+    )
+
+
+def test_a_finetuning_goes_on_as_it_was_asked_for(tmp_path, videos, capsys, monkeypatch):
+    """Its start, recipe and settings are those of its run; only what is given anew changes."""
+    run, clips = str(tmp_path / "run"), ["--data.clips", "2", "--data.stride", "1", "--data.workers", "0"]
+    train = ["--train.device", "cpu", "--train.epochs", "1", "--train.batch", "4"]
+    main(["pretrain", "--method", "simclr", *SMALL, "--train.epochs", "1", "--output", run, "--data.root", str(videos)])
+    monkeypatch.chdir(tmp_path)
+    main(["finetune", "--checkpoint", "run", *clips, *train, "--scratch", "--recipe", "dualvar_ucf101"])
+    main(["finetune", "--checkpoint", run, "--resume", "--train.epochs", "2"])
+    main(["finetune", "--checkpoint", run, "--resume", "--optim.lr", "9"])  # there is nothing left to train
+    protocols = [record["protocol"] for record in read_metrics("run/finetune_folder") if "protocol" in record]
+    for part in ("from random weights", "crop short128", "mean softmax probabilities", "batch 4, 1 epochs"):
+        assert part in protocols[0]
+    after = protocols[0].replace("1 epochs of", "2 epochs of").replace("x0.1 at 0.3,0.6,0.8", "x0.1 at 0.6,1.2,1.6")
+    assert protocols[1:] == [after, after]
+    status, line = failing(capsys, "finetune", "--checkpoint", run, "--resume", "--no-scratch")
+    assert status == 1 and line.endswith(
+        f"its run starts from random weights, this one from {run}/checkpoints/last.pt: cannot resume"
     )
 
 

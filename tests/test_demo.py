@@ -1,5 +1,7 @@
 """The demo at its smallest, end to end: videos, pretraining, evaluation, table; a second call trains nothing again."""
 
+from dataclasses import replace
+
 import pytest
 
 from dclr.config import ConfigError
@@ -23,8 +25,27 @@ def test_demo_end_to_end(tmp_path, capsys):
     again = demo(config)
     assert (tmp_path / "dclr_0" / "checkpoints" / "last.pt").stat().st_mtime_ns == before
     assert [result["motion R@1"] for result in again] == [result["motion R@1"] for result in results]
+    with pytest.raises(ConfigError, match="dclr_0 holds a run with other settings"):
+        demo(replace(config, rows=("dclr",), synth=replace(config.synth, blobs=3)))
 
 
-def test_unknown_row():
-    with pytest.raises(ConfigError, match="rows: got simclear"):
-        DemoConfig(rows=("simclear",))
+def test_output_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    demo(DemoConfig("~/x", rows=("vd",), epochs=1, synth=SynthConfig(train=32, test=8, frames=10)))
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x" / "vd_0" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"rows": ("simclear",)}, "rows: got simclear"),
+        ({"rows": ()}, "rows: got none"),
+        ({"seeds": ()}, "seeds: got none"),
+        ({"epochs": 0}, "epochs: got 0, expected at least 1"),
+        ({"synth": SynthConfig(seed=7)}, "synth.seed: got 7, expected none"),
+    ],
+)
+def test_bad_requests(options, message):
+    with pytest.raises(ConfigError, match=message):
+        DemoConfig(**options)

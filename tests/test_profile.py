@@ -21,7 +21,7 @@ def arguments(tmp_path_factory):
 
 
 def test_phases_operations_and_trace(arguments, tmp_path, capsys):
-    trace = tmp_path / "trace.json"
+    trace = tmp_path / "new" / "trace.json"
     main([*arguments, "--steps", "2", "--trace", str(trace)])
     lines = capsys.readouterr().out.splitlines()
     shares = {}
@@ -42,6 +42,13 @@ def test_more_steps_than_an_epoch_has(arguments, capsys):
         main([*arguments, "--steps", "99"])
     assert stop.value.code == 1
     assert "steps: got 99, expected at most" in capsys.readouterr().err
+
+
+def test_a_trace_that_cannot_be_written(arguments, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--steps", "1", "--trace", str(tmp_path / "file" / "trace.json")])
+    assert stop.value.code == 1 and str(tmp_path / "file") in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("steps", ["0", "few"])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from dclr.config import at_least
 from dclr.evaluation.features import Features, check_features
 
 
@@ -31,6 +32,9 @@ class LinearConfig:
     """L2-normalise each clip's feature."""
     average: Literal["logits", "prob"] = "logits"
     """What is averaged over the clips of a test video: logits or softmax probabilities."""
+
+    def __post_init__(self) -> None:
+        at_least("linear", self, lr=0, momentum=0, weight_decay=0, batch=1, epochs=1)
 
 
 def linear_probe(

@@ -33,7 +33,14 @@ def method_name(config: Any) -> str:
 
 
 def build_method(config: Any, encoder: nn.Module, augment: AugmentConfig) -> Method:
-    """The method that a configuration describes."""
+    """The method that a configuration describes.
+
+    Raises:
+        ValueError: it has heads without width, or what the method refuses.
+    """
+    for name in ("dim", "hidden", "segment_dim"):
+        if getattr(config, name, 1) < 1:
+            raise ValueError(f"method.{name}: got {getattr(config, name)}, expected at least 1")
     method = METHODS[method_name(config)][1]
     if getattr(config, "variant", "paper") == "official_release":
         method = DCLRRelease

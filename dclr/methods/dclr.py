@@ -96,8 +96,6 @@ class DCLRConfig:
     static_crop: Literal["shared", "independent"] = "shared"
     diff: Literal["forward17", "roll16"] = "forward17"
     diff_source: Literal["raw", "augmented"] = "raw"
-    color_shared: bool = False
-    """Give v and s the same colour augmentation."""
     variant: Literal["paper", "official_release"] = "paper"
 
     def __post_init__(self) -> None:
@@ -113,7 +111,7 @@ class DCLRConfig:
     @property
     def crops(self) -> int:
         """Independent spatial crops that each view of a video needs from the loader."""
-        return 2 if self.static_crop == "independent" else 1
+        return 2 if self.static_crop == "independent" or self.variant == "official_release" else 1
 
 
 # Projection heads of each term: that of its anchor and that of its key (paper Sec. 3.1; the released code's names).
@@ -157,7 +155,6 @@ class DCLR(Method):
     def __init__(self, config: DCLRConfig, encoder: nn.Module, augment: AugmentConfig) -> None:
         super().__init__()
         self.config, self.encoder = config, encoder
-        augment.color_shared = config.color_shared
         self.augment = Augment(augment, config.diff, config.diff_source)
         weights = asdict(config.losses)
         self.terms = [name for name in HEADS if weights[name]]
@@ -214,8 +211,8 @@ class DCLR(Method):
         if self.search is not None and self.search.filling:
             crossing = self._cross_video(batch, streams, projected, gathered, statistics)
         losses = self._contrast(projected, gathered, crossing, statistics)
-        if self.config.balance:
-            attracting = {name: loss for name, loss in losses.items() if name != "sd"}
+        attracting = {name: loss for name, loss in losses.items() if name != "sd"}
+        if self.config.balance and attracting:
             losses |= balanced(attracting, self.config.balance)
         if self.aligning:
             losses["ac"] = alignment

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dclr.distributed import gather_rows
 from dclr.kernels import topk_similarity
+from dclr.kernels.topk import MAX_K
 
 Mode = Literal["s", "d"]
 
@@ -50,6 +51,8 @@ class SearchConfig:
                 raise ValueError(f"search.{name}: got {getattr(self, name)}, expected at least {least}")
         if self.k > self.queue:
             raise ValueError(f"search.k: got {self.k}, expected at most search.queue = {self.queue}")
+        if self.k > MAX_K:
+            raise ValueError(f"search.k: got {self.k}, expected at most {MAX_K}")
 
 
 class Entries(NamedTuple):

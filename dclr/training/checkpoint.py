@@ -127,6 +127,8 @@ def load_method(path: Path | str) -> Pretrained:
         CheckpointError: see `load_checkpoint` and `load_state`.
     """
     state = load_checkpoint(path)
+    # Runs once saved the augmentation's setting as the method's too.
+    state["config"].get("method", {}).pop("color_shared", None)
     try:
         config = update(PretrainConfig(), state["config"])
         method = build_method(config.method, build_encoder(config.encoder), config.augment)

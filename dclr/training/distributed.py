@@ -22,7 +22,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     local, present = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if local >= present:
-        raise ValueError(f"train.device: got {name}, but process {local} of this machine finds {present} GPUs")
+        raise ValueError(f"device: got {name}, but process {local} of this machine finds {present} GPUs")
     return torch.device("cuda", local)
 
 

@@ -57,15 +57,22 @@ def pretrain(config: PretrainConfig, resume: bool = False, encoder: nn.Module | 
         NonFiniteLoss, TooManyFailures: the run cannot go on; the last checkpoint is kept.
         Stopped: Ctrl-C or SIGTERM; the run is saved as it was after the step.
     """
-    folder = Path(config.output).expanduser()
     device = choose_device(config.train.device)
     with joined(device):
-        state = _saved_state(folder, resume)
-        trainer = build_trainer(config, device, encoder)
-        if state is not None:
-            trainer.load(state)
+        trainer = ready_trainer(config, device, resume, encoder)
         trainer.run()
-    return folder
+    return trainer.folder
+
+
+def ready_trainer(
+    config: PretrainConfig, device: torch.device, resume: bool = False, encoder: nn.Module | None = None
+) -> Trainer:
+    """The trainer of a run, at its start or where its last checkpoint is; as `pretrain`, which then runs it."""
+    state = _saved_state(Path(config.output).expanduser(), resume)
+    trainer = build_trainer(config, device, encoder)
+    if state is not None:
+        trainer.load(state)
+    return trainer
 
 
 def build_trainer(config: PretrainConfig, device: torch.device, encoder: nn.Module | None = None) -> Trainer:
@@ -126,6 +133,10 @@ def _build_loader(config: PretrainConfig, planes: bool) -> DataLoader:
         print(f"{data.dataset}: going on without {len(videos.missing)} missing videos", file=sys.stderr)
     if train.batch > len(videos):
         raise ConfigError(f"train.batch: got {train.batch}, expected at most the {len(videos)} videos of the dataset")
+    batch = train.batch // train.accumulate
+    if batch % world():
+        parts = f"train.accumulate x processes = {train.accumulate} x {world()}"
+        raise ConfigError(f"train.batch: got {train.batch}, expected a multiple of {parts}")
     clips = PretrainClips(
         videos,
         frames=data.frames,
@@ -139,7 +150,6 @@ def _build_loader(config: PretrainConfig, planes: bool) -> DataLoader:
         cache=data.cache,
         planes=planes,
     )
-    batch = train.batch // train.accumulate
     return build_pretrain_loader(clips, batch, workers=data.workers, rank=rank(), world=world())
 
 

@@ -10,7 +10,15 @@ from torch import nn
 
 from dclr.config import ConfigError, PretrainConfig, to_dict
 from dclr.data import VideoDataset
-from dclr.evaluate import EvaluationConfig, EvaluationDataConfig, clip_protocol, encode, load_subsets, run_folder
+from dclr.evaluate import (
+    EvaluationConfig,
+    EvaluationDataConfig,
+    clip_protocol,
+    encode,
+    load_subsets,
+    run_folder,
+    usable_folder,
+)
 from dclr.evaluation import Features, nearest, retrieval
 from dclr.training import find_checkpoint, load_method
 from dclr.training.distributed import choose_device
@@ -68,11 +76,8 @@ def visualize(config: VisualizeConfig) -> Path:
         CheckpointError, DatasetError, ValueError: as `dclr.evaluate.retrieve`.
     """
     run = read_run(run_folder(config.checkpoint))
-    if config.curves_only:
-        report = _report_of_folder(config, run)
-    else:
-        report = _report_of_encoder(config, run)
-    return _write(report, Path(config.output).expanduser() if config.output else run.folder)
+    folder = usable_folder(config.output or run.folder)
+    return _write(_report_of_folder(config, run) if config.curves_only else _report_of_encoder(config, run), folder)
 
 
 def _report_of_folder(config: VisualizeConfig, run: Run) -> Report:

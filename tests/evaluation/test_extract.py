@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_written_leaves_the_previous(run, tmp_path, monkey
 
 
 def test_features_of_says_which_video_a_row_is_of(run, videos):
-    found = features_of(LinearProbeConfig(str(run), device="cpu", data=config(run).data))
+    found = features_of("linear", LinearProbeConfig(str(run), device="cpu", data=config(run).data))
     assert found.train.video_id.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
     assert found.train_paths == tuple(
         str(videos / row["path"]) for i, row in enumerate(rows(videos, "train")) if i != 4
@@ -147,6 +147,7 @@ def test_command(run, tmp_path, capsys):
     assert np.load(output / "test.npz")["clips"].shape == (8, 1, 96)
     for flags, message in (
         (["--outptu", "x"], "dclr: unknown argument '--outptu'; did you mean --output?"),
+        (["--output", f"{run}/checkpoints/last.pt/x"], "output: got "),
         (["--output", str(tmp_path / "none")], "1 of 9 videos could not be read, more than the share of 0.01"),
     ):
         with pytest.raises(SystemExit):

@@ -154,7 +154,7 @@ def test_command(tmp_path, capsys):
     for flags, message in (
         (["--temperatur", "1"], "dclr: unknown argument '--temperatur'; did you mean --temperature?"),
         (["--center", "both"], "--center"),
-        (["--k", "0"], "dclr: k must be at least 1, got 0"),
+        (["--k", "0"], "dclr: k: got 0, expected at least 1"),
     ):
         with pytest.raises(SystemExit):
             main([*argv, *flags])

@@ -121,6 +121,22 @@ def test_balance_keeps_values_and_moves_gradient_to_the_harder_term():
     assert balanced({"vd": second * 0}, 3.0)["vd"] == 0
 
 
+def test_balance_of_the_separation_alone():
+    method = build(DCLRConfig(hidden=8, dim=4, losses=LossWeights(0, 0, 0, 1), balance=1, ac=AlignmentConfig(0)))
+    assert set(method(batch_of(3), draw_of()).losses) == {"sd"}
+
+
+def test_colours_are_shared_where_the_augmentation_says_so():
+    augment = AugmentConfig(color_shared=True)
+    assert build(augment=augment).augment.config.color_shared and augment == AugmentConfig(color_shared=True)
+
+
+@pytest.mark.parametrize("width", ["dim", "hidden"])
+def test_heads_have_a_width(width):
+    with pytest.raises(ValueError, match=f"method.{width}: got 0, expected at least 1"):
+        build(DCLRConfig(**{width: 0}))
+
+
 def test_balance_leaves_a_single_term_and_the_separation_alone():
     plain, weighted = (
         build(DCLRConfig(hidden=8, dim=4, loss_start=LossStart(vs=1), search=SearchConfig(on=()), balance=power))
@@ -221,14 +237,13 @@ def test_simclr_equals_the_vanilla_term_of_dclr():
 
 
 def test_official_release_runs_end_to_end():
-    config = DCLRConfig(hidden=8, dim=4, variant="official_release", static_crop="independent",
-                        search=SearchConfig(queue=10, k=3))  # fmt: skip
+    config = DCLRConfig(hidden=8, dim=4, variant="official_release", search=SearchConfig(queue=10, k=3))
     method = build(config, AugmentConfig())
     assert isinstance(method, DCLRRelease)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
     slow = [p.clone() for p in method.key.parameters()]
     for step in range(3):
-        output = method(batch_of(4, views=4, seed=step), draw_of(step))
+        output = method(batch_of(4, views=config.views * config.crops, seed=step), draw_of(step))
         assert set(output.losses) == {"vv", "vs", "sv", "vd", "dv", "ac"}
         assert not output.losses["ac"].requires_grad
         total(method, output).backward()

@@ -203,7 +203,7 @@ def test_queue_that_can_never_fill():
         search.check(global_batch=16, steps_per_epoch=10)
 
 
-@pytest.mark.parametrize("bad", [{"k": 0}, {"queue": 0}, {"refresh": 0}, {"k": 5, "queue": 4}])
+@pytest.mark.parametrize("bad", [{"k": 0}, {"queue": 0}, {"refresh": 0}, {"k": 5, "queue": 4}, {"k": 65}])
 def test_bad_configuration(bad):
     with pytest.raises(ValueError, match=r"search\."):
         SearchConfig(**bad)

@@ -10,6 +10,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from dclr.config import PretrainConfig, to_dict
+from dclr.methods import DCLRConfig, build_method
+from dclr.models import build_encoder
 from dclr.training import CheckpointError, load_checkpoint, load_method, save_checkpoint
 from dclr.training.checkpoint import load_state
 from tests.training.fakes import FakeConfig, FakeMethod, fake_config, fake_trainer
@@ -130,3 +133,12 @@ def test_load_method_rejects_a_configuration_it_does_not_know(tmp_path):
     save_checkpoint(tmp_path / "last.pt", {**state_of(), "config": {"encodr": "c3d"}})
     with pytest.raises(CheckpointError, match=r"last\.pt: unknown configuration key encodr; did you mean encoder"):
         load_method(tmp_path / "last.pt")
+
+
+def test_load_method_reads_runs_that_name_the_shared_colours_twice(tmp_path):
+    config = PretrainConfig(encoder="r2plus1d_tiny", method=DCLRConfig(hidden=8, dim=4))
+    method = build_method(config.method, build_encoder(config.encoder), config.augment)
+    values = to_dict(config)
+    values["method"]["color_shared"] = values["augment"]["color_shared"] = True
+    save_checkpoint(tmp_path / "last.pt", {**state_of(), "config": values, "method": method.state_dict()})
+    assert load_method(tmp_path / "last.pt").config.augment.color_shared

@@ -72,5 +72,5 @@ def test_alone_everything_is_the_identity():
 
 def test_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match=r"train\.device: got cuda, .* finds 0 GPUs"):
+    with pytest.raises(ValueError, match=r"^device: got cuda, .* finds 0 GPUs"):
         choose_device("cuda")

@@ -8,8 +8,17 @@ import sys
 import pytest
 import torch
 
-from dclr.config import OptimConfig
-from dclr.training import CheckpointError, NonFiniteLoss, Stopped, TooManyFailures, load_checkpoint, read_metrics
+from dclr.config import ConfigError, DataConfig, OptimConfig
+from dclr.data.synth import SynthConfig, synthesize
+from dclr.training import (
+    CheckpointError,
+    NonFiniteLoss,
+    Stopped,
+    TooManyFailures,
+    load_checkpoint,
+    read_metrics,
+    trainer,
+)
 from tests.training.fakes import fake_config, fake_trainer
 
 RATES = ("clips_per_second", "data_wait_share", "memory_mib", "wall_seconds", "mean_clips_per_second", "device_hours")
@@ -168,6 +177,15 @@ def test_another_run_cannot_be_resumed(tmp_path, change, message):
 def test_more_parts_than_batches(tmp_path):
     with pytest.raises(ValueError, match=r"train\.accumulate: got 20"):
         fake_trainer(fake_config(tmp_path, batch=20, accumulate=20))
+
+
+def test_batches_that_do_not_divide_among_processes(tmp_path, monkeypatch):
+    synthesize(tmp_path, SynthConfig(train=8, test=1, size=16, frames=4), progress=False)
+    config = fake_config(tmp_path / "run", batch=6, accumulate=2)
+    config.data = DataConfig(dataset="folder", root=str(tmp_path), label="motion", frames=2, stride=1, workers=0)
+    monkeypatch.setattr(trainer, "world", lambda: 2)
+    with pytest.raises(ConfigError, match=r"train.batch: got 6, expected a multiple of .* = 2 x 2"):
+        trainer.build_trainer(config, torch.device("cpu"))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")

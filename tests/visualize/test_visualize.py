@@ -132,6 +132,14 @@ def test_curves_only_needs_neither_checkpoint_nor_videos(run, tmp_path):
     assert again == run / "report.html" and again.read_bytes() == page.read_bytes()
 
 
+def test_a_checkpoint_named_from_within_its_folder_is_of_its_run(run, monkeypatch):
+    monkeypatch.chdir(run / "checkpoints")
+    assert visualize(config("last.pt", curves_only=True)) == run / "report.html"
+    monkeypatch.chdir(run)
+    with pytest.raises(ConfigError, match=r"checkpoint: got typo, expected a run"):
+        visualize(config("typo", curves_only=True))
+
+
 def test_a_run_without_log(run):
     (run / "metrics.jsonl").unlink()
     (run / "config.yaml").unlink()
@@ -185,6 +193,7 @@ def test_command_line(run, capsys):
     [
         ({"videos": 0}, ConfigError, "videos: got 0, expected at least 1"),
         ({"neighbours": -1}, ConfigError, "neighbours: got -1, expected at least 1"),
+        ({"output": f"{__file__}/page"}, ConfigError, "output: got .*, but .*py is no folder that can be written to"),
         ({"data": EvaluationDataConfig(dataset="ucf101")}, ConfigError, "data.root: got none, expected the folder of"),
         ({"data": EvaluationDataConfig(root="/gone")}, ConfigError, "data.root: got /gone, expected .* --curves-only"),
     ],
