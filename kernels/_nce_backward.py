@@ -8,6 +8,7 @@ With p[i, j] the share of negative j in the sum of query i, and g[i] the gradien
 Scores are computed again tile by tile. Where the keys are the queries, one score serves both sums, and so does its
 exponential where it cannot overflow.
 
+slopes    brings the gradients to the losses into what a tile of scores is multiplied by
 gradient  multiplies the shares with the rows of the other side
 finish    turns a gradient to unit rows into one to the inputs
 """
@@ -22,8 +23,8 @@ if triton is not None:
         dot_chunks,
         inverse_norm,
         load_copy,
-        load_index,
         load_rows,
+        marked_spans,
         power_scale,
         set_marked,
         touched,
@@ -35,36 +36,81 @@ if triton is not None:
         size = tl.load(size_ptr + g)
         return tl.where(size == 0, 1.0, size)
 
-    @triton.jit
-    def load_grad(grad_ptr, grad_stride_r, weight_ptr, row, inside):
-        """Gradients to the losses of queries, before their weights (contiguous) if given."""
-        grad = tl.load(grad_ptr + row.to(tl.int64) * grad_stride_r, mask=inside, other=0)
+    @triton.jit(
+        do_not_specialize=[
+            "grad_stride_g", "grad_stride_r", "index_stride_g", "index_stride_r",
+            "exclude_stride_g", "exclude_stride_r", "exclude_stride_e", "G", "R", "N",
+        ]
+    )  # fmt: skip
+    def slopes_kernel(
+        grad_ptr, grad_stride_g, grad_stride_r, weight_ptr, size_ptr, scale_ptr, share_ptr,
+        index_ptr, index_stride_g, index_stride_r, exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e,
+        slope_ptr, span_ptr, G, R, N,
+        E: tl.constexpr, ONE_EXP: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        """Programs are blocks of queries of each group; gradients to their losses are measured in `size_ptr` (G,).
+
+        `weight_ptr` (G, R), contiguous, if given: what else the losses were multiplied by.
+        `slope_ptr` (4, G, R): the share of a negative, times the gradient, is exp2(score - base) * weight, that of the
+        positive -pull; then the inverse norm of the query, 0 where nobody uses its loss, which can be NaN then.
+        `span_ptr` (G, blocks, 4): `marked_spans` of each block.
+        """
+        blocks = tl.cdiv(R, BLOCK)
+        g = (tl.program_id(0) // blocks).to(tl.int64)
+        row = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+        inside = row < R
+        total = G.to(tl.int64) * R
+        share_ptr += g * R
+        slope_ptr += g * R
+        grad = tl.load(grad_ptr + g * grad_stride_g + row.to(tl.int64) * grad_stride_r, mask=inside, other=0)
         if weight_ptr is not None:
-            grad *= tl.load(weight_ptr + row, mask=inside, other=0).to(tl.float32)
-        return grad
+            grad *= tl.load(weight_ptr + g * R + row, mask=inside, other=0).to(tl.float32)
+        if size_ptr is not None:
+            grad /= _load_size(size_ptr, g)
+        unused = grad == 0
+        base = tl.load(share_ptr + row, mask=inside, other=0)
+        # So far up that no exponential of an unused row overflows: infinity times 0 would be NaN.
+        base = tl.where(unused, 0.0 if ONE_EXP else 1e30, base)
+        pull = tl.where(unused, 0.0, tl.load(share_ptr + total + row, mask=inside, other=0) * grad)
+        weight = grad * tl.exp2(-base) if ONE_EXP else grad
+        inverse = tl.load(scale_ptr + g * N + row, mask=inside, other=0)
+        tl.store(slope_ptr + row, base, mask=inside)
+        tl.store(slope_ptr + total + row, weight, mask=inside)
+        tl.store(slope_ptr + 2 * total + row, pull, mask=inside)
+        tl.store(slope_ptr + 3 * total + row, tl.where((weight == 0) & (pull == 0), 0.0, inverse), mask=inside)
+        index_ptr = index_ptr + g * index_stride_g if index_ptr is not None else index_ptr
+        exclude_ptr = exclude_ptr + g * exclude_stride_g if exclude_ptr is not None else exclude_ptr
+        spans = marked_spans(index_ptr, index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e, row, inside, E)
+        for i in tl.static_range(4):
+            tl.store(span_ptr + 4 * tl.program_id(0) + i, spans[i])
 
     @triton.jit
-    def _load_shares(
-        grad_ptr, grad_stride_r, weight_ptr, size, share_ptr, rows_total, row, inside, ONE_EXP: tl.constexpr,
-        INDEXED: tl.constexpr,
+    def _load_slopes(slope_ptr, stride, row, inside):
+        """Base and weight."""
+        return (
+            tl.load(slope_ptr + row, mask=inside, other=0),
+            tl.load(slope_ptr + stride + row, mask=inside, other=0),
+        )
+
+    @triton.jit
+    def _marked_shares(
+        score, slope_ptr, slope_stride, index_ptr, index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e,
+        row, inside, key, E: tl.constexpr, ONE_EXP: tl.constexpr, AXIS: tl.constexpr,
     ):  # fmt: skip
-        """The share of a negative, times its gradient, is exp2(score - base) * weight, that of a positive -pull."""
-        grad = load_grad(grad_ptr, grad_stride_r, weight_ptr, row, inside) / size
-        base = tl.load(share_ptr + row, mask=inside, other=0)
-        # A loss that nobody uses can be NaN: it must not reach other rows.
-        # So far up that no exponential of its row overflows: infinity times 0 would be NaN.
-        base = tl.where(grad == 0, 0.0 if ONE_EXP else 1e30, base)
-        weight, pull = grad, tl.zeros(row.shape, tl.float32)
-        if INDEXED:
-            pull = tl.where(grad == 0, 0.0, tl.load(share_ptr + rows_total + row, mask=inside, other=0) * grad)
-        if ONE_EXP:
-            weight *= tl.exp2(-base)
-        return base, weight, pull
+        """Shares of a tile with positives or excluded keys in it, times the gradients. Queries `row` lie along AXIS."""
+        base, weight = _load_slopes(slope_ptr, slope_stride, row, inside)
+        if not ONE_EXP:
+            score -= tl.expand_dims(base, 1 - AXIS)
+        pull = tl.load(slope_ptr + 2 * slope_stride + row, mask=inside, other=0)
+        return set_marked(
+            tl.exp2(score) * tl.expand_dims(weight, 1 - AXIS), index_ptr, index_stride_r, -pull, 0.0,
+            exclude_ptr, exclude_stride_r, exclude_stride_e, row, inside, key, E, AXIS,
+        )  # fmt: skip
 
     @triton.jit
     def _gradient_tile(
-        grad_ptr, grad_stride_r, weight_ptr, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr,
-        index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e, out_ptr, a_tile, a_offset, a_count,
+        copy_ptr, a_scale_ptr, b_scale_ptr, slope_ptr, slope_stride, span_ptr, index_ptr, index_stride_r,
+        exclude_ptr, exclude_stride_r, exclude_stride_e, out_ptr, a_tile, a_offset, a_count,
         b_offset, b_count, sharpness, part,
         E: tl.constexpr, AS_QUERY: tl.constexpr, AS_KEY: tl.constexpr, ONE_EXP: tl.constexpr, PAD: tl.constexpr,
         BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
@@ -74,21 +120,17 @@ if triton is not None:
 
         BLOCK_D columns of it, where the rows are longer than a tile.
         """
-        INDEXED: tl.constexpr = index_ptr is not None
         a_first = a_tile * BLOCK_A
         a_row = a_first + tl.arange(0, BLOCK_A)
         a_inside = a_row < a_count
         a_ptr = copy_ptr + tl.cast(a_offset, tl.int64) * PAD
         b_ptr = copy_ptr + tl.cast(b_offset, tl.int64) * PAD
-        a_scale = tl.load(scale_ptr + a_offset + a_row, mask=a_inside, other=0)
+        a_scale = tl.load(a_scale_ptr + a_row, mask=a_inside, other=0) * sharpness
         if AS_QUERY:
-            a_base, a_weight, a_pull = _load_shares(
-                grad_ptr, grad_stride_r, weight_ptr, size, share_ptr, rows_total, a_row, a_inside, ONE_EXP, INDEXED
+            a_base, a_weight = _load_slopes(slope_ptr, slope_stride, a_row, a_inside)
+            a_spans = marked_spans(
+                index_ptr, index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e, a_row, a_inside, E
             )
-            a_index = load_index(index_ptr, index_stride_r, a_row, a_inside)
-            if not AS_KEY:
-                a_scale = tl.where((a_weight == 0) & (a_pull == 0), 0.0, a_scale)
-        a_scale *= sharpness
         d = tl.arange(0, BLOCK_D)
         column = tl.program_id(2) * BLOCK_D + d
         if BLOCK_D == PAD:
@@ -106,55 +148,59 @@ if triton is not None:
                     a_ptr, a_first, a_count, b_ptr, first, b_count, PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES,
                     PRECISION, UPCAST,
                 )  # fmt: skip
-            b_scale = tl.load(scale_ptr + b_offset + b_row, mask=b_inside, other=0)
-            if AS_KEY:
-                b_base, b_weight, b_pull = _load_shares(
-                    grad_ptr, grad_stride_r, weight_ptr, size, share_ptr, rows_total, b_row, b_inside, ONE_EXP, INDEXED
-                )
-                b_index = load_index(index_ptr, index_stride_r, b_row, b_inside)
-                if not AS_QUERY:
-                    b_scale = tl.where((b_weight == 0) & (b_pull == 0), 0.0, b_scale)
+            b_scale = tl.load(b_scale_ptr + b_row)  # without a mask: see `range_workspace`
             score = score * b_scale[None, :] * a_scale[:, None]
-            if ONE_EXP:
-                exponential = tl.exp2(score)
-            coefficient = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
+            special = first + BLOCK_B > b_count
             if AS_QUERY:
-                share = (exponential if ONE_EXP else tl.exp2(score - a_base[:, None])) * a_weight[:, None]
-                if touched(
-                    a_index, exclude_ptr, exclude_stride_r, exclude_stride_e, a_row, a_inside, first, E, BLOCK_B
-                ):
-                    share = set_marked(
-                        share, a_index, -a_pull, 0.0,
-                        exclude_ptr, exclude_stride_r, exclude_stride_e, a_row, a_inside, b_row, E, 0,
-                    )  # fmt: skip
-                coefficient += share
+                special |= touched(
+                    a_spans, index_ptr, index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e,
+                    a_row, a_inside, first, E, BLOCK_B,
+                )  # fmt: skip
             if AS_KEY:
-                share = (exponential if ONE_EXP else tl.exp2(score - b_base[None, :])) * b_weight[None, :]
-                if touched(
-                    b_index, exclude_ptr, exclude_stride_r, exclude_stride_e, b_row, b_inside, a_first, E, BLOCK_A
-                ):
-                    share = set_marked(
-                        share, b_index, -b_pull, 0.0,
-                        exclude_ptr, exclude_stride_r, exclude_stride_e, b_row, b_inside, a_row, E, 1,
+                b_base, b_weight = tl.load(slope_ptr + b_row), tl.load(slope_ptr + slope_stride + b_row)
+                b_span_ptr = span_ptr + 4 * (first // BLOCK_B)
+                b_spans = tl.load(b_span_ptr), tl.load(b_span_ptr + 1), tl.load(b_span_ptr + 2), tl.load(b_span_ptr + 3)
+                special |= touched(
+                    b_spans, index_ptr, index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e,
+                    b_row, b_inside, a_first, E, BLOCK_A,
+                )  # fmt: skip
+            if special:
+                coefficient = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
+                if AS_QUERY:
+                    coefficient += _marked_shares(
+                        score, slope_ptr, slope_stride, index_ptr, index_stride_r, exclude_ptr, exclude_stride_r,
+                        exclude_stride_e, a_row, a_inside, b_row, E, ONE_EXP, 0,
                     )  # fmt: skip
-                coefficient += share
-            coefficient *= tl.where(b_scale == b_scale, b_scale, 0.0)[None, :]
-            if first + BLOCK_B > b_count:
+                if AS_KEY:
+                    coefficient += _marked_shares(
+                        score, slope_ptr, slope_stride, index_ptr, index_stride_r, exclude_ptr, exclude_stride_r,
+                        exclude_stride_e, b_row, b_inside, a_row, E, ONE_EXP, 1,
+                    )  # fmt: skip
+                coefficient *= tl.where(b_scale == b_scale, b_scale, 0.0)[None, :]
                 coefficient = tl.where(b_inside[None, :], coefficient, 0.0)
+            elif ONE_EXP:
+                weight = a_weight[:, None] * b_scale[None, :] + (b_weight * b_scale)[None, :]
+                coefficient = tl.exp2(score) * weight
+            else:
+                coefficient = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
+                if AS_QUERY:
+                    coefficient += tl.exp2(score - a_base[:, None]) * (a_weight[:, None] * b_scale[None, :])
+                if AS_KEY:
+                    coefficient += tl.exp2(score - b_base[None, :]) * (b_weight * b_scale)[None, :]
             total = dot(coefficient.to(copy_ptr.dtype.element_ty), b, total, PRECISION, UPCAST)
+        out_ptr += tl.cast(a_offset + a_first, tl.int64) * PAD + tl.program_id(2) * BLOCK_D
         mask = a_inside[:, None] & (column < PAD)[None, :]
-        tl.store(out_ptr + (a_offset + a_row).to(tl.int64)[:, None] * PAD + column[None, :], total, mask=mask)
+        tl.store(out_ptr + tl.arange(0, BLOCK_A)[:, None] * PAD + d[None, :], total, mask=mask)
 
     @triton.jit(
         do_not_specialize=[
-            "grad_stride_g", "grad_stride_r", "index_stride_g", "index_stride_r",
-            "exclude_stride_g", "exclude_stride_r", "exclude_stride_e", "G", "R", "P", "N",
-            "key_part", "query_part",
+            "index_stride_g", "index_stride_r", "exclude_stride_g", "exclude_stride_r", "exclude_stride_e",
+            "G", "R", "P", "N", "key_part", "query_part",
         ]
     )  # fmt: skip
     def gradient_kernel(
-        grad_ptr, grad_stride_g, grad_stride_r, weight_ptr, size_ptr, copy_ptr, scale_ptr, share_ptr,
-        index_ptr, index_stride_g, index_stride_r, exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e,
+        copy_ptr, scale_ptr, slope_ptr, span_ptr, index_ptr, index_stride_g, index_stride_r,
+        exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e,
         partial_ptr, sharpness, G, R, P, N, key_part, query_part,
         E: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, SHARED: tl.constexpr, ONE_EXP: tl.constexpr,
         PAD: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
@@ -162,38 +208,37 @@ if triton is not None:
     ):  # fmt: skip
         """Tiles of queries (QUERY), then of keys (KEY), of each group; with SHARED the queries are the keys.
 
-        `partial_ptr` (splits, G, N, PAD): parts of the gradient to unit rows, in units of `size_ptr` (G,) if given and
-        of what `finish_kernel` multiplies.
+        `partial_ptr` (splits, G, N, PAD): parts of the gradient to unit rows, in units of what `finish_kernel`
+        multiplies.
         """
         query_tiles = tl.cdiv(R, BLOCK_A) if QUERY else 0
         tiles = query_tiles + (tl.cdiv(P, BLOCK_A) if KEY and not SHARED else 0)
         g = (tl.program_id(0) // tiles).to(tl.int64)
         tile = tl.program_id(0) % tiles
-        size = _load_size(size_ptr, g) if size_ptr is not None else 1.0
-        grad_ptr += g * grad_stride_g
         copy_ptr += g * N * PAD
         scale_ptr += g * N
-        share_ptr += g * R
-        weight_ptr = weight_ptr + g * R if weight_ptr is not None else weight_ptr
-        rows_total = G.to(tl.int64) * R
+        slope_ptr += g * R
+        slope_stride = G.to(tl.int64) * R
+        span_ptr += g * tl.cdiv(R, BLOCK_B) * 4
+        used_ptr = slope_ptr + 3 * slope_stride
         index_ptr = index_ptr + g * index_stride_g if index_ptr is not None else index_ptr
         exclude_ptr = exclude_ptr + g * exclude_stride_g if exclude_ptr is not None else exclude_ptr
         partial_ptr += (tl.program_id(1).to(tl.int64) * G + g) * N * PAD
         if QUERY:  # noqa: SIM102, for the compiler leaves out a branch only on a constant of its own
             if tile < query_tiles:
                 _gradient_tile(
-                    grad_ptr, grad_stride_r, weight_ptr, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr,
-                    index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e, partial_ptr, tile, 0, R, N - P, P,
-                    sharpness, key_part, E, True, SHARED, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES, PRECISION,
-                    UPCAST,
+                    copy_ptr, scale_ptr if SHARED else used_ptr, scale_ptr + N - P, slope_ptr, slope_stride,
+                    span_ptr, index_ptr, index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e,
+                    partial_ptr, tile, 0, R, N - P, P, sharpness, key_part, E, True, SHARED, ONE_EXP,
+                    PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES, PRECISION, UPCAST,
                 )  # fmt: skip
         if KEY and not SHARED:  # noqa: SIM102
             if tile >= query_tiles:
                 _gradient_tile(
-                    grad_ptr, grad_stride_r, weight_ptr, size, copy_ptr, scale_ptr, share_ptr, rows_total, index_ptr,
-                    index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e, partial_ptr, tile - query_tiles,
-                    N - P, P, 0, R, sharpness, query_part, E, False, True, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D,
-                    STAGES, PRECISION, UPCAST,
+                    copy_ptr, scale_ptr + N - P, used_ptr, slope_ptr, slope_stride,
+                    span_ptr, index_ptr, index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e,
+                    partial_ptr, tile - query_tiles, N - P, P, 0, R, sharpness, query_part, E, False, True, ONE_EXP,
+                    PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES, PRECISION, UPCAST,
                 )  # fmt: skip
 
     @triton.jit
@@ -208,14 +253,10 @@ if triton is not None:
         if ptr is not None:
             tl.store(ptr + row[:, None] * D + d[None, :], value.to(ptr.dtype.element_ty), mask=mask)
 
-    @triton.jit(
-        do_not_specialize=[
-            "grad_stride_g", "grad_stride_r", "positive_stride_g", "positive_stride_r", "G", "R", "P", "N", "splits",
-        ]
-    )  # fmt: skip
+    @triton.jit(do_not_specialize=["positive_stride_g", "positive_stride_r", "G", "R", "P", "N", "splits"])
     def finish_kernel(
-        grad_ptr, grad_stride_g, grad_stride_r, weight_ptr, size_ptr, copy_ptr, scale_ptr, share_ptr, pair_ptr,
-        partial_ptr, positive_ptr, positive_stride_g, positive_stride_r, positive_stride_d,
+        size_ptr, copy_ptr, scale_ptr, slope_ptr, pair_ptr, partial_ptr,
+        positive_ptr, positive_stride_g, positive_stride_r, positive_stride_d,
         query_out_ptr, key_out_ptr, positive_out_ptr, factor, G, R, P, D, N, splits,
         PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
     ):  # fmt: skip
@@ -238,10 +279,7 @@ if triton is not None:
         if positive_ptr is not None:
             pairs_total = G.to(tl.int64) * R
             pair, of_pair = g * R + row, row < tl.where(of_query, R, 0)
-            weight_ptr = weight_ptr + g * R if weight_ptr is not None else weight_ptr
-            grad = load_grad(grad_ptr + g * grad_stride_g, grad_stride_r, weight_ptr, row, of_pair)
-            pull = tl.load(share_ptr + pairs_total + pair, mask=of_pair, other=0) * grad * factor
-            pull = tl.where(grad == 0, 0.0, pull)
+            pull = tl.load(slope_ptr + 2 * pairs_total + pair, mask=of_pair, other=0) * (size * factor)
             cosine = tl.load(pair_ptr + pair, mask=of_pair, other=0)
             positive_inverse = tl.load(pair_ptr + pairs_total + pair, mask=of_pair, other=0)
             positive_scale = tl.load(pair_ptr + 2 * pairs_total + pair, mask=of_pair, other=0)
@@ -281,11 +319,11 @@ if triton is not None:
             square += tl.sum(x * x, 1)
         return scale, inverse_norm(square)
 
-    @triton.jit(do_not_specialize=["grad_stride_g", "grad_stride_r", "G", "R", "P", "N", "total", "learned", "splits"])
+    @triton.jit(do_not_specialize=["G", "R", "P", "N", "total", "learned", "splits"])
     def finish_ranges_kernel(
-        grad_ptr, grad_stride_g, grad_stride_r, weight_ptr, size_ptr, share_ptr, pair_ptr, partial_ptr, rows_ptr,
-        stride_row, stride_d, first_ptr, positive_ptr, column_ptr, out_ptr, factor, G, R, P, D, N, total, learned,
-        splits, PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+        size_ptr, slope_ptr, pair_ptr, partial_ptr, rows_ptr, stride_row, stride_d, first_ptr, positive_ptr, column_ptr,
+        out_ptr, factor, G, R, P, D, N, total, learned, splits,
+        PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
     ):  # fmt: skip
         """Gradients (total, D) of rows of which ranges are the queries and the keys of the groups: the sum of all uses.
 
@@ -313,15 +351,13 @@ if triton is not None:
                         z += part * (size * factor)
                         pair = group * R + of_query
                         apart = used & (tl.load(column_ptr + pair, mask=used, other=0) < 0)
-                        weight_g = weight_ptr + group * R if weight_ptr is not None else weight_ptr
-                        grad = load_grad(grad_ptr + group * grad_stride_g, grad_stride_r, weight_g, of_query, apart)
-                        pull = tl.load(share_ptr + pairs_total + pair, mask=apart, other=0) * grad * factor
+                        pull = tl.load(slope_ptr + 2 * pairs_total + pair, mask=apart, other=0) * (size * factor)
                         inverse_p = tl.load(pair_ptr + pairs_total + pair, mask=apart, other=0)
                         scale_p = tl.load(pair_ptr + 2 * pairs_total + pair, mask=apart, other=0)
                         other = tl.load(positive_ptr + pair, mask=apart, other=0)
                         positive = load_rows(rows_ptr, other, apart, stride_row, d, D, stride_d)
                         positive *= (scale_p * inverse_p)[:, None]
-                        z -= tl.where(grad == 0, 0.0, pull)[:, None] * positive
+                        z -= pull[:, None] * positive
                     of_key = row - tl.load(first_ptr + G + g)
                     used = inside & (of_key >= 0) & (of_key < P)
                     if tl.max(used.to(tl.int32), 0) > 0:

@@ -73,7 +73,7 @@ if triton is not None:
         query_ptr, query_stride_g, query_stride_r, query_stride_d, key_ptr, key_stride_g, key_stride_p, key_stride_d,
         positive_ptr, positive_stride_g, positive_stride_r, positive_stride_d,
         index_ptr, index_stride_g, index_stride_r, first_ptr, copy_ptr, scale_ptr, pair_ptr, G, R, P, D, N,
-        PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+        PAD: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, BEYOND: tl.constexpr,
     ):  # fmt: skip
         """Programs are blocks of queries, then of keys, of each group.
 
@@ -88,6 +88,8 @@ if triton is not None:
         copy_ptr += g * N * PAD
         scale_ptr += g * N
         rows_total = G.to(tl.int64) * N
+        if tl.program_id(0) == 0:
+            tl.store(scale_ptr + 2 * rows_total + tl.arange(0, BEYOND), tl.zeros((BEYOND,), tl.float32))
         query_ptr += g * query_stride_g
         key_ptr += g * key_stride_g
         if first_ptr is not None:
@@ -174,34 +176,49 @@ if triton is not None:
         return tl.load(exclude_ptr + offset, mask=inside, other=-1).to(tl.int32)
 
     @triton.jit
-    def touched(index, exclude_ptr, stride_r, stride_e, row, inside, first, E: tl.constexpr, BLOCK: tl.constexpr):
-        """Whether one of the queries `row` has its positive or an excluded key among [first, first + BLOCK)."""
-        hit = (index >= first) & (index < first + BLOCK)
+    def marked_spans(index_ptr, stride_i, exclude_ptr, stride_r, stride_e, row, inside, E: tl.constexpr):
+        """First and last key that is the positive of one of the queries `row`, then that one of them excludes."""
+        none = tl.full(row.shape, 2147483647, tl.int32)
+        index = load_index(index_ptr, stride_i, row, inside)
+        excluded_low, excluded_high = none, tl.full(row.shape, -1, tl.int32)
         for e in tl.static_range(E):
             mark = _load_excluded(exclude_ptr, stride_r, stride_e, row, inside, e)
-            hit = hit | ((mark >= first) & (mark < first + BLOCK))
-        return tl.max(hit.to(tl.int32), 0) > 0
+            excluded_low = tl.minimum(excluded_low, tl.where(mark < 0, none, mark))
+            excluded_high = tl.maximum(excluded_high, mark)
+        low = tl.min(tl.where(index < 0, none, index), 0)
+        return low, tl.max(index, 0), tl.min(excluded_low, 0), tl.max(excluded_high, 0)
+
+    @triton.jit
+    def touched(
+        spans, index_ptr, stride_i, exclude_ptr, stride_r, stride_e, row, inside, first,
+        E: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        """Whether one of the queries `row` has its positive or an excluded key among [first, first + BLOCK).
+
+        Their `marked_spans` rule most tiles out at once.
+        """
+        last = first + BLOCK - 1
+        hit = ((spans[0] <= last) & (spans[1] >= first)) | ((spans[2] <= last) & (spans[3] >= first))
+        if hit:
+            index = load_index(index_ptr, stride_i, row, inside)
+            marked = (index >= first) & (index <= last)
+            for e in tl.static_range(E):
+                mark = _load_excluded(exclude_ptr, stride_r, stride_e, row, inside, e)
+                marked = marked | ((mark >= first) & (mark <= last))
+            hit = tl.max(marked.to(tl.int32), 0) > 0
+        return hit
 
     @triton.jit
     def set_marked(
-        tile,
-        index,
-        at_positive,
-        at_excluded,
-        exclude_ptr,
-        stride_r,
-        stride_e,
-        row,
-        inside,
-        key,
-        E: tl.constexpr,
-        AXIS: tl.constexpr,
-    ):
+        tile, index_ptr, stride_i, at_positive, at_excluded, exclude_ptr, stride_r, stride_e, row, inside, key,
+        E: tl.constexpr, AXIS: tl.constexpr,
+    ):  # fmt: skip
         """Sets a tile at the excluded keys and at the positives, which win. Queries `row` lie along AXIS."""
         key = tl.expand_dims(key, AXIS)
         for e in tl.static_range(E):
             mark = _load_excluded(exclude_ptr, stride_r, stride_e, row, inside, e)
             tile = tl.where(tl.expand_dims(mark, 1 - AXIS) == key, at_excluded, tile)
+        index = load_index(index_ptr, stride_i, row, inside)
         return tl.where(tl.expand_dims(index, 1 - AXIS) == key, tl.expand_dims(at_positive, 1 - AXIS), tile)
 
     @triton.jit(
@@ -230,7 +247,7 @@ if triton is not None:
         scale_ptr += g * N
         index_ptr = index_ptr + g * index_stride_g if index_ptr is not None else index_ptr
         exclude_ptr = exclude_ptr + g * exclude_stride_g if exclude_ptr is not None else exclude_ptr
-        index = load_index(index_ptr, index_stride_r, row, inside)
+        spans = marked_spans(index_ptr, index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e, row, inside, E)
         nothing = tl.full((BLOCK_A,), float("-inf"), tl.float32)
         row_scale = tl.load(scale_ptr + row, mask=inside, other=0) * sharpness
         d = tl.arange(0, BLOCK_D)
@@ -248,14 +265,17 @@ if triton is not None:
                 score = dot_chunks(
                     copy_ptr, a_first, R, key_ptr, first, P, PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES, PRECISION, UPCAST
                 )
-            column_scale = tl.load(scale_ptr + (N - P) + key, mask=key < P, other=0)
+            column_scale = tl.load(scale_ptr + (N - P) + key)  # without a mask: see `range_workspace`
             score = score * column_scale[None, :] * row_scale[:, None]
-            if touched(index, exclude_ptr, exclude_stride_r, exclude_stride_e, row, inside, first, E, BLOCK_B):
+            special = touched(
+                spans, index_ptr, index_stride_r, exclude_ptr, exclude_stride_r, exclude_stride_e,
+                row, inside, first, E, BLOCK_B,
+            )  # fmt: skip
+            if special | (first + BLOCK_B > P):
                 score = set_marked(
-                    score, index, nothing, float("-inf"),
+                    score, index_ptr, index_stride_r, nothing, float("-inf"),
                     exclude_ptr, exclude_stride_r, exclude_stride_e, row, inside, key, E, 0,
                 )  # fmt: skip
-            if first + BLOCK_B > P:
                 score = tl.where((key < P)[None, :], score, float("-inf"))
             if BOUNDED:
                 total += tl.sum(tl.exp2(score), 1)

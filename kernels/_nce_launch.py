@@ -12,45 +12,43 @@ from torch import Tensor
 from ._common import INTERPRET, device_class, runs_triton, triton
 
 if triton is not None:
-    from ._nce_backward import finish_kernel, finish_ranges_kernel, gradient_kernel
+    from ._nce_backward import finish_kernel, finish_ranges_kernel, gradient_kernel, slopes_kernel
     from ._nce_forward import forward_kernel, losses_kernel, prepare_kernel
 
 # Tiles of each kernel by the size of an element in bytes: rows kept, rows that pass by, columns at a time, a
 # power of two up to LONGEST.
 LONGEST = 128
-_FORWARD_32 = {"BLOCK_A": 64, "BLOCK_B": 32, "BLOCK_D": 32, "num_warps": 8, "STAGES": 2}
-_GRADIENT_32 = {"BLOCK_A": 32, "BLOCK_B": 16, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2}
+_FORWARD_16 = {"BLOCK_A": 128, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2}
+_FORWARD_32 = {"BLOCK_A": 64, "BLOCK_B": 32, "BLOCK_D": 32, "num_warps": 4, "STAGES": 2}
+_GRADIENT_16 = {"BLOCK_A": 64, "BLOCK_B": 32, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2}
+_GRADIENT_32 = {"BLOCK_A": 32, "BLOCK_B": 16, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2}
+# Without `maxnreg`, NVIDIA's assembler would spill a value or two for one more block.
+_GRADIENT_32_SM90 = _GRADIENT_32 | {"maxnreg": 168}
+# Small enough that two or three blocks share a multiprocessor: the exponentials of one run beside the products of
+# another.
 CONFIGS = {
-    "default": {
-        "forward": {2: {"BLOCK_A": 128, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2}, 4: _FORWARD_32},
-        "gradient": {2: {"BLOCK_A": 64, "BLOCK_B": 32, "BLOCK_D": 128, "num_warps": 8, "STAGES": 2}, 4: _GRADIENT_32},
-    },
+    "default": {"forward": {2: _FORWARD_16, 4: _FORWARD_32}, "gradient": {2: _GRADIENT_16, 4: _GRADIENT_32}},
     "sm_90": {
-        "forward": {2: {"BLOCK_A": 128, "BLOCK_B": 128, "BLOCK_D": 128, "num_warps": 8, "STAGES": 3}, 4: _FORWARD_32},
-        "gradient": {
-            2: {"BLOCK_A": 64, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 8, "STAGES": 3},
-            4: _GRADIENT_32,
-        },
+        "forward": {2: _FORWARD_16, 4: _FORWARD_32},
+        "gradient": {2: _GRADIENT_16 | {"BLOCK_B": 64}, 4: _GRADIENT_32_SM90},
     },
-}
-CONFIGS["gfx942"] = {
-    "forward": CONFIGS["default"]["forward"],
-    "gradient": {
-        2: {"BLOCK_A": 32, "BLOCK_B": 32, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2},
-        4: {"BLOCK_A": 32, "BLOCK_B": 16, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2},
+    "sm_100": {
+        "forward": {2: _FORWARD_16 | {"num_warps": 8}, 4: _FORWARD_32},
+        "gradient": {2: _GRADIENT_16 | {"BLOCK_B": 64, "num_warps": 8}, 4: _GRADIENT_32_SM90},
     },
-}
-# The 32-bit tiles of sm_90 would spill.
-CONFIGS["sm_100"] = {
-    "forward": CONFIGS["default"]["forward"] | {4: _FORWARD_32 | {"BLOCK_D": 64}},
-    "gradient": CONFIGS["sm_90"]["gradient"] | {4: _GRADIENT_32 | {"num_warps": 4}},
+    "gfx942": {
+        "forward": {2: _FORWARD_16 | {"num_warps": 8}, 4: _FORWARD_32},
+        "gradient": {2: _GRADIENT_16, 4: _GRADIENT_32},
+    },
 }
 # Rows of a program in the kernels that go through the inputs row by row, and in the one over the losses: as many losses
 # are added up without a further launch.
 ROWS, BLOCK_LOSSES = 16, 1024
 # The same where rows have several uses. Without `maxnreg`, NVIDIA's assembler would spill values for more programs.
-_RANGES_96 = {"ROWS": 8, "maxnreg": 96}
-RANGES = {"default": {"ROWS": 8}, "sm_90": _RANGES_96, "sm_100": _RANGES_96}
+_RANGES_SM90 = {"ROWS": 8, "maxnreg": 112}
+RANGES = {"default": {"ROWS": 8}, "sm_90": _RANGES_SM90, "sm_100": _RANGES_SM90}
+# No less than any BLOCK_B.
+BEYOND = 256
 # Above this 1 / temperature, sums of exponentials need a running maximum; above half of it, so does their product.
 BOUND = 85.0
 
@@ -61,6 +59,8 @@ def tile_sizes(features: int, kind: str, like: Tensor) -> tuple[dict[str, Any], 
     config = dict(configs[kind][like.element_size()])
     pad = max(16, triton.next_power_of_2(features)) if features <= LONGEST else triton.cdiv(features, LONGEST) * LONGEST
     config["BLOCK_D"] = min(config["BLOCK_D"], pad)
+    if pad > LONGEST and kind == "gradient":  # Chunks of both sides take registers beside the sums.
+        config["BLOCK_B"] = max(16, config["BLOCK_B"] // 2)
     # The interpreter has no bfloat16: it multiplies in float32.
     config["UPCAST"] = INTERPRET
     return config, pad
@@ -69,20 +69,24 @@ def tile_sizes(features: int, kind: str, like: Tensor) -> tuple[dict[str, Any], 
 def workspace(query: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """What the forward kernels leave for the backward ones; the reference leaves nothing.
 
-    Copied rows (G, N, padded D); their inverse norms and scales (2, G, N); of each query, (5, G, M): cosine, inverse
-    norm and scale of its positive, the log sum, and the pull of the positive.
+    Copied rows (G, N, padded D); their inverse norms and scales (2, G, N), flat; of each query, (5, G, M): cosine,
+    inverse norm and scale of its positive, the log sum, and the pull of the positive.
     """
     groups, rows = query.shape[:2]
     return range_workspace(query, groups, rows, rows + (0 if key is None else key.shape[1]))
 
 
 def range_workspace(rows: Tensor, groups: int, queries: int, copied: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As `workspace`, of `queries` queries and `copied` rows a group; `rows` (..., D)."""
+    """As `workspace`, of `queries` queries and `copied` rows a group; `rows` (..., D).
+
+    The last tile of a group reads scales BEYOND its rows, of which nothing is used: masks would cost as much time as
+    the arithmetic.
+    """
     if not runs_triton(rows):
         return tuple(rows.new_empty(0) for _ in range(3))
     return (
         rows.new_empty(groups, copied, tile_sizes(rows.shape[-1], "forward", rows)[1]),
-        rows.new_empty(2, groups, copied, dtype=torch.float32),
+        rows.new_empty(2 * groups * copied + BEYOND, dtype=torch.float32),
         rows.new_empty(5, groups, queries, dtype=torch.float32),
     )
 
@@ -154,7 +158,7 @@ def losses(
         prepare_kernel[(groups * blocks,)](
             query, *query.stride(), keys, *keys.stride(), positive, *_strides(positive, 3), index, *_strides(index, 2),
             None, copy, scale, state, groups, rows, keys.shape[1], features, copied,
-            PAD=pad, ROWS=ROWS, BLOCK_D=config["BLOCK_D"],
+            PAD=pad, ROWS=ROWS, BLOCK_D=config["BLOCK_D"], BEYOND=BEYOND,
         )  # fmt: skip
     options = temperature, factor, total, allow_tf32
     loss = _sum_losses(config, copy, scale, state, index, exclude, weight, keys.shape[1], *options)
@@ -191,7 +195,8 @@ def range_losses(
     with torch.cuda.device_of(rows):
         prepare_kernel[(groups * blocks,)](
             *source, *source, *source, positive, *positive.stride(), first, copy, scale, state,
-            groups, queries, keys, features, copy.shape[1], PAD=pad, ROWS=ROWS, BLOCK_D=config["BLOCK_D"],
+            groups, queries, keys, features, copy.shape[1],
+            PAD=pad, ROWS=ROWS, BLOCK_D=config["BLOCK_D"], BEYOND=BEYOND,
         )  # fmt: skip
     options = temperature, factor, True, allow_tf32, begin, longest
     loss = _sum_losses(config, copy, scale, state, column, exclude, weight, keys, *options)
@@ -268,15 +273,15 @@ def gradients(
         return tuple(out.zero_() for out in outputs)
     size = _unit_of(grad, weight, query.dtype)
     weight = None if weight is None else weight.contiguous()
-    config, pad, partial = _gradient_parts(
+    config, pad, partial, slopes = _gradient_parts(
         grad, weight, size, copy, scale, state, index, exclude, count, features, temperature, allow_tf32,
         to_query, to_key and not shared, shared,
     )  # fmt: skip
     blocks = triton.cdiv(rows, ROWS) + (triton.cdiv(count, ROWS) if to_key and not shared else 0)
     with torch.cuda.device_of(query):
         finish_kernel[(groups * blocks,)](
-            grad, *grad.stride(), weight, size, copy, scale, state[3:], state, partial, positive,
-            *_strides(positive, 3), *(out if out.numel() else None for out in outputs), factor / temperature,
+            size, copy, scale, slopes, state, partial, positive, *_strides(positive, 3),
+            *(out if out.numel() else None for out in outputs), factor / temperature,
             groups, rows, count, features, copied, len(partial), PAD=pad, ROWS=ROWS, BLOCK_D=config["BLOCK_D"],
         )  # fmt: skip
     return outputs
@@ -307,16 +312,16 @@ def range_gradients(
     grad = grad[:, None].expand(groups, queries)
     size = _unit_of(grad, weight, rows.dtype)
     weight = None if weight is None else weight.contiguous()
-    config, pad, partial = _gradient_parts(
+    config, pad, partial, slopes = _gradient_parts(
         grad, weight, size, copy, scale, state, column, exclude, keys, rows.shape[1], temperature, allow_tf32,
         True, True, False,
     )  # fmt: skip
     tiles = RANGES.get(device_class(rows.device), RANGES["default"])
     with torch.cuda.device_of(rows):
         finish_ranges_kernel[(triton.cdiv(len(rows), tiles["ROWS"]),)](
-            grad, *grad.stride(), weight, size, state[3:], state, partial, rows, *rows.stride(), first, positive,
-            column, out, factor / temperature, groups, queries, keys, rows.shape[1], copy.shape[1], len(rows), learned,
-            len(partial), PAD=pad, BLOCK_D=config["BLOCK_D"], **tiles,
+            size, slopes, state, partial, rows, *rows.stride(), first, positive, column, out, factor / temperature,
+            groups, queries, keys, rows.shape[1], copy.shape[1], len(rows), learned, len(partial),
+            PAD=pad, BLOCK_D=config["BLOCK_D"], **tiles,
         )  # fmt: skip
     return out
 
@@ -346,8 +351,8 @@ def _gradient_parts(
     to_query: bool,
     to_key: bool,
     shared: bool,
-) -> tuple[dict[str, Any], int, Tensor]:
-    """Tiles, padded row length, and parts (splits, G, N, padded D) of the gradients to unit rows.
+) -> tuple[dict[str, Any], int, Tensor, Tensor]:
+    """Tiles, padded row length, parts (splits, G, N, padded D) of the gradients to unit rows, and slopes (4, G, M).
 
     With `shared` the queries are the keys.
     """
@@ -359,13 +364,21 @@ def _gradient_parts(
         tiles += groups * triton.cdiv(count, config["BLOCK_A"])
     splits = _splits(tiles, max(rows, count), config["BLOCK_B"], copy.device)
     partial = state.new_empty(splits, groups, copied, pad)
+    blocks = triton.cdiv(rows, config["BLOCK_B"])
+    slopes = state.new_empty(4 * groups * rows + BEYOND)
+    spans = state.new_empty(groups, blocks, 4, dtype=torch.int32)
+    marks = index, *_strides(index, 2), exclude, *_strides(exclude, 3)
+    one_exp = shared and 2 / temperature < BOUND
     with torch.cuda.device_of(copy):
+        slopes_kernel[(groups * blocks,)](
+            grad, *grad.stride(), weight, size, scale, state[3:], *marks, slopes, spans, groups, rows, copied,
+            E=_excluded(exclude), ONE_EXP=one_exp, BLOCK=config["BLOCK_B"],
+        )  # fmt: skip
         gradient_kernel[(tiles, splits, pad // config["BLOCK_D"])](
-            grad, *grad.stride(), weight, size, copy, scale, state[3:], index, *_strides(index, 2),
-            exclude, *_strides(exclude, 3), partial, math.log2(math.e) / temperature,
+            copy, scale, slopes, spans, *marks, partial, math.log2(math.e) / temperature,
             groups, rows, count, copied,
             _part(count, config["BLOCK_B"], splits), _part(rows, config["BLOCK_B"], splits),
-            E=_excluded(exclude), QUERY=to_query, KEY=to_key, SHARED=shared,
-            ONE_EXP=shared and 2 / temperature < BOUND, PAD=pad, PRECISION=_precision(allow_tf32), **config,
+            E=_excluded(exclude), QUERY=to_query, KEY=to_key, SHARED=shared, ONE_EXP=one_exp,
+            PAD=pad, PRECISION=_precision(allow_tf32), **config,
         )  # fmt: skip
-    return config, pad, partial
+    return config, pad, partial, slopes
