@@ -3,10 +3,11 @@
 search   a block of queries walks its part of the queue tile by tile and keeps the K best entries of each row
 merge    sorts what the parts have kept
 
-The kept entries are an unordered list of keys. A tile is looked at again only where the best of some row beats the
-least that is kept: that entry takes the least one's place, until no row has a better one. A key is an int64 of the
-rank (a cosine, or one of the marks below it) over the inverted index, so that larger keys are nearer and, of equal
-cosines, the ones with the lower index.
+The kept entries are an unordered list of keys. A tile is looked at closely only where the best of some row could beat
+the least that is kept: that entry takes the least one's place, until no row has a better one. The first look knows
+nothing of ids, and plain sums of squares are enough for it. A key is an int64 of the rank (a cosine, or one of the
+marks below it) over the inverted index, so that larger keys are nearer and, of equal cosines, the ones with the lower
+index.
 
 Shape letters: M queries, L rows of the queue, D features, K results, N keys of a query from all parts.
 """
@@ -21,6 +22,11 @@ if triton is not None:
     EMPTY = tl.constexpr(-3.0)
     ABSENT = tl.constexpr(-4.0)
 
+    # More than rounding can part two ways to one cosine.
+    SLACK = tl.constexpr(2.0**-20)
+    # Sums of squares that are good as they are.
+    SMALL = tl.constexpr(2.0**-60)
+    LARGE = tl.constexpr(2.0**60)
     FIRST_SCALE = tl.constexpr(2.0**127)
     ZERO_SCALE = tl.constexpr(2.0**120)
     LAST_INDEX = tl.constexpr(2**31 - 1)
@@ -93,29 +99,42 @@ if triton is not None:
         return tl.max(flags[:, None].to(tl.int32), 0).item() > 0
 
     @triton.jit
+    def _larger(a, b):
+        return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+    @triton.jit
+    def _plain_inverse_norm(x):
+        """Of rows in one block; NaN where the plain sum of squares says too little."""
+        square = tl.sum(x.to(tl.float32) * x.to(tl.float32), 1)
+        plain = (square < LARGE) & ((square > SMALL) | (square == 0))
+        return tl.where(plain, tl.rsqrt(tl.maximum(square, SMALL)), float("nan"))
+
+    @triton.jit
     def _keep_better(kept, bar, rank, l):
         """`kept` (BLOCK_M, WIDTH) and its least rank `bar` after a tile of ranks whose indices are above all kept."""
         best = tl.max(rank, 1)
         better = best > bar
-        if _any(better):
-            while _any(better):
-                index = tl.min(tl.where(rank == best[:, None], l[None, :], LAST_INDEX), 1)
-                least = tl.min(kept, 1)
-                kept = tl.where((kept == least[:, None]) & better[:, None], _key(best, index)[:, None], kept)
-                bar = _rank(tl.min(kept, 1))
-                rank = tl.where(l[None, :] == index[:, None], ABSENT, rank)
-                best = tl.max(rank, 1)
-                better = best > bar
+        while _any(better):
+            index = tl.min(tl.where(rank == best[:, None], l[None, :], LAST_INDEX), 1)
+            least = tl.min(kept, 1)
+            kept = tl.where((kept == least[:, None]) & better[:, None], _key(best, index)[:, None], kept)
+            bar = tl.maximum(bar, _rank(tl.min(kept, 1)))
+            rank = tl.where(l[None, :] == index[:, None], ABSENT, rank)
+            best = tl.max(rank, 1)
+            better = best > bar
         return kept, bar
 
     @triton.jit(do_not_specialize=["M", "limit"])
     def search_kernel(
         query_ptr, query_stride_m, query_stride_d, queue_ptr, queue_stride_l, queue_stride_d,
-        query_id_ptr, query_id_stride, queue_id_ptr, queue_id_stride, size_ptr, key_ptr, M, L, D, limit,
+        query_id_ptr, query_id_stride, queue_id_ptr, queue_id_stride, size_ptr, least_ptr, key_ptr, M, L, D, limit,
         K: tl.constexpr, WIDTH: tl.constexpr, UPCAST: tl.constexpr,
         BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
     ):  # fmt: skip
-        """Programs are blocks of queries by parts of the queue; `key_ptr` (M, parts, K). WHOLE: D is one block."""
+        """Programs are blocks of queries by parts of the queue; `key_ptr` (M, parts, K). WHOLE: D is one block.
+
+        `least_ptr` (M, K), if given: the K best of some of the queue. What is less than all of them is not looked for.
+        """
         m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
         if size_ptr is not None:
             limit = tl.maximum(tl.minimum(tl.load(size_ptr), L), 0).to(tl.int32)
@@ -135,7 +154,10 @@ if triton is not None:
 
         slot = tl.arange(0, WIDTH)[None, :] + tl.zeros((BLOCK_M, 1), tl.int32)
         kept = tl.where(slot < K, _key(tl.full(slot.shape, EMPTY, tl.float32), slot), HIGHEST_KEY)
-        bar = tl.full((BLOCK_M,), EMPTY, tl.float32)
+        bar = tl.where(m < M, EMPTY, float("inf"))
+        if least_ptr is not None:
+            least = tl.load(least_ptr + m.to(tl.int64) * K + K - 1, mask=m < M, other=float("inf"))
+            bar = tl.maximum(tl.where(least == least, least, NAN) - SLACK, EMPTY)
         for first in range(start, tl.minimum(start + part_size, limit), BLOCK_L):
             l = first + tl.arange(0, BLOCK_L)
             product = tl.zeros((BLOCK_M, BLOCK_L), tl.float32)
@@ -144,21 +166,26 @@ if triton is not None:
             if WHOLE:
                 queue = _load_rows(queue_ptr, l, L, queue_stride_l, d, D, queue_stride_d)
                 product = _dot(whole_query, queue, product, UPCAST)
-                square, scale = _add_squares(square, scale, queue)
+                inverse = _plain_inverse_norm(queue)
             else:
                 for first_d in range(0, D, BLOCK_D):
                     queue = _load_rows(queue_ptr, l, L, queue_stride_l, first_d + d, D, queue_stride_d)
                     query = _load_query(query_ptr, m, M, query_stride_m, first_d + d, D, query_stride_d, query_scale)
                     product = _dot(query, queue, product, UPCAST)
                     square, scale = _add_squares(square, scale, queue)
-            inverse = _inverse_norm(square, scale) * scale
-            cosine = product * inverse[None, :] * query_inverse[:, None]
-            found = (l < limit)[None, :]
-            if query_id_ptr is not None:
-                queue_id = tl.load(queue_id_ptr + l.to(tl.int64) * queue_id_stride, mask=l < limit, other=0)
-                found = found & (query_id[:, None] != queue_id[None, :])
-            rank = tl.where(found, tl.where(cosine == cosine, cosine, NAN), ABSENT)
-            kept, bar = _keep_better(kept, bar, rank, l)
+                inverse = _inverse_norm(square, scale) * scale
+            largest = tl.reduce(product * inverse[None, :], 1, _larger) * query_inverse
+            if (first + BLOCK_L > limit) | _any(~(largest + SLACK <= bar)):  # so that NaN is looked at
+                if WHOLE:
+                    square, scale = _add_squares(square, scale, queue)
+                    inverse = _inverse_norm(square, scale) * scale
+                cosine = product * inverse[None, :] * query_inverse[:, None]
+                found = (l < limit)[None, :]
+                if query_id_ptr is not None:
+                    queue_id = tl.load(queue_id_ptr + l.to(tl.int64) * queue_id_stride, mask=l < limit, other=0)
+                    found = found & (query_id[:, None] != queue_id[None, :])
+                rank = tl.where(found, tl.where(cosine == cosine, cosine, NAN), ABSENT)
+                kept, bar = _keep_better(kept, bar, rank, l)
         row = m.to(tl.int64)[:, None] * tl.num_programs(1) + tl.program_id(1)
         tl.store(key_ptr + row * K + slot, kept, mask=(m < M)[:, None] & (slot < K))
 

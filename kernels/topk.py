@@ -25,9 +25,14 @@ _SINGLE = {"BLOCK_M": 64, "long": 64, "BLOCK_L": 32, "BLOCK_D": 16, "whole": 16,
 CONFIGS = {
     "default": {2: {**_HALF, "num_stages": 2}, 4: _SINGLE},
     "sm_80": {2: {**_HALF, "whole": 64}, 4: {**_SINGLE, "long": 32, "maxnreg": 128}},
-    "sm_90": {2: _HALF, 4: _SINGLE},
-    "sm_100": {2: _HALF, 4: {**_SINGLE, "BLOCK_M": 32, "long": 16, "num_stages": 3}},
+    "sm_90": {2: {**_HALF, "num_warps": 4}, 4: {**_SINGLE, "long": 32, "maxnreg": 168}},
+    "sm_100": {
+        2: {**_HALF, "maxnreg": 224},
+        4: {**_SINGLE, "BLOCK_M": 32, "long": 16, "num_stages": 3, "maxnreg": 168},
+    },
 }
+# Of a queue of LONG rows or more, one SHARE-th is searched first: few of the rest beat the k best of that.
+LONG, SHARE = 65_536, 16
 # Of all parts of the queue together, for one query: the merge has them in registers.
 MAX_CANDIDATES = 8192
 
@@ -112,6 +117,11 @@ def _topk(
     indices = query.new_empty((rows, k), dtype=torch.int64)
     if rows == 0:
         return values, indices
+    least = None
+    if length >= LONG:
+        first = length // SHARE
+        ids = None if queue_id is None else queue_id[:first]
+        least, _ = _topk(query, queue[:first], k, min(limit, first), size, query_id, ids)
     config = CONFIGS.get(device_class(query.device), CONFIGS["default"])[query.element_size()]
     sizes = search_sizes(config, query, queue, k)
     blocks, tiles = triton.cdiv(rows, sizes["BLOCK_M"]), triton.cdiv(length, sizes["BLOCK_L"])
@@ -122,7 +132,7 @@ def _topk(
     with torch.cuda.device_of(query):
         search_kernel[blocks, parts](
             query, *query.stride(), queue, *queue.stride(), query_id, id_strides[0], queue_id, id_strides[1],
-            size, keys, rows, length, query.shape[1], limit, **sizes,
+            size, least, keys, rows, length, query.shape[1], limit, **sizes,
         )  # fmt: skip
         merge_kernel[(triton.cdiv(rows, merge["ROWS"]),)](keys, values, indices, rows, parts * k, k, **merge)
     return values, indices

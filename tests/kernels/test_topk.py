@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -115,6 +117,32 @@ def test_size_tensor_outside_the_queue():
     query, queue = directions(3, 6), directions(50, 6, seed=1)
     check(query, queue, 5, size=torch.tensor(1000))
     check(query, queue, 5, torch.zeros(3, 50), size=torch.tensor(-7))
+
+
+@pytest.fixture
+def in_two_rounds(monkeypatch):
+    """A queue of 32 rows or more is long, and a first quarter of it, or of that, is searched before."""
+    module = sys.modules["dclr.kernels.topk"]
+    monkeypatch.setattr(module, "LONG", 32)
+    monkeypatch.setattr(module, "SHARE", 4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [0, 3, 40, 70, 150])
+def test_long_queue(size, dtype, in_two_rounds):
+    """With ties across both rounds, NaN and zero rows, too few entries in the first round, and ids."""
+    query, queue = directions(7, 6, dtype), directions(150, 6, dtype, seed=1)
+    queue[1::7], query[3], query[4] = torch.nan, 0, torch.nan
+    query_id, queue_id = torch.arange(7) % 3, torch.arange(150) % 3
+    allowed = (torch.arange(150) < size) & (query_id[:, None] != queue_id[None])
+    check(query, queue, 5, allowed, size=torch.tensor(size), query_id=query_id, queue_id=queue_id)
+    check(query, queue, 5, allowed, size=size, query_id=query_id, queue_id=queue_id)
+
+
+@pytest.mark.parametrize("ascending", [False, True])
+def test_long_sorted_queue(ascending, in_two_rounds):
+    """All that is nearest is in the first round, or none of it."""
+    test_sorted_queue(ascending)
 
 
 @pytest.mark.parametrize("videos", [1, 2, 40])
