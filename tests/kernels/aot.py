@@ -12,6 +12,7 @@ Registers and stack come from the binary: `cuobjdump` for NVIDIA, the code objec
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import tempfile
@@ -131,10 +132,7 @@ def compile_case(case: Case, target: str) -> Report:
     """
     if target not in TARGETS:
         raise ValueError(f"target: got {target!r}, expected one of {', '.join(TARGETS)}")
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    if case.maxnreg is not None:  # NVIDIA's alone
-        options["maxnreg"] = case.maxnreg
-    compiled = triton.compile(_source(case, target), target=TARGETS[target], options=options)
+    compiled = triton.compile(_source(case, target), target=TARGETS[target], options=_options(case))
     if TARGETS[target].backend == "hip":
         return _amd_report(compiled.asm["amdgcn"], compiled.metadata.shared)
     return _nvidia_report(compiled.asm["cubin"], compiled.metadata.shared, compiled.asm["ptx"])
@@ -168,6 +166,35 @@ def access_bits(asm: str, kind: str) -> Counter[int]:
     return +widths
 
 
+def loop_instructions(case: Case, target: str) -> int:
+    """Instructions of a warp on the shortest way through the innermost loop with a matrix product, on NVIDIA.
+
+    That is the way through a tile where nothing is special. A multiprocessor issues four in a cycle.
+    """
+    compiled = triton.compile(_source(case, target), target=TARGETS[target], options=_options(case))
+    text = _cuobjdump(compiled.asm["cubin"], "--dump-sass")
+    code = {int(place, 16): words for place, words in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", text, re.M)}
+    places = list(code)
+    jumps = {}
+    for place, words in code.items():
+        jump = re.match(r"(@!?U?P\d+ )?BRA(?:\.\w+)* (!?U?P\d+, )?0x([0-9a-f]+)", words)
+        if jump:
+            jumps[place] = int(jump[3], 16), bool(jump[1] or jump[2])
+    loops = [(to, place) for place, (to, _) in jumps.items() if to < place]
+    products = [place for place, words in code.items() if "MMA" in words]
+    first, last = min(
+        (loop for loop in loops if any(loop[0] <= place <= loop[1] for place in products)),
+        key=lambda loop: loop[1] - loop[0],
+    )
+    body = [place for place in places if first <= place <= last]
+    shortest = {last: 1}
+    for place, following in reversed(list(itertools.pairwise(body))):
+        to, conditional = jumps.get(place, (following, False))
+        ways = {to, following} if conditional else {to}
+        shortest[place] = 1 + min((shortest[way] for way in ways if way in shortest), default=10**9)
+    return shortest[first]
+
+
 def _source(case: Case, target: str) -> ASTSource:
     kernel = case.kernel
     if not isinstance(kernel, JITFunction):
@@ -193,13 +220,23 @@ def _source(case: Case, target: str) -> ASTSource:
     return ASTSource(kernel, signature, constexprs=case.constexprs, attrs=attrs)
 
 
-def _nvidia_report(cubin: bytes, shared_bytes: int, ptx: str) -> Report:
-    tool = triton.knobs.nvidia.cuobjdump.path
+def _options(case: Case) -> dict[str, int]:
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    if case.maxnreg is not None:  # NVIDIA's alone
+        options["maxnreg"] = case.maxnreg
+    return options
+
+
+def _cuobjdump(cubin: bytes, what: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tool, "--dump-resource-usage", file.name]
-        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        command = [triton.knobs.nvidia.cuobjdump.path, what, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _nvidia_report(cubin: bytes, shared_bytes: int, ptx: str) -> Report:
+    usage = _cuobjdump(cubin, "--dump-resource-usage")
     registers, stack, local = (int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
     return Report(registers, stack, local, shared_bytes, ptx)
 

@@ -4,7 +4,7 @@ import pytest
 import triton
 import triton.language as tl
 
-from .aot import SHARED_LIMITS, TARGETS, Case, access_bits, check_report, compile_case
+from .aot import SHARED_LIMITS, TARGETS, Case, access_bits, check_report, compile_case, loop_instructions
 
 
 @triton.jit
@@ -109,3 +109,30 @@ def test_bad_cases_are_named():
         compile_case(Case("scale", scale, SCALE.signature, {"BLOCK": 64, "n": 3}), "sm_90")
     with pytest.raises(TypeError, match="expected a `triton"):
         compile_case(Case("scale", scale.fn, SCALE.signature), "sm_90")
+
+
+@triton.jit
+def tile_exponentials(x, out, steps, at, ALWAYS: tl.constexpr):
+    rows = tl.arange(0, 128)
+    offsets = rows[:, None] * 128 + rows[None, :]
+    total = tl.zeros((128, 128), tl.float32)
+    for step in range(steps):
+        tile = tl.load(x + step.to(tl.int64) * 128 * 128 + offsets)
+        total = tl.dot(tile, tile, total)
+        if ALWAYS or step == at:
+            total = tl.exp2(total * 0.125)
+    tl.store(out + offsets, total)
+
+
+def test_instructions_of_a_loop_take_the_shortest_way():
+    """A thread has 64 of the exponentials, each an instruction at least."""
+    signature = {"x": "*bf16", "out": "*fp32", "steps": "i32", "at": "i32"}
+    never, rarely, always = (
+        loop_instructions(case, "sm_90")
+        for case in (
+            tile_sums_case(128),
+            Case("rarely", tile_exponentials, signature, {"ALWAYS": False}, num_warps=8),
+            Case("always", tile_exponentials, signature, {"ALWAYS": True}, num_warps=8),
+        )
+    )
+    assert never <= rarely < never + 64 and always >= never + 64

@@ -9,7 +9,7 @@ import triton
 
 from dclr.kernels import Ranges, info_nce, info_nce_ranges
 
-from .aot import TARGETS, check_report, compile_case, recorded_launches
+from .aot import SHARED_LIMITS, TARGETS, check_report, compile_case, loop_instructions, recorded_launches
 
 KERNELS = ("prepare_kernel", "forward_kernel", "losses_kernel", "slopes_kernel", "gradient_kernel")
 # Stack bytes a thread, nearly all outside the loops over tiles: of the gradients of ranges with four exclusions, and
@@ -70,3 +70,19 @@ def test_all_kernels(dtype, kind, target, monkeypatch):
 def test_sharp_short_and_long_rows(dim, temperature, target, monkeypatch):
     cases = launches(monkeypatch, target, torch.float16, "two views", temperature, dim)
     check(cases, target, ("forward_kernel", "gradient_kernel"))
+
+
+# A tile of 128 x 128 scores of 128 features takes 1,024 cycles of a multiprocessor's matrix units at best, once forward
+# and twice backward, and its exponentials 1,024 of another unit.
+CYCLES = {"forward_kernel": 1024, "gradient_kernel": 2048}
+
+
+@pytest.mark.parametrize("name", CYCLES)
+def test_instructions_of_a_tile_keep_up_with_its_products(name, monkeypatch):
+    """And two blocks share a multiprocessor of sm_90, so that they run beside the products of each other."""
+    case = launches(monkeypatch, "sm_90", torch.bfloat16, "two views")[name]
+    tile = case.constexprs["BLOCK_A"] * case.constexprs["BLOCK_B"]
+    issued = loop_instructions(case, "sm_90") * case.num_warps / 4
+    assert issued * 128 * 128 / tile <= 1.1 * CYCLES[name]
+    report = compile_case(case, "sm_90")
+    assert 2 * 32 * case.num_warps * report.registers <= 65_536 and 2 * report.shared_bytes <= SHARED_LIMITS["sm_90"]

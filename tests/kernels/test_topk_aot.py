@@ -6,15 +6,15 @@ import triton
 
 from dclr.kernels import topk, topk_similarity
 
-from .aot import TARGETS, check_report, compile_case, recorded_launches
+from .aot import SHARED_LIMITS, TARGETS, check_report, compile_case, loop_instructions, recorded_launches
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Stack bytes a thread of 16-bit searches for more than 16, with the assembler of Triton 3.6.
 STACK = {"sm_80": 8} if triton.__version__.startswith("3.6.") else {}
 
 
-def reports(monkeypatch, target, dtype, rows, features, k, transposed=False, masked=False, length=16384):
-    """Of both kernels, of one launch."""
+def launches(monkeypatch, target, dtype, rows, features, k, transposed=False, masked=False, length=16384):
+    """Both kernels, as launched over the whole queue."""
     monkeypatch.setattr(topk, "device_class", lambda device: target)
     monkeypatch.setattr(topk, "runs_triton", lambda tensor: True)
     query, queue = torch.empty(rows, features, dtype=dtype), torch.empty(length, features, dtype=dtype)
@@ -26,7 +26,13 @@ def reports(monkeypatch, target, dtype, rows, features, k, transposed=False, mas
         options = {"size": torch.tensor(5), "query_id": torch.zeros(rows, dtype=torch.int64), "queue_id": ids}
     with recorded_launches() as cases:
         topk_similarity(query, queue, k, **options)
-    assert [case.name for case in cases] == ["search_kernel", "merge_kernel"]
+    rounds = 2 if length >= topk.LONG else 1
+    assert [case.name for case in cases] == ["search_kernel", "merge_kernel"] * rounds
+    return cases[-2:]
+
+
+def reports(monkeypatch, target, dtype, rows, features, k, *options, **others):
+    cases = launches(monkeypatch, target, dtype, rows, features, k, *options, **others)
     both = [compile_case(case, target) for case in cases]
     for report in both:
         known = STACK.get(target, 0) if k > 16 and dtype != torch.float32 else 0
@@ -65,6 +71,21 @@ def test_layouts(features, k, transposed, masked, dtype, target, monkeypatch):
     search, _ = reports(monkeypatch, target, dtype, 512, features, k, transposed, masked)
     if target == "sm_90" and dtype != torch.float32 and features >= 16:
         assert "wgmma.mma_async" in search.asm
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("k", [5, 64])
+def test_long_queue(k, target, monkeypatch):
+    reports(monkeypatch, target, torch.bfloat16, 512, 128, k, masked=True, length=topk.LONG)
+
+
+def test_instructions_of_a_tile_keep_up_with_its_products(monkeypatch):
+    """128 x 64 products of 128 features take 512 cycles of a multiprocessor of sm_90; two blocks share one."""
+    case, _ = launches(monkeypatch, "sm_90", torch.bfloat16, 512, 128, 5, masked=True, length=topk.LONG)
+    assert (case.constexprs["BLOCK_M"], case.constexprs["BLOCK_L"]) == (128, 64)
+    assert loop_instructions(case, "sm_90") * case.num_warps / 4 <= 1.35 * 512
+    report = compile_case(case, "sm_90")
+    assert 2 * 32 * case.num_warps * report.registers <= 65_536 and 2 * report.shared_bytes <= SHARED_LIMITS["sm_90"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
