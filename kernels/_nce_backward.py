@@ -43,14 +43,15 @@ if triton is not None:
         ]
     )  # fmt: skip
     def slopes_kernel(
-        grad_ptr, grad_stride_g, grad_stride_r, weight_ptr, size_ptr, scale_ptr, share_ptr,
+        grad_ptr, grad_stride_g, grad_stride_r, loss_ptr, weight_ptr, size_ptr, scale_ptr, share_ptr,
         index_ptr, index_stride_g, index_stride_r, exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e,
         slope_ptr, span_ptr, G, R, N,
         E: tl.constexpr, ONE_EXP: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         """Programs are blocks of queries of each group; gradients to their losses are measured in `size_ptr` (G,).
 
-        `weight_ptr` (G, R), contiguous, if given: what else the losses were multiplied by.
+        `loss_ptr` (G,), if given: the row of `grad_ptr` of each group; `weight_ptr` (G, R), contiguous, if given: what
+        else the losses were multiplied by.
         `slope_ptr` (4, G, R): the share of a negative, times the gradient, is exp2(score - base) * weight, that of the
         positive -pull; then the inverse norm of the query, 0 where nobody uses its loss, which can be NaN then.
         `span_ptr` (G, blocks, 4): `marked_spans` of each block.
@@ -62,7 +63,8 @@ if triton is not None:
         total = G.to(tl.int64) * R
         share_ptr += g * R
         slope_ptr += g * R
-        grad = tl.load(grad_ptr + g * grad_stride_g + row.to(tl.int64) * grad_stride_r, mask=inside, other=0)
+        grad_ptr += (g if loss_ptr is None else tl.load(loss_ptr + g)) * grad_stride_g
+        grad = tl.load(grad_ptr + row.to(tl.int64) * grad_stride_r, mask=inside, other=0)
         if weight_ptr is not None:
             grad *= tl.load(weight_ptr + g * R + row, mask=inside, other=0).to(tl.float32)
         if size_ptr is not None:

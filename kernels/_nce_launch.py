@@ -271,10 +271,10 @@ def gradients(
     count, copied = keys.shape[1], copy.shape[1]
     if not groups * rows * features:
         return tuple(out.zero_() for out in outputs)
-    size = _unit_of(grad, weight, query.dtype)
+    size = _unit_of(grad, None, weight, query.dtype)
     weight = None if weight is None else weight.contiguous()
     config, pad, partial, slopes = _gradient_parts(
-        grad, weight, size, copy, scale, state, index, exclude, count, features, temperature, allow_tf32,
+        grad, None, weight, size, copy, scale, state, index, exclude, count, features, temperature, allow_tf32,
         to_query, to_key and not shared, shared,
     )  # fmt: skip
     blocks = triton.cdiv(rows, ROWS) + (triton.cdiv(count, ROWS) if to_key and not shared else 0)
@@ -293,6 +293,7 @@ def range_gradients(
     first: Tensor,
     positive: Tensor,
     column: Tensor,
+    loss: Tensor,
     exclude: Tensor | None,
     weight: Tensor | None,
     copy: Tensor,
@@ -304,16 +305,17 @@ def range_gradients(
     factor: float,
     allow_tf32: bool,
 ) -> Tensor:
-    """Gradient (R, D) to `rows` from that to the losses of groups, (G,), times `factor` and `weight` (G, M)."""
+    """Gradient (R, D) to `rows` from that to the losses (L,), of which group g adds to `loss[g]`, times `factor` and
+    `weight` (G, M)."""
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
     groups, queries = positive.shape
     if not groups * queries * rows.numel():
         return out.zero_()
-    grad = grad[:, None].expand(groups, queries)
-    size = _unit_of(grad, weight, rows.dtype)
+    grad = grad[:, None].expand(-1, queries)
+    size = _unit_of(grad, loss, weight, rows.dtype)
     weight = None if weight is None else weight.contiguous()
     config, pad, partial, slopes = _gradient_parts(
-        grad, weight, size, copy, scale, state, column, exclude, keys, rows.shape[1], temperature, allow_tf32,
+        grad, loss, weight, size, copy, scale, state, column, exclude, keys, rows.shape[1], temperature, allow_tf32,
         True, True, False,
     )  # fmt: skip
     tiles = RANGES.get(device_class(rows.device), RANGES["default"])
@@ -326,10 +328,12 @@ def range_gradients(
     return out
 
 
-def _unit_of(grad: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _unit_of(grad: Tensor, loss: Tensor | None, weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """(G,): what the gradients of a group are measured in, where `dtype` cannot hold those of a mean over many rows."""
     if dtype != torch.float16:
         return None
+    if loss is not None:
+        grad = grad.index_select(0, loss)
     if weight is not None:
         return (grad * weight).abs().amax(1)
     return grad[:, 0].contiguous() if grad.stride(1) == 0 else grad.abs().amax(1)
@@ -337,6 +341,7 @@ def _unit_of(grad: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor 
 
 def _gradient_parts(
     grad: Tensor,
+    loss: Tensor | None,
     weight: Tensor | None,
     size: Tensor | None,
     copy: Tensor,
@@ -354,7 +359,7 @@ def _gradient_parts(
 ) -> tuple[dict[str, Any], int, Tensor, Tensor]:
     """Tiles, padded row length, parts (splits, G, N, padded D) of the gradients to unit rows, and slopes (4, G, M).
 
-    With `shared` the queries are the keys.
+    `grad` (G, M), or (L, M) with `loss` (G,), its row of each group. With `shared` the queries are the keys.
     """
     groups, rows = state.shape[1:]
     copied = copy.shape[1]
@@ -371,7 +376,7 @@ def _gradient_parts(
     one_exp = shared and 2 / temperature < BOUND
     with torch.cuda.device_of(copy):
         slopes_kernel[(groups * blocks,)](
-            grad, *grad.stride(), weight, size, scale, state[3:], *marks, slopes, spans, groups, rows, copied,
+            grad, *grad.stride(), loss, weight, size, scale, state[3:], *marks, slopes, spans, groups, rows, copied,
             E=_excluded(exclude), ONE_EXP=one_exp, BLOCK=config["BLOCK_B"],
         )  # fmt: skip
         gradient_kernel[(tiles, splits, pad // config["BLOCK_D"])](

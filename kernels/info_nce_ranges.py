@@ -168,12 +168,11 @@ def _backward(
     allow_tf32: bool,
 ) -> Tensor:
     """Gradient (R, D) to the rows."""
-    grad = grad.index_select(0, loss)
     if runs_triton(rows):
-        inputs = grad, rows, first, positive, column, exclude, weight, copy, inverse, state
+        inputs = grad, rows, first, positive, column, loss, exclude, weight, copy, inverse, state
         return range_gradients(*inputs, keys, learned, temperature, scale, allow_tf32)
     where = Ranges(first, positive, column, loss, begin, len(rows), keys, learned, longest)
-    grad = grad[:, None].expand(positive.shape)
+    grad = grad.index_select(0, loss)[:, None].expand(positive.shape)
     if weight is not None:
         grad = grad * weight.to(grad.dtype)
     with torch.autocast(rows.device.type, enabled=False):

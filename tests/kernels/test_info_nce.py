@@ -84,7 +84,7 @@ def test_index_positives(shape, dtype, temperature):
 
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 10.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1, 2, 1), (2, 6, 3), (1, 70, 20), (1, 34, 130)])
+@pytest.mark.parametrize("shape", [(1, 2, 1), (2, 6, 3), (1, 70, 20), (1, 34, 130), (1, 230, 20)])
 def test_query_that_is_the_key(shape, dtype, temperature):
     torch.manual_seed(0)
     rows = torch.randn(shape).to(dtype).requires_grad_()
@@ -94,6 +94,20 @@ def test_query_that_is_the_key(shape, dtype, temperature):
     leaves = wide(rows)
     expected = formula(leaves[0], leaves[0], partner, own[..., None], temperature)
     compare(losses, expected, (rows,), leaves, dtype, torch.randn(shape[:2]), temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tiles_with_and_without_marks(dtype, temperature):
+    """Positives and excluded keys lie along the diagonal, and are in few of the tiles."""
+    torch.manual_seed(0)
+    query = torch.randn(1, 150, 20).to(dtype).requires_grad_()
+    key = torch.randn(1, 230, 20).to(dtype).requires_grad_()
+    own = torch.arange(150)[None]
+    losses = info_nce(query, key, positive=own, exclude=own + 1, temperature=temperature, reduction="none")
+    leaves = wide(query, key)
+    expected = formula(*leaves, own, own[..., None] + 1, temperature)
+    compare(losses, expected, (query, key), leaves, dtype, torch.randn(1, 150), temperature)
 
 
 @pytest.mark.parametrize("exclude_per", ["none", "query", "positive"])
