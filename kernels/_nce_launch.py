@@ -18,13 +18,13 @@ if triton is not None:
 # Tiles of each kernel by the size of an element in bytes: rows kept, rows that pass by, columns at a time, a
 # power of two up to LONGEST.
 LONGEST = 128
-_FORWARD_16 = {"BLOCK_A": 128, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2}
-_FORWARD_32 = {"BLOCK_A": 64, "BLOCK_B": 32, "BLOCK_D": 32, "num_warps": 4, "STAGES": 2}
-_GRADIENT_16 = {"BLOCK_A": 64, "BLOCK_B": 32, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2}
-_GRADIENT_32 = {"BLOCK_A": 32, "BLOCK_B": 16, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2}
+_FORWARD_16 = {"BLOCK_A": 128, "BLOCK_B": 64, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2, "programs": 3}
+_FORWARD_32 = {"BLOCK_A": 64, "BLOCK_B": 32, "BLOCK_D": 32, "num_warps": 4, "STAGES": 2, "programs": 3}
+_GRADIENT_16 = {"BLOCK_A": 64, "BLOCK_B": 32, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2, "programs": 2}
+_GRADIENT_32 = {"BLOCK_A": 32, "BLOCK_B": 16, "BLOCK_D": 128, "num_warps": 4, "STAGES": 2, "programs": 3}
 # Without `maxnreg`, NVIDIA's assembler would spill a value or two for one more block.
 _GRADIENT_32_SM90 = _GRADIENT_32 | {"maxnreg": 168}
-# Small enough that two or three blocks share a multiprocessor: the exponentials of one run beside the products of
+# Where they can, two or three `programs` share a multiprocessor: the exponentials of one run beside the products of
 # another.
 CONFIGS = {
     "default": {"forward": {2: _FORWARD_16, 4: _FORWARD_32}, "gradient": {2: _GRADIENT_16, 4: _GRADIENT_32}},
@@ -33,12 +33,12 @@ CONFIGS = {
         "gradient": {2: _GRADIENT_16 | {"BLOCK_B": 64}, 4: _GRADIENT_32_SM90},
     },
     "sm_100": {
-        "forward": {2: _FORWARD_16 | {"num_warps": 8}, 4: _FORWARD_32},
-        "gradient": {2: _GRADIENT_16 | {"BLOCK_B": 64, "num_warps": 8}, 4: _GRADIENT_32_SM90},
+        "forward": {2: _FORWARD_16 | {"num_warps": 8, "programs": 1}, 4: _FORWARD_32},
+        "gradient": {2: _GRADIENT_16 | {"BLOCK_B": 64, "num_warps": 8, "programs": 1}, 4: _GRADIENT_32_SM90},
     },
     "gfx942": {
-        "forward": {2: _FORWARD_16 | {"num_warps": 8}, 4: _FORWARD_32},
-        "gradient": {2: _GRADIENT_16, 4: _GRADIENT_32},
+        "forward": {2: _FORWARD_16 | {"num_warps": 8, "programs": 1}, 4: _FORWARD_32},
+        "gradient": {2: _GRADIENT_16 | {"programs": 1}, 4: _GRADIENT_32},
     },
 }
 # Rows of a program in the kernels that go through the inputs row by row, and in the one over the losses: as many losses
@@ -107,10 +107,16 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-def _splits(tiles: int, count: int, block: int, device: torch.device) -> int:
-    """Programs that share `count` rows, so that few tiles fill the device, none of them without a block of its own."""
+def _splits(tiles: int, count: int, block: int, programs: int, device: torch.device) -> int:
+    """Programs that share `count` rows, none of them without a block of its own.
+
+    So many that few tiles fill the device once, with `programs` to a multiprocessor, and that the rounds of many are
+    nearly full.
+    """
     blocks = max(1, triton.cdiv(count, block))
-    splits = max(1, min(blocks, 2 * _processors(device) // max(1, tiles)))
+    places = programs * _processors(device)
+    full = (splits for splits in (1, 2, 3) if tiles * splits >= 0.9 * places * triton.cdiv(tiles * splits, places))
+    splits = min(blocks, next(full, 1) if tiles >= places else places // max(1, tiles))
     return triton.cdiv(blocks, triton.cdiv(blocks, splits))
 
 
@@ -230,7 +236,7 @@ def _sum_losses(
     sharpness = math.log2(math.e) / temperature
     bounded = 1 / temperature + math.log(count + 1) < BOUND
     tiles = groups * triton.cdiv(rows, config["BLOCK_A"])
-    splits = _splits(tiles, count, config["BLOCK_B"], copy.device)
+    splits = _splits(tiles, count, config["BLOCK_B"], config.pop("programs"), copy.device)
     partial = state.new_empty(splits, 2, groups, rows)
     with torch.cuda.device_of(copy):
         forward_kernel[(tiles, splits)](
@@ -367,7 +373,7 @@ def _gradient_parts(
     tiles = groups * triton.cdiv(rows, config["BLOCK_A"]) * to_query
     if to_key:
         tiles += groups * triton.cdiv(count, config["BLOCK_A"])
-    splits = _splits(tiles, max(rows, count), config["BLOCK_B"], copy.device)
+    splits = _splits(tiles, max(rows, count), config["BLOCK_B"], config.pop("programs"), copy.device)
     partial = state.new_empty(splits, groups, copied, pad)
     blocks = triton.cdiv(rows, config["BLOCK_B"])
     slopes = state.new_empty(4 * groups * rows + BEYOND)
