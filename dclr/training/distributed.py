@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -50,3 +51,5 @@ def joined(device: torch.device) -> Iterator[None]:
     finally:
         _done.append(dist.group.WORLD)
         dist.destroy_process_group()
+        # A thread of the group may still wait for Python's lock. It gets it now: once Python ends it would abort.
+        time.sleep(0.5)
