@@ -119,7 +119,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     config = replace(config, checkpoint=checkpoint, data=data)
     train, test = load_subsets(data)
     run = _run(config, data, pretrained.config, train)
-    start, saved = _start(config), saved_settings(config) if config.resume else None
+    start, saved = _start(config), _settings_in(Path(run.output)) if config.resume else None
     if saved and _start(saved) != start:
         raise ConfigError(f"{run.output}: its run starts from {_start(saved)}, this one from {start}: cannot resume")
     device = choose_device(run.train.device)
@@ -136,7 +136,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 def saved_settings(config: FinetuneConfig) -> FinetuneConfig | None:
     """What the run in the output folder of `config` was last asked for; None where there is none."""
     data = config.data.completed(load_method(config.checkpoint).config.data)
-    path = output_folder("finetune", config.checkpoint, config.output, data) / SETTINGS
+    return _settings_in(output_folder("finetune", config.checkpoint, config.output, data))
+
+
+def _settings_in(folder: Path) -> FinetuneConfig | None:
+    path = folder / SETTINGS
     return load(path, FinetuneConfig("")) if path.exists() else None
 
 

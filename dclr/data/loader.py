@@ -51,13 +51,17 @@ class EpochSampler(Sampler):
         epoch = self.epoch
         order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
         own = self.batch_size // self.world
+        others = self.length - self.batch_size
+        hands = max(min(self.batch_size, others), 1)
+
+        def stand_ins(place: int) -> range:
+            """Of the others, which follow the batch in turn, those dealt out to one of its places."""
+            return range(place % hands, others, hands)[: REPLACEMENTS - 1]
+
         for step in range(self.start_step, self.length // self.batch_size):
             first, end = step * self.batch_size, (step + 1) * self.batch_size
-            batch, others = order[first:end], np.concatenate([order[end:], order[:first]])
-            # Dealt out over the places of the batch, as far as they go.
-            hands = max(min(self.batch_size, len(others)), 1)
             yield [
-                (epoch, int(batch[place]), *others[place % hands :: hands][: REPLACEMENTS - 1].tolist())
+                (epoch, int(order[first + place]), *(int(order[(end + i) % self.length]) for i in stand_ins(place)))
                 for place in range(self.rank * own, (self.rank + 1) * own)
             ]
 
