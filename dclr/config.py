@@ -71,7 +71,9 @@ class OptimConfig:
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
-    """For a global batch of 64; scaled linearly with it."""
+    """Learning rate."""
+    scale_lr: bool = False
+    """Take `lr` as that of a global batch of 64, and scale it linearly with the batch."""
     momentum: float = 0.9
     weight_decay: float = 1e-4
     schedule: Literal["step", "cosine", "constant"] = "step"

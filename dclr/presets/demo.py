@@ -22,7 +22,7 @@ def _demo(method: DCLRConfig | SimCLRConfig) -> PretrainConfig:
             size=32, scale=(0.5, 1.0), workers=0, cache="memory",
         ),
         augment=AugmentConfig(flip=0, hue=0, blur=0),
-        optim=OptimConfig(optimizer="adamw", lr=0.006, milestones=(0.75,), warmup=20),
+        optim=OptimConfig(optimizer="adamw", lr=0.003, milestones=(0.75,), warmup=20),
         train=TrainConfig(epochs=28, batch=32, checkpoint_every=2, tensorboard=False, static_once=True),
         method=method,
     )  # fmt: skip
