@@ -192,7 +192,10 @@ def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where or 'configuration'}: got {values!r}, expected keys and values")
-    values = current_settings(values) if where == "method" else dict(values)
+    try:
+        values = current_settings(values) if where == "method" else dict(values)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if where == "method":
         config = _named_method(config, values.pop("name", method_name(config)))
     fields = {f.name.rstrip("_"): f for f in dataclasses.fields(config)}
