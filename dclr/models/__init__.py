@@ -1,4 +1,4 @@
-"""Video encoders by name or from an exported file, their faster forward passes, and projection heads."""
+"""Video encoders by name or from an exported file, their faster forms, and projection heads."""
 
 import difflib
 import inspect
@@ -59,8 +59,8 @@ def build_encoder(name: str, **options) -> nn.Module:
 def load_encoder(path: str | os.PathLike) -> nn.Module:
     """The encoder in a file of `dclr export`, in evaluation mode on the CPU.
 
-    It takes clips (B, 3, T, H, W) in [0, 1], minus `mean`, over `std`; both stand in the file's metadata, with the
-    frames, stride and size of the pretraining.
+    Its input is (clip - mean) / std of clips (B, 3, T, H, W) in [0, 1]. The file's metadata has `mean` and `std`, and
+    the frames, stride and size of the pretraining.
 
     Raises:
         OSError: the file cannot be read.
