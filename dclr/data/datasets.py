@@ -55,7 +55,7 @@ def load_dataset(
         raise DatasetError(f"{name}: subset must be {known}, got {subset!r}")
     if not 1 <= split <= spec.splits:
         raise DatasetError(f"{name}: there is no split {split}")
-    if not spec.has_columns and (label or where):
+    if not spec.is_own and (label or where):
         raise DatasetError(f"{name}: label and where apply to the dataset 'folder' only")
     if holdout is not None and not 0 < holdout < 1:
         raise DatasetError(f"{name}: holdout must be a share between 0 and 1, got {holdout}")
@@ -262,12 +262,12 @@ DATASETS: dict[str, DatasetSpec] = {
         lists_from="https://www.qualcomm.com/developer/software/something-something-v-2-dataset (labels)",
     ),
     "folder": DatasetSpec(
-        title="any videos: a list (csv, tsv, txt) of paths and labels, or a folder a class, also below train and test",
+        title="any videos: by a list (csv, tsv, txt) of paths and labels, or a folder a class, also below train and test",
         load=own_videos,
         lists=dict.fromkeys(("train", "val", "test"), ("*.csv", "*.tsv", "*.txt")),
         any_list_name=True,
-        has_columns=True,
-        videos_from="you",
-        lists_from="you",
+        is_own=True,
+        videos_from="a folder of your own",
+        lists_from="a file of your own, or the names of the folders",
     ),
 }
