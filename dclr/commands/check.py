@@ -87,7 +87,8 @@ def check(config: CheckConfig) -> Check | None:
         _read(found, sorted(paths), data.workers)
         span = 1 + data.frames * data.stride
         found.short = [path for path, frames in found.frames.items() if frames < span]
-    print("\n".join(_lines(found, data)))
+    # Names of files need not be text.
+    print("\n".join(_lines(found, data)).encode(errors="backslashreplace").decode())
     if config.output:
         text = json.dumps({"dataset": data.dataset, "root": data.root, **asdict(found)}, indent=1)
         write_or_explain(Path(config.output).expanduser(), text.encode(errors="backslashreplace"))

@@ -108,7 +108,7 @@ def diving48(query: DatasetQuery) -> VideoDataset:
     vocabulary = listing.with_name("Diving48_vocab.json")
     classes = tuple(map(str, range(48)))
     if vocabulary.is_file():
-        classes = tuple("_".join(words) for words in lists.read_json(vocabulary))
+        classes = tuple("_".join(map(str, words)) for words in lists.read_json(vocabulary, list))
     labels, _ = encode_labels([str(entry["label"]) for entry in entries], _row_of(listing, "entry"), classes)
     names = ([str(entry["vid_name"])] for entry in entries)
     return query.collect(query.folders()[-1], names, labels, classes, f"list {listing.name}")
@@ -121,9 +121,13 @@ def something_v2(query: DatasetQuery) -> VideoDataset:
     """
     listing = query.split_file()
     entries = lists.read_records(listing, ("id", "template"))
-    numbers = lists.read_json(query.split_file("something-something-v2-labels.json", "labels.json"))
-    classes = tuple(sorted(numbers, key=lambda name: int(numbers[name])))
-    templates = [entry["template"].replace("[", "").replace("]", "") for entry in entries]
+    numbered = query.split_file(*query.spec.other_lists)
+    numbers = lists.read_json(numbered, dict)
+    try:
+        classes = tuple(sorted(numbers, key=lambda name: int(numbers[name])))
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{numbered}: expected a number for each class: {error}") from error
+    templates = [str(entry["template"]).replace("[", "").replace("]", "") for entry in entries]
     labels, _ = encode_labels(templates, _row_of(listing, "entry"), classes)
     names = ([str(entry["id"])] for entry in entries)
     return query.collect(query.folders()[-1], names, labels, classes, f"list {listing.name}")
@@ -262,7 +266,7 @@ DATASETS: dict[str, DatasetSpec] = {
         lists_from="https://www.qualcomm.com/developer/software/something-something-v-2-dataset (labels)",
     ),
     "folder": DatasetSpec(
-        title="any videos: by a list (csv, tsv, txt) of paths and labels, or a folder a class, also below train and test",
+        title="any videos: a list of paths and labels (csv, tsv, txt), or a folder a class, also below train and test",
         load=own_videos,
         lists=dict.fromkeys(("train", "val", "test"), ("*.csv", "*.tsv", "*.txt")),
         any_list_name=True,

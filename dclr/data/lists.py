@@ -123,19 +123,20 @@ def fields(path: Path, count: int) -> list[list[str]]:
     return rows
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises `DatasetError`."""
+def read_json(path: Path, kind: type) -> Any:
+    """The content of a JSON file, which is of the `kind`, list or dict. Raises `DatasetError`."""
     try:
-        return json.loads(read_text(path))
+        content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, kind):
+        raise DatasetError(f"{path}: expected a {kind.__name__}, got a {type(content).__name__}")
+    return content
 
 
 def read_records(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """A JSON list of objects that have the `keys`. Raises `DatasetError`."""
-    records = read_json(path)
-    if not isinstance(records, list):
-        raise DatasetError(f"{path}: expected a list of objects, got {type(records).__name__}")
+    records = read_json(path, list)
     for number, record in enumerate(records, start=1):
         lacking = [key for key in keys if not isinstance(record, dict) or key not in record]
         if lacking:

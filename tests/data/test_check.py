@@ -74,6 +74,13 @@ def test_without_reading(tmp_path):
     assert not found.frames and "passed over 1 hidden or system entries" in found.notes
 
 
+def test_names_that_are_not_text(tmp_path, capsys):
+    touch(tmp_path, "train/caf\udce9.mp4", "test/a.mp4", "extra/caf\udce9.mp4")
+    found = checked(tmp_path, read=False, output=str(tmp_path / "found.json"))
+    assert found.extra == json.loads((tmp_path / "found.json").read_text())["extra"]
+    assert "extra/caf\\udce9.mp4" in capsys.readouterr().out
+
+
 def test_check_says_what_each_dataset_is(capsys):
     main(["check"])
     shown = capsys.readouterr().out
