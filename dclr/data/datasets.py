@@ -161,7 +161,7 @@ def _kinetics_names(table: Table, root: Path, subsets: Sequence[str]) -> Iterato
     for label in set(table["label"]):
         spellings = dict.fromkeys((label, label.replace(" ", "_"), ""))
         below = [os.path.join(subset, spelling) for subset in (*subsets, "") for spelling in spellings]
-        folders[label] = [folder for folder in below if (root / folder).is_dir()]
+        folders[label] = [folder for folder in below if os.path.isdir(root / folder)]
     rows = zip(table["label"], table["youtube_id"], table["time_start"], table["time_end"])
     for number, (label, identifier, start, end) in enumerate(rows):
         start = _seconds(table, number, "time_start", start)

@@ -70,11 +70,11 @@ class FolderIndex:
 
 
 def _files(folder: str) -> dict[str, str]:
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file())
-    except (FileNotFoundError, NotADirectoryError):
+    # Also False for what no folder can be called.
+    if not os.path.isdir(folder):
         return {}
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_file())
     files: dict[str, str] = {}
     for name in names:
         stem = _stem(name)
@@ -108,10 +108,7 @@ def near_path(root: str, path: str) -> str | None:
 
 def near_name(folder: str, name: str, cutoff: float = 0.8) -> str | None:
     """The name in a folder that is most like `name`, if one is alike enough; case and punctuation do not count."""
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return None
+    names = os.listdir(folder) if os.path.isdir(folder) else []
     if name in names:
         return name
     spellings = {simple_name(_stem(other)): other for other in names}

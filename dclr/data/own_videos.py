@@ -91,7 +91,7 @@ def _listed(query: DatasetQuery, listing: Path) -> VideoDataset:
     labels, classes = _labels(query, tables)
     rows, words = _rows(query, table)
     if not rows:
-        raise DatasetError(f"{query.name}: no row of {listing} has {words}")
+        raise DatasetError(f"{query.name}: no row of {listing} has {words or 'a subset val'}")
     paths = table.paths
     blank = next((row for row in rows if not paths[row]), None)
     if blank is not None:
@@ -135,7 +135,8 @@ def _rows(query: DatasetQuery, table: Table) -> tuple[list[int], str]:
             subset = next((part for part in _with_stand_in(query.subset) if part in meant.values()), query.subset)
             chosen = [row for row, value in enumerate(table[column]) if meant[value] == subset]
             return chosen, f"{column}={subset}"
-    return list(range(len(table))), ""
+    named = subset_of(table.source.stem) == query.subset
+    return [] if query.subset == "val" and not named else list(range(len(table))), ""
 
 
 def _meanings(path: str, root: Path, listing: Path) -> Iterator[str]:
