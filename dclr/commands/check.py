@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dclr.config import DataConfig
-from dclr.data.datasets import DATASETS, DatasetError, dataset_spec, load_dataset
+from dclr.data.datasets import DATASETS, DatasetError, dataset_spec, load_all
 from dclr.data.folders import walk_videos
 from dclr.data.loader import worker_options
 from dclr.data.prepared import count_prepared
@@ -106,25 +106,17 @@ def _entry(name: str) -> str:
 def _parts(data: DataConfig) -> tuple[Check, set[str]]:
     """Every subset of every split, and the paths of all their videos."""
     spec = dataset_spec(data.dataset)
-    found, errors = Check(), []
+    options = {"annotations": data.annotations, "label": data.label, "where": data.where}
+    loaded, errors = load_all(data.dataset, data.root, **options)
+    found = Check()
     by_part: dict[tuple[int, str], set[str]] = {}
-    options = {"annotations": data.annotations, "label": data.label, "where": data.where, "allow_missing": True}
-    for split, subset in spec.parts():
-        try:
-            videos = load_dataset(data.dataset, data.root, split=split, subset=subset, **options)
-        except DatasetError as error:
-            if subset != "val":
-                errors.append(error)
-            continue
-        listed = len(videos) + len(videos.missing)
-        official = spec.counts.get((split, subset))
+    for (split, subset), videos in loaded.items():
+        by_part[split, subset] = set(map(os.path.abspath, videos.paths))
+        listed, official = len(videos) + len(videos.missing), spec.counts.get((split, subset))
         missing = list(videos.missing)
         found.parts.append(Part(split, subset, listed, official, missing, len(videos.classes), videos.split))
-        # The first names the missing, which have a line of their own.
+        # The first note names the missing, which have a line of their own.
         found.notes += videos.notes[bool(videos.missing) :]
-        by_part[split, subset] = set(map(os.path.abspath, videos.paths))
-    if not found.parts:
-        raise errors[0]
     # Videos of one's own need not be split.
     (found.notes if spec.is_own else found.failed).extend(map(str, errors))
     for split in range(1, spec.splits + 1):
@@ -137,7 +129,7 @@ def _extra(root: str, paths: set[str], notes: list[str]) -> list[str]:
     """The videos below the root that are not among the paths."""
     passed: Counter[str] = Counter()
     extra = sorted(set(walk_videos(os.path.abspath(Path(root).expanduser()), passed)) - paths)
-    notes += [f"passed over {count} {what}" for what, count in passed.items()]
+    notes += [f"passed over {count} {what}" for what, count in passed.items() if count]
     return extra
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dclr.data import lists
 from dclr.data.labels import encode_labels
@@ -66,6 +67,25 @@ def load_dataset(
     return spec.load(
         DatasetQuery(name, spec, root, split, subset, allow_missing, annotations, label, where, holdout, seed)
     )
+
+
+def load_all(
+    name: str, root: str | os.PathLike, **options: Any
+) -> tuple[dict[tuple[int, str], VideoDataset], list[DatasetError]]:
+    """Every subset of every split that can be loaded, by (split, subset), and why the others cannot.
+
+    options: of `load_dataset`. Videos that are not there are left out. Raises `DatasetError` where nothing is there.
+    """
+    loaded, errors = {}, []
+    for split, subset in dataset_spec(name).parts():
+        try:
+            loaded[split, subset] = load_dataset(name, root, split=split, subset=subset, allow_missing=True, **options)
+        except DatasetError as error:
+            errors.append((subset, error))
+    if not loaded:
+        raise errors[0][1]
+    # Few have videos for validation as well, which is not worth a word.
+    return loaded, [error for subset, error in errors if subset != "val"]
 
 
 def dataset_spec(name: str) -> DatasetSpec:

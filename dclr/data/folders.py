@@ -41,7 +41,8 @@ def _walk(folder: str, passed: Counter[str], above: frozenset[tuple[int, int]]) 
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_system(entry.name):
-                passed["hidden or system entries"] += 1
+                # Not worth a word where it could not have been a video anyway.
+                passed["hidden or system entries"] += has_video_suffix(entry.name) or entry.is_dir()
             elif entry.is_dir():
                 yield from _walk(entry.path, passed, above | {identity})
             elif not has_video_suffix(entry.name):

@@ -232,7 +232,7 @@ def _notes(videos: VideoDataset, passed: Counter[str]) -> list[str]:
     unlabelled = videos.labels.count(-1)
     if unlabelled and videos.classes:
         notes.append(f"{unlabelled} videos lie in no class folder and have no label")
-    if passed:
+    if passed.total():
         notes.append(f"passed over{_in_words(passed)}")
     empty = [name for number, name in enumerate(videos.classes) if number not in set(videos.labels)]
     if empty:
@@ -241,7 +241,8 @@ def _notes(videos: VideoDataset, passed: Counter[str]) -> list[str]:
 
 
 def _in_words(passed: Counter[str], start: str = " ") -> str:
-    return start + ", ".join(f"{count} {what}" for what, count in passed.items()) if passed else ""
+    seen = [f"{count} {what}" for what, count in passed.items() if count]
+    return start + ", ".join(seen) if seen else ""
 
 
 def _left_beside(root: Path, split: dict[str, list[Path]]) -> list[str]:

@@ -160,7 +160,7 @@ def test_one_subfolder_does_not_hide_loose_videos(tmp_path):
 
 def test_what_systems_leave_behind_is_passed_over(tmp_path):
     touch(tmp_path, "run/a.mp4", "run/._a.mp4", "run/@eaDir/a.mp4", "__MACOSX/run/a.mp4", ".AppleDouble/a.mp4")
-    touch(tmp_path, "run/notes.txt", "run/folder.mp4/b.mp4", "run/Thumbs.db")
+    touch(tmp_path, "run/notes.txt", "run/folder.mp4/b.mp4", "run/Thumbs.db", ".DS_Store", ".dclr-frames")
     os.symlink(tmp_path / "nowhere", tmp_path / "run/gone.mp4")
     os.mkfifo(tmp_path / "run/pipe.mp4")
     dataset = load_dataset("folder", tmp_path)
