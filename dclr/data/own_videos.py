@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from dclr.data.folders import VIDEO_FORMATS, VIDEO_SUFFIXES, is_system, walk_videos
+from dclr.data.folders import VIDEO_FORMATS, has_video_suffix, is_system, walk_videos
 from dclr.data.labels import encode_labels
 from dclr.data.lists import LABEL_NAMES, SPLIT_NAMES, DatasetError, Table, read_table
 from dclr.data.query import DatasetQuery, files_like
@@ -234,7 +234,8 @@ def _notes(videos: VideoDataset, passed: Counter[str]) -> list[str]:
         notes.append(f"{unlabelled} videos lie in no class folder and have no label")
     if passed.total():
         notes.append(f"passed over{_in_words(passed)}")
-    empty = [name for number, name in enumerate(videos.classes) if number not in set(videos.labels)]
+    used = set(videos.labels)
+    empty = [name for number, name in enumerate(videos.classes) if number not in used]
     if empty:
         notes.append(f"{len(empty)} classes have no video in {videos.split}: {', '.join(empty[:3])}")
     return notes
@@ -247,9 +248,11 @@ def _in_words(passed: Counter[str], start: str = " ") -> str:
 
 def _left_beside(root: Path, split: dict[str, list[Path]]) -> list[str]:
     """A note on the videos outside of the folders of a split."""
-    beside = [folder for folder in _others(_folders_in(root)) if _holds_video(folder)] if split else []
-    loose = [path for suffix in VIDEO_SUFFIXES for path in files_like(root, f"*{suffix}")] if split else []
-    count = len(loose) + sum(1 for folder in beside for _ in walk_videos(folder, Counter()))
+    if not split:
+        return []
+    loose = [child for child in root.iterdir() if has_video_suffix(child.name) and not is_system(child.name)]
+    count = sum(child.is_file() for child in loose)
+    count += sum(1 for folder in _others(_folders_in(root)) for _ in walk_videos(folder, Counter()))
     where = ", ".join(folder.name for folders in split.values() for folder in folders)
     return [f"{count} videos outside of the folders {where} are left out"] if count else []
 
