@@ -155,12 +155,10 @@ def read_table(path: Path) -> Table:
     first = next((line for line in io.StringIO(text, newline=None) if line.strip()), None)
     if first is None:
         raise DatasetError(f"{path} is empty")
-    delimiter = _delimiter(first, path)
-    if delimiter is None:
-        return _read_lines(path)
     limit = csv.field_size_limit(MAX_CELL)
     try:
-        return _read_csv(path, text, delimiter)
+        delimiter = _delimiter(first, path)
+        return _read_lines(path) if delimiter is None else _read_csv(path, text, delimiter)
     except csv.Error as error:
         raise DatasetError(f"{path} cannot be read as csv: {error}") from error
     finally:

@@ -34,6 +34,7 @@ CAPTION = "long " * 40_000
         ("blanks.csv", 'path, label\na.mp4, "x, really"\nb.mp4, y\n', ("x, really", "y")),
         ("line_separator.csv", "path,label\na.mp4,x\u2028z\nb.mp4,y\n", ("x\u2028z", "y")),
         ("caption.csv", f'path,caption,label\na.mp4,"{CAPTION}",x\nb.mp4,,y\n', ("x", "y")),
+        ("caption_first.csv", f'a.mp4,"{CAPTION}",x\nb.mp4,,y\n', ("x", "y")),
         ("old_mac.csv", "path,label\ra.mp4,x\rb.mp4,y\r", ("x", "y")),
         ("byte_order_mark.csv", "\ufeffpath,label\na.mp4,x\nb.mp4,y\n", ("x", "y")),
         ("gap.csv", "path,label\n\na.mp4,x\n\nb.mp4,y\n", ("x", "y")),
