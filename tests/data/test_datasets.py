@@ -1,5 +1,6 @@
 import json
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
@@ -295,3 +296,10 @@ def test_errors(tmp_path, ucf):
     (ucf / "ucfTrainTestlist" / "trainlist01.txt").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(DatasetError, match=r"trainlist01.txt cannot be read as text"):
         load_dataset("ucf101", ucf)
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "folder"])
+def test_the_page_on_datasets_has_every_entry(name):
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    (row,) = (line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line)
+    assert DATASETS[name].videos_from.split()[0] in row
