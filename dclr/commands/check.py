@@ -30,6 +30,7 @@ class CheckConfig:
     """The videos to check: those that pretraining with the same `data` flags reads, and those of the other subsets."""
 
     data: DataConfig = field(default_factory=DataConfig)
+    """The videos, and the length of a clip, which a video should have."""
     read: bool = True
     """Read each video through to count its frames; without, only see whether it is there."""
     output: str | None = None
