@@ -27,7 +27,7 @@ class DataConfig:
     """Videos and the clips that are cut from them."""
 
     dataset: str = "ucf101"
-    """ucf101, hmdb51, kinetics400, diving48, or folder."""
+    """A dataset's name, or `folder` for any videos; `dclr check` lists them."""
     root: str = ""
     """Folder of the dataset."""
     annotations: str | None = None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dclr.data.datasets import DatasetError, dataset_spec, load_dataset
+from dclr.data.datasets import DatasetError, dataset_spec, load_all
 from dclr.data.loader import worker_options
 from dclr.data.own_videos import all_class_folders
 from dclr.data.prepared import count_prepared, write_prepared
@@ -98,18 +98,9 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Prepared:
 
 def _videos(config: PrepareConfig, root: Path) -> list[Path]:
     """The videos that any split and subset names and that are there."""
-    found, missing, errors = {}, {}, []
-    for split, subset in dataset_spec(config.dataset).parts():
-        options = {"annotations": config.annotations, "where": config.where, "allow_missing": True}
-        try:
-            dataset = load_dataset(config.dataset, root, split=split, subset=subset, **options)
-        except DatasetError as error:
-            errors.append(error)
-            continue
-        found |= dict.fromkeys(map(Path, dataset.paths))
-        missing |= dict.fromkeys(dataset.missing)
-    if not found:
-        raise errors[0]
+    loaded, errors = load_all(config.dataset, root, annotations=config.annotations, where=config.where)
+    found = dict.fromkeys(Path(os.path.abspath(path)) for dataset in loaded.values() for path in dataset.paths)
+    missing = {name for dataset in loaded.values() for name in dataset.missing}
     for error in errors:
         print(f"going on without: {error}", file=sys.stderr)
     if missing:
