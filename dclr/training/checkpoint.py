@@ -22,6 +22,7 @@ from dclr.config import PretrainConfig, update
 from dclr.errors import RunError
 from dclr.files import write_whole
 from dclr.methods import Method, build_method
+from dclr.methods.renamed import current_state
 from dclr.models import build_encoder
 
 LAST = "last.pt"
@@ -127,6 +128,7 @@ def load_state(path: Path | str, module: nn.Module, state: Mapping[str, Any]) ->
             holds a value that is none.
     """
     path = find_checkpoint(path)
+    state = current_state(state)
     reason = mismatch(module.state_dict(), state)
     if reason:
         raise CheckpointError(f"{path}: of another architecture: {reason}")
@@ -181,12 +183,8 @@ def saved_config(path: Path | str, state: Mapping[str, Any]) -> PretrainConfig:
     Raises:
         CheckpointError: it is none.
     """
-    values = dict(state["config"])
-    if isinstance(values.get("method"), dict):
-        # Runs once saved the augmentation's setting as the method's too.
-        values["method"] = {key: value for key, value in values["method"].items() if key != "color_shared"}
     try:
-        return update(PretrainConfig(), values)
+        return update(PretrainConfig(), state["config"])
     except ValueError as error:
         raise CheckpointError(f"{find_checkpoint(path)}: {error}") from error
 

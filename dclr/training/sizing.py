@@ -44,7 +44,7 @@ def _fitted_search(method: Any, entries: int) -> tuple[Any, list[str]]:
         search is None
         or not search.on
         or search.on_refresh != "flush"
-        or getattr(method, "variant", "paper") != "paper"
+       
     ):
         return method, []
     refresh = max(search.refresh, search.k // max(1, entries) + 1)
