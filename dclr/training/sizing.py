@@ -40,12 +40,7 @@ def _fitted_search(method: Any, entries: int) -> tuple[Any, list[str]]:
     A queue of one epoch's entries is full for all but the first epoch between two refreshes of the slow encoder.
     """
     search = getattr(method, "search", None)
-    if (
-        search is None
-        or not search.on
-        or search.on_refresh != "flush"
-       
-    ):
+    if search is None or not search.on or search.on_refresh != "flush":
         return method, []
     refresh = max(search.refresh, search.k // max(1, entries) + 1)
     queue = search.queue
