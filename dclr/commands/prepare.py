@@ -14,11 +14,12 @@ from typing import NamedTuple
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dclr.data.container import VideoError
 from dclr.data.datasets import DatasetError, dataset_spec, load_all
+from dclr.data.index import FrameIndex
 from dclr.data.loader import worker_options
 from dclr.data.own_videos import all_class_folders
-from dclr.data.prepared import count_prepared, write_prepared
-from dclr.data.video import VideoError
+from dclr.data.prepared import is_prepared, write_prepared
 
 UNREADABLE_FILE = "unreadable.txt"
 
@@ -152,7 +153,7 @@ class _Transcoding(Dataset):
     """Item i transcodes video i."""
 
     def __init__(self, videos: list[Path], copies: list[Path]):
-        self.videos, self.copies = videos, copies
+        self.videos, self.copies, self.index = videos, copies, FrameIndex(copies)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -161,12 +162,20 @@ class _Transcoding(Dataset):
         video, copy = self.videos[index], self.copies[index]
         try:
             if not copy.exists():
-                return _Outcome(index, write_prepared(video, copy))
+                known = write_prepared(video, copy)
+                self.index.add(copy, known)
+                return _Outcome(index, known.count)
         except VideoError as error:
             return _Outcome(index, reason=error.reason)
-        if not count_prepared(copy):
-            raise DatasetError(f"{copy} is there already, but not written by dclr prepare; expected another out")
+        if not self._was_prepared(copy):
+            raise DatasetError(f"{copy} is there already, but not as dclr prepare writes it; expected another out")
         return _Outcome(index)
+
+    def _was_prepared(self, copy: Path) -> bool:
+        try:
+            return is_prepared(self.index.known(copy))
+        except VideoError:
+            return False
 
 
 def _transcode(videos: list[Path], copies: list[Path], listing: Path, workers: int, progress: bool) -> Prepared:
