@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dclr.config import DataConfig
+from dclr.data.container import VideoError
 from dclr.data.datasets import DATASETS, DatasetError, dataset_spec, load_all
 from dclr.data.folders import walk_videos
+from dclr.data.index import FrameIndex
 from dclr.data.loader import worker_options
-from dclr.data.prepared import count_prepared
-from dclr.data.video import VideoError, count_frames
 from dclr.files import write_or_explain
 
 SHOWN = 3
@@ -138,14 +138,14 @@ class _Counting(Dataset):
     """Item i is the number of frames of video i, or the reason why it cannot be read."""
 
     def __init__(self, paths: list[str]):
-        self.paths = paths
+        self.paths, self.index = paths, FrameIndex(paths)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[int, int | str]:
         try:
-            return index, count_prepared(self.paths[index]) or count_frames(self.paths[index])
+            return index, self.index.known(self.paths[index]).count
         except VideoError as error:
             return index, error.reason
 
