@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 
@@ -37,6 +38,19 @@ def define_op(library: torch.library.Library, schema: str, run: Callable) -> Non
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):
         library.impl(schema[: schema.index("(")], run, key)
+
+
+def first_derivative(backward: Callable) -> Callable:
+    """A backward pass that no second one follows: under `create_graph=True` it is an error, not a wrong result."""
+
+    @functools.wraps(backward)
+    def only(ctx, *grads):
+        if torch.is_grad_enabled():
+            name = type(ctx).__name__.removesuffix("Backward").lstrip("_")
+            raise RuntimeError(f"{name} of dclr.kernels: got create_graph=True, expected no second derivative")
+        return backward(ctx, *grads)
+
+    return only
 
 
 def check(condition: bool, argument: str, got: object, expected: object, error: type = ValueError) -> None:

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._common import check, check_float, check_same_device, define_op, runs_triton, tl, triton
+from ._common import check, check_float, check_same_device, define_op, first_derivative, runs_triton, tl, triton
 from ._tiles import CONFIGS, empty_gradient, tile_sizes, wide_dtype
 
 if triton is not None:
@@ -241,7 +240,7 @@ class _ActivationMap(torch.autograd.Function):
             return torch.ops.dclr.activation_map(features)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx, grad):
         return torch.ops.dclr.activation_map_backward(grad, *ctx.saved_tensors)
 
@@ -256,7 +255,7 @@ class _ActivationAlignment(torch.autograd.Function):
         return alignment, slope
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx, grad, _):
         rgb, slope = ctx.saved_tensors
         return torch.ops.dclr.activation_map_backward(grad[:, None, None, None] * slope, rgb), None, None

@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._common import FLOAT_DTYPES, check, check_same_device, define_op, runs_triton
+from ._common import FLOAT_DTYPES, check, check_same_device, define_op, first_derivative, runs_triton
 from ._decouple import launch_backward, launch_forward
 
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last_3d)
@@ -172,7 +171,7 @@ class _Decouple(torch.autograd.Function):
         return results
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx, *grads):
         to_clip = torch.ops.dclr.decouple_backward(*grads, *ctx.saved_tensors, *ctx.clip)
         return to_clip, *(None,) * 6

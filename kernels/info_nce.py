@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._common import check, check_float, check_rows, check_same_device, define_op, runs_triton, unit
+from ._common import check, check_float, check_rows, check_same_device, define_op, first_derivative, runs_triton, unit
 from ._nce_launch import gradients, losses, new_gradients, workspace
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -215,7 +214,7 @@ class _InfoNCE(torch.autograd.Function):
         return loss, *workspace
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 11

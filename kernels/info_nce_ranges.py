@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._common import check, check_float, check_rows, check_same_device, define_op, runs_triton
+from ._common import check, check_float, check_rows, check_same_device, define_op, first_derivative, runs_triton
 from ._nce_launch import range_gradients, range_losses, range_workspace
 from .info_nce import info_nce_gradient_reference, info_nce_reference
 
@@ -227,7 +226,7 @@ class _InfoNCERanges(torch.autograd.Function):
         return loss, *workspace
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 14

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._common import check, check_float, check_same_device, define_op, runs_triton, tl, triton
+from ._common import check, check_float, check_same_device, define_op, first_derivative, runs_triton, tl, triton
 from ._head import head_backward, head_forward
 from ._tiles import CONFIGS, empty_gradient, tile_sizes, wide_dtype
 from .activation import (
@@ -267,7 +266,7 @@ class _WeightedPool(torch.autograd.Function):
         return pooled
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx, grad):
         return torch.ops.dclr.weighted_pool_backward(grad, *ctx.saved_tensors)
 
@@ -283,7 +282,7 @@ class _DecoupledPool(torch.autograd.Function):
         return *results, saved
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx, *grads):
         return torch.ops.dclr.decoupled_pool_backward(*ctx.saved_tensors, *grads[:-1])
 
