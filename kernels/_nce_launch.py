@@ -335,14 +335,18 @@ def range_gradients(
 
 
 def _unit_of(grad: Tensor, loss: Tensor | None, weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """(G,): what the gradients of a group are measured in, where `dtype` cannot hold those of a mean over many rows."""
+    """(G,): what the gradients of a group are measured in, where `dtype` cannot hold those of a mean over many rows.
+
+    Gradients that are not finite do not count: they would spoil the others of their group.
+    """
     if dtype != torch.float16:
         return None
     if loss is not None:
         grad = grad.index_select(0, loss)
-    if weight is not None:
-        return (grad * weight).abs().amax(1)
-    return grad[:, 0].contiguous() if grad.stride(1) == 0 else grad.abs().amax(1)
+    if weight is None and grad.stride(1) == 0:
+        return grad[:, 0].contiguous()
+    grad = grad if weight is None else grad * weight
+    return grad.nan_to_num(0, 0, 0).abs().amax(1)
 
 
 def _gradient_parts(

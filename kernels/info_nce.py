@@ -32,21 +32,23 @@ def info_nce_reference(
     """
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     query_gmd, key_gpd = (unit(value, wide) for value in (query, key))
-    similarity_gmp = query_gmd @ key_gpd.mT / temperature
+    score_gmp = query_gmd @ key_gpd.mT / temperature
     if not positive.is_floating_point():
         positive = positive.long()[..., None]
-        negative = ~_marked(exclude, similarity_gmp.shape)
-        negative = negative.scatter(2, positive, True)  # a positive that also stands in `exclude` stays
-        total = similarity_gmp.masked_fill(~negative, -torch.inf).logsumexp(2)
-        return total - similarity_gmp.gather(2, positive)[..., 0]
-    positive_gmkd = unit(positive, wide)
-    similarity_gmk = (query_gmd[:, :, None] * positive_gmkd).sum(-1) / temperature
+        negative_gmp = score_gmp.masked_fill(_marked(exclude, score_gmp.shape), -torch.inf)
+        return _loss(score_gmp.gather(2, positive)[..., 0], negative_gmp.scatter(2, positive, -torch.inf))
+    score_gmk = (query_gmd[:, :, None] * unit(positive, wide)).sum(-1) / temperature
     if exclude is not None and exclude.dim() == 3:
-        exclude = exclude[:, :, None].expand(-1, -1, similarity_gmk.shape[2], -1)
-    shape = (*similarity_gmk.shape, key.shape[1])
-    negative_gmkp = similarity_gmp[:, :, None].expand(shape).masked_fill(_marked(exclude, shape), -torch.inf)
-    loss_gmk = torch.cat([similarity_gmk[..., None], negative_gmkp], -1).logsumexp(-1) - similarity_gmk
+        exclude = exclude[:, :, None].expand(-1, -1, score_gmk.shape[2], -1)
+    shape = (*score_gmk.shape, key.shape[1])
+    loss_gmk = _loss(score_gmk, score_gmp[:, :, None].expand(shape).masked_fill(_marked(exclude, shape), -torch.inf))
     return loss_gmk.mean(2) if weight is None else (loss_gmk * weight.to(wide)).sum(2)
+
+
+def _loss(positive: Tensor, negative: Tensor) -> Tensor:
+    """-s+ + log(exp s+ + sum over negatives (last axis) of exp s), without the difference of two large numbers."""
+    gap = negative.logsumexp(-1) - positive
+    return torch.logaddexp(gap, torch.zeros_like(gap))
 
 
 def _marked(rows: Tensor | None, shape: tuple[int, ...]) -> Tensor:
@@ -68,37 +70,43 @@ def info_nce_gradient_reference(
     exclude: Tensor | None,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients to query (G, M, D), key (G, P, D) and explicit positives (G, M, D), from that to the losses (G, M)."""
+    """Gradients to query (G, M, D), key (G, P, D) and explicit positives (G, M, D), from that to the losses (G, M).
+
+    In float32 at least: they are added up before they are rounded. A query whose loss has gradient 0 gives nothing to
+    the keys, even where it is not finite.
+    """
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     query_gmd, key_gpd = unit(query, wide), unit(key, wide)
-    score_gmp = (query_gmd @ key_gpd.mT / temperature).masked_fill(
-        _marked(exclude, (*query.shape[:2], key.shape[1])), -torch.inf
-    )
+    score_gmp = query_gmd @ key_gpd.mT / temperature
+    score_gmp = score_gmp.masked_fill(_marked(exclude, score_gmp.shape), -torch.inf)
     if index is not None:
         index = index.long()[..., None]
         positive_gmd = key_gpd.gather(1, index.expand(-1, -1, key.shape[2]))
         score_gmp = score_gmp.scatter(2, index, -torch.inf)
     else:
         positive_gmd = unit(positive, wide)
-    score_gm1 = (query_gmd * positive_gmd).sum(2, keepdim=True) / temperature
-    share_gmp = torch.cat([score_gm1, score_gmp], 2).softmax(2)
-    factor_gm1 = grad[..., None] / temperature
-    share_gmp[..., 0] -= 1
-    pull_gm1, share_gmp = factor_gm1 * share_gmp[..., :1], factor_gm1 * share_gmp[..., 1:]
+    total_gm1 = score_gmp.logsumexp(2, keepdim=True)
+    # What the positive lacks of all: 1 - its share would cancel.
+    apart_gm1 = torch.sigmoid(total_gm1 - (query_gmd * positive_gmd).sum(2, keepdim=True) / temperature)
+    unused_gm1 = grad[..., None] == 0
+    pull_gm1 = torch.where(unused_gm1, 0, grad[..., None] / temperature * apart_gm1)
+    share_gmp = torch.where(score_gmp == -torch.inf, 0, pull_gm1 * (score_gmp - total_gm1).exp())
+    share_gmp = torch.where(unused_gm1, 0, share_gmp)
     if index is not None:
-        share_gmp = share_gmp.scatter(2, index, pull_gm1)
+        share_gmp = share_gmp.scatter(2, index, -pull_gm1)
         to_query, to_positive = share_gmp @ key_gpd, None
     else:
-        to_query = share_gmp @ key_gpd + pull_gm1 * positive_gmd
-        to_positive = _to_row(pull_gm1 * query_gmd, positive_gmd, positive)
-    return _to_row(to_query, query_gmd, query), _to_row(share_gmp.mT @ query_gmd, key_gpd, key), to_positive
+        to_query = share_gmp @ key_gpd - pull_gm1 * positive_gmd
+        to_positive = _to_row(-pull_gm1 * query_gmd, positive_gmd, positive)
+    to_key = share_gmp.mT @ torch.where(unused_gm1, 0, query_gmd)
+    return _to_row(to_query, query_gmd, query), _to_row(to_key, key_gpd, key), to_positive
 
 
 def _to_row(grad: Tensor, unit_row: Tensor, row: Tensor) -> Tensor:
     """Gradient to a row from that to its unit row."""
     norm = (row.to(grad.dtype) * unit_row).sum(-1, keepdim=True)  # without squares, which leave the range of a float
     grad = (grad - (grad * unit_row).sum(-1, keepdim=True) * unit_row) / torch.where(norm == 0, 1, norm)
-    return torch.where(norm == 0, 0, grad).to(row.dtype)
+    return torch.where(norm == 0, 0, grad)
 
 
 # Ops
@@ -265,6 +273,7 @@ def info_nce(
 
     Returns:
         (), or (M,) with `none`, float32 (float64 for float64); with groups (G,) or (G, M). An empty batch gives 0.
+        A query whose loss has gradient 0 gives nothing to the keys, even where it is not finite.
 
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype, device or value, named.

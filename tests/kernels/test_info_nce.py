@@ -5,6 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from dclr.kernels import _nce_launch, info_nce
+from dclr.kernels._common import INTERPRET
 
 from .helpers import assert_close
 
@@ -252,6 +253,62 @@ def test_a_row_that_is_not_finite_reaches_no_other(bad):
     assert losses.isnan().tolist() == [False, False, True, False, False]
     grads = torch.autograd.grad(losses[[0, 1, 3, 4]].sum(), query)
     assert grads[0][[0, 1, 3, 4]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_query_without_gradient_gives_nothing_to_the_keys(bad, dtype):
+    query, key = torch.randn(5, 4).to(dtype), torch.randn(5, 4).to(dtype).requires_grad_()
+    query[2, 1] = bad
+    kept = torch.tensor([0, 1, 3, 4])
+    losses = info_nce(query, key, positive=torch.arange(5), reduction="none")
+    (grad,) = torch.autograd.grad(losses[kept].sum(), key)
+    leaves = wide(query[kept], key)
+    expected = formula(leaves[0][None], leaves[1][None], kept[None], None, 0.07).sum()
+    assert_close(grad, torch.autograd.grad(expected, leaves[1])[0], dtype, 100 if dtype == torch.float32 else 4)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_gradient_that_is_not_finite_reaches_its_own_query_alone(dtype, weighted, bad):
+    query, key = torch.randn(4, 8).to(dtype).requires_grad_(), torch.randn(4, 8).to(dtype)
+    weight = torch.ones(4) if weighted else None
+    losses = info_nce(query, key, weight=weight, reduction="none")
+    (grad,) = torch.autograd.grad(losses, query, torch.tensor([1, bad, 1, 0.5]))
+    leaves = wide(query, key)
+    expected = formula(leaves[0][None], leaves[1][None], torch.arange(4)[None], None, 0.07)[0]
+    (wanted,) = torch.autograd.grad(expected, leaves[0], torch.tensor([1, 0, 1, 0.5]).double())
+    kept = torch.tensor([0, 2, 3])
+    assert_close(grad[kept], wanted[kept], dtype, 100 if dtype == torch.float32 else 4)
+
+
+def test_small_losses_keep_their_digits():
+    """The positive has nearly all of the sum: its loss and its gradient are differences that cancel."""
+    query = torch.tensor([[1.0, 0.1, 0.0]], requires_grad=True)
+    key = torch.tensor([[1.0, 0.0, 0.0], [0.05, -0.6, 1.0]], requires_grad=True)
+    leaves = wide(query, key)
+    positive = torch.tensor([0])
+    loss = info_nce(query, key, positive=positive, temperature=0.05)
+    expected = formula(leaves[0][None], leaves[1][None], positive[None], None, 0.05).sum()
+    assert 0 < expected < 1e-7
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=0)
+    for grad, wanted in zip(torch.autograd.grad(loss, (query, key)), torch.autograd.grad(expected, leaves)):
+        torch.testing.assert_close(grad.double(), wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.mark.skipif(INTERPRET, reason="the kernels round the products of 16-bit operands too")
+def test_gradients_of_query_and_key_are_rounded_as_one():
+    """Where one tensor is both, its gradient has one rounding, also where the two parts cancel."""
+    torch.manual_seed(0)
+    rows = torch.randn(64, 32).bfloat16().requires_grad_()
+    own = torch.arange(64)
+    (grad,) = torch.autograd.grad(info_nce(rows, rows, positive=own.roll(32), exclude=own), rows)
+    (leaf,) = wide(rows)
+    expected = formula(leaf[None], leaf[None], own.roll(32)[None], own[None, :, None], 0.07).mean()
+    (wanted,) = torch.autograd.grad(expected, leaf)
+    error = (grad.double() - wanted).abs()
+    assert (error <= 1.01 * 2**-8 * wanted.abs() + 1e-5 * wanted.abs().max()).all()
 
 
 def test_addresses_past_two_to_the_31():
