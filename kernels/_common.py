@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import functools
+import numbers
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -64,40 +65,56 @@ def check(condition: bool, argument: str, got: object, expected: object, error: 
         raise error(f"{argument}: got {got}, expected {expected}")
 
 
-def check_float(argument: str, tensor: torch.Tensor, rank: int | tuple[int, ...]) -> None:
-    """A floating tensor of one of the ranks, or a TypeError/ValueError that names it."""
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{argument}: got {type(tensor).__name__}, expected a torch.Tensor")
-    check(
-        tensor.dtype in FLOAT_DTYPES,
-        argument,
-        tensor.dtype,
-        "float32, bfloat16, float16 or float64",
-        TypeError,
-    )
-    ranks = (rank,) if isinstance(rank, int) else rank
-    check(
-        tensor.dim() in ranks,
-        argument,
-        tuple(tensor.shape),
-        f"{' or '.join(map(str, ranks))} dimensions",
-    )
-
-
-def check_same_device(**tensors: torch.Tensor | None) -> None:
-    """All given tensors on one device, or a ValueError that lists where each is."""
-    devices = {name: t.device for name, t in tensors.items() if t is not None}
+def check_tensors(*, optional: dict[str, torch.Tensor | None] | None = None, **tensors: torch.Tensor) -> None:
+    """All are tensors on one device, or a TypeError or ValueError that names them; those in `optional` can be None."""
+    tensors |= {name: tensor for name, tensor in (optional or {}).items() if tensor is not None}
+    for name, tensor in tensors.items():
+        check(isinstance(tensor, torch.Tensor), name, type(tensor).__name__, "a torch.Tensor", TypeError)
+    devices = {name: tensor.device for name, tensor in tensors.items()}
     if len(set(devices.values())) > 1:
         listing = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"tensors on different devices: {listing}; expected one device")
 
 
-def check_rows(name: str, rows: torch.Tensor, count: int, least: int) -> None:
-    """Indices in [least, count), or an error; their values are looked at on the CPU only."""
-    check(rows.dtype in (torch.int64, torch.int32), name, rows.dtype, "int64 or int32", TypeError)
-    if rows.device.type == "cpu" and rows.numel() and not torch.compiler.is_compiling():
+def check_float(argument: str, tensor: torch.Tensor, rank: int | tuple[int, ...]) -> None:
+    """A floating tensor of one of the ranks, or a TypeError/ValueError that names it."""
+    known = "float32, bfloat16, float16 or float64"
+    check(tensor.dtype in FLOAT_DTYPES, argument, tensor.dtype, known, TypeError)
+    ranks = (rank,) if isinstance(rank, int) else rank
+    check(tensor.dim() in ranks, argument, tuple(tensor.shape), lambda: f"{' or '.join(map(str, ranks))} dimensions")
+
+
+def check_number(argument: str, value: float) -> None:
+    """An int or a float."""
+    check(isinstance(value, numbers.Real), argument, value, "a number", TypeError)
+
+
+def check_count(argument: str, value: int, low: int, high: int | None = None) -> None:
+    """An int, symbolic or not, in [low, high]."""
+    check(isinstance(value, (int, torch.SymInt)), argument, value, "an int", TypeError)
+    inside = value >= low and (high is None or value <= high)
+    check(inside, argument, value, lambda: f"at least {low}" if high is None else f"{low} to {high}")
+
+
+def check_channels(argument: str, values: Sequence[float], channels: int) -> None:
+    """A sequence of as many numbers as there are channels."""
+    right = isinstance(values, Sequence) and len(values) == channels
+    check(right, argument, values, lambda: f"a value of each of {channels} channels")
+
+
+def check_rows(argument: str, rows: torch.Tensor, count: int, least: int = 0) -> None:
+    """Indices in [least, count), int64 or int32; their values are looked at where that waits for no device."""
+    check(rows.dtype in (torch.int64, torch.int32), argument, rows.dtype, "int64 or int32", TypeError)
+    if has_values(rows) and rows.numel():
         low, high = int(rows.min()), int(rows.max())
-        check(low >= least and high < count, name, f"values in [{low}, {high}]", f"values in [{least}, {count})")
+        check(low >= least and high < count, argument, f"values in [{low}, {high}]", f"values in [{least}, {count})")
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether the values of a tensor are there to be looked at: on the CPU, and not traced, fake or one of a vmap."""
+    if torch.compiler.is_compiling() or type(tensor) is not torch.Tensor or tensor.device.type != "cpu":
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def unit(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import check, check_float, check_same_device, define_op, first_derivative, runs_triton, tl, triton
+from ._common import check, check_float, check_tensors, define_op, first_derivative, runs_triton, tl, triton
 from ._tiles import CONFIGS, empty_gradient, tile_sizes, wide_dtype
 
 if triton is not None:
@@ -270,6 +270,7 @@ _library.impl("activation_alignment", _ActivationAlignment.apply, "Autograd")
 
 def check_features(**maps: Tensor) -> None:
     """Feature maps (B, C, T, H, W) of one shape, dtype and device with at least one channel and one position."""
+    check_tensors(**maps)
     (first_name, first), *others = maps.items()
     for name, features in maps.items():
         check_float(name, features, 5)
@@ -278,7 +279,6 @@ def check_features(**maps: Tensor) -> None:
     for name, features in others:
         check(features.shape == shape, name, tuple(features.shape), lambda: f"{shape} as {first_name}")
         check(features.dtype == dtype, name, features.dtype, f"{dtype} as {first_name}", TypeError)
-    check_same_device(**maps)
 
 
 def activation_map(features: Tensor) -> Tensor:

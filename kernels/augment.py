@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._augment import COLORS, MAX_RADIUS, launch
-from ._common import FLOAT_DTYPES, check, check_same_device, define_op, runs_triton
+from ._common import FLOAT_DTYPES, check, check_channels, check_count, check_rows, check_tensors, define_op, runs_triton
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -175,12 +175,14 @@ def augment_clip(
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype or device, named.
     """
+    small = {"static_index": static_index, "static_color": static_color, "flip": flip}
+    check_tensors(clip=clip, color=color, optional=small)
     still = static_index is not None
     static_color = color if still and static_color is None else static_color
     _check_clip(clip, still, blur_size, dtype)
     _check_small(clip, color, static_index, static_color, flip)
     for name, values in (("mean", mean), ("std", std)):
-        check(len(values) == 3, name, tuple(values), "a value of each of 3 channels")
+        check_channels(name, values, 3)
     arguments = color, static_index, static_color, flip, list(mean), list(std), blur_size, dtype
     results = torch.ops.dclr.augment_clip(clip.detach(), *arguments)
     return Augmented(*results) if still else Augmented(results[0], None, None)
@@ -192,7 +194,8 @@ def _check_clip(clip: Tensor, still: bool, blur_size: int, dtype: torch.dtype) -
     right = clip.dim() == 5 and clip.shape[1] == 3 and clip.shape[2] >= 1 + still
     check(right, "clip", tuple(clip.shape), "(B, 3, T+1, H, W), T >= 1" if still else "(B, 3, T, H, W), T >= 1")
     check(3 * clip.shape[3] * clip.shape[4] < 2**31, "clip", tuple(clip.shape), "frames of fewer than 2^31 elements")
-    check(blur_size > 0 and blur_size % 2 == 1, "blur_size", blur_size, "an odd number of taps")
+    check_count("blur_size", blur_size, 1)
+    check(blur_size % 2 == 1, "blur_size", blur_size, "an odd number of taps")
     fits = blur_size == 1 or min(clip.shape[3:]) > blur_size // 2
     check(fits, "blur_size", blur_size, lambda: f"at most {2 * min(clip.shape[3:]) - 1}, for the frame's short side")
     check(dtype in FLOAT_DTYPES, "dtype", dtype, "float32, bfloat16, float16 or float64", TypeError)
@@ -209,12 +212,8 @@ def _check_small(
     if flip is not None:
         check(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
         check(tuple(flip.shape) == (batch,), "flip", tuple(flip.shape), (batch,))
-    check_same_device(clip=clip, color=color, static_index=index, static_color=static_color, flip=flip)
     if index is None:
         check(static_color is None, "static_color", "a tensor", "None without static_index")
         return
-    check(index.dtype in (torch.int64, torch.int32), "static_index", index.dtype, "int64 or int32", TypeError)
     check(tuple(index.shape) == (batch,), "static_index", tuple(index.shape), (batch,))
-    if index.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
-        low, high = int(index.min()), int(index.max())
-        check(low >= 0 and high < frames, "static_index", f"values in [{low}, {high}]", f"values in [0, {frames})")
+    check_rows("static_index", index, frames)

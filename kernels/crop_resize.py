@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import check, check_same_device, define_op, runs_triton
+from ._common import check, check_count, check_tensors, define_op, has_values, runs_triton
 from ._crop_resize import GEOMETRY, launch
 
 _library = torch.library.Library("dclr", "FRAGMENT")
@@ -104,6 +104,7 @@ def crop_resize_yuv(planes: Tensor, geometry: Tensor, matrix: Tensor, frames: in
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype or device, named.
     """
+    check_tensors(planes=planes, geometry=geometry, matrix=matrix)
     for name, tensor, dtype in (("planes", planes, torch.uint8), ("geometry", geometry, torch.int64)):
         check(tensor.dtype == dtype, name, tensor.dtype, dtype, TypeError)
     check(matrix.dtype == torch.float32, "matrix", matrix.dtype, "torch.float32", TypeError)
@@ -112,10 +113,9 @@ def crop_resize_yuv(planes: Tensor, geometry: Tensor, matrix: Tensor, frames: in
     check(right, "geometry", tuple(geometry.shape), f"(B, {GEOMETRY})")
     expected = (geometry.shape[0], 3, 4)
     check(tuple(matrix.shape) == expected, "matrix", tuple(matrix.shape), expected)
-    check(frames >= 1, "frames", frames, "at least 1")
-    check(1 <= size < 2**15, "size", size, "at least 1 and less than 2^15")
-    check_same_device(planes=planes, geometry=geometry, matrix=matrix)
-    if geometry.device.type == "cpu" and not torch.compiler.is_compiling():
+    check_count("frames", frames, 1)
+    check_count("size", size, 1, 2**15 - 1)
+    if has_values(geometry):
         _check_boxes(planes, geometry, frames)
     return torch.ops.dclr.crop_resize_yuv(planes, geometry, matrix, frames, size)
 

@@ -16,7 +16,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import FLOAT_DTYPES, check, check_same_device, define_op, first_derivative, runs_triton
+from ._common import (
+    FLOAT_DTYPES,
+    check,
+    check_channels,
+    check_rows,
+    check_tensors,
+    define_op,
+    first_derivative,
+    runs_triton,
+)
 from ._decouple import launch_backward, launch_forward
 
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last_3d)
@@ -219,24 +228,20 @@ def decouple(
 def _check(
     clip: Tensor, static_index: Tensor, flip: Tensor | None, dtype: torch.dtype | None, memory_format: object
 ) -> torch.dtype:
+    check_tensors(clip=clip, static_index=static_index, optional={"flip": flip})
     floating = clip.dtype in FLOAT_DTYPES
     check(floating or clip.dtype == torch.uint8, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
     enough = clip.dim() == 5 and clip.shape[2] >= 2
     check(enough, "clip", tuple(clip.shape), "(B, C, T+1, H, W) with at least 2 frames")
     small = clip.shape[1] * clip.shape[3] * clip.shape[4] < 2**31
     check(small, "clip", tuple(clip.shape), "frames of fewer than 2^31 elements")
-    integer = static_index.dtype in (torch.int64, torch.int32)
-    check(integer, "static_index", static_index.dtype, "int64 or int32", TypeError)
     batch, frames = clip.shape[0], clip.shape[2] - 1
     check(tuple(static_index.shape) == (batch,), "static_index", tuple(static_index.shape), (batch,))
     if flip is not None:
         check(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
         check(tuple(flip.shape) == (batch,), "flip", tuple(flip.shape), (batch,))
-    check_same_device(clip=clip, static_index=static_index, flip=flip)
     check(memory_format in MEMORY_FORMATS, "memory_format", memory_format, "contiguous_format or channels_last_3d")
-    if static_index.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
-        low, high = int(static_index.min()), int(static_index.max())
-        check(low >= 0 and high < frames, "static_index", f"values in [{low}, {high}]", f"values in [0, {frames})")
+    check_rows("static_index", static_index, frames)
     if dtype is None:
         return clip.dtype if floating else torch.float32
     check(dtype in FLOAT_DTYPES, "dtype", dtype, "float32, bfloat16, float16 or float64", TypeError)
@@ -248,10 +253,10 @@ def _per_channel(name: str, value: Sequence[float] | Tensor | None, clip: Tensor
         return None
     dtype, expected = wide_dtype(clip.dtype), (clip.shape[1],)
     if isinstance(value, Tensor):
-        check_same_device(clip=clip, **{name: value})
+        check_tensors(clip=clip, **{name: value})
         check(tuple(value.shape) == expected, name, tuple(value.shape), expected)
         return value.detach().to(dtype)
-    check(len(value) == clip.shape[1], name, tuple(value), "a value of each channel")
+    check_channels(name, value, clip.shape[1])
     # A traced or fake clip wants a constant of its own kind.
     plain = type(clip) is Tensor and not torch.compiler.is_compiling()
     constant = _cached_constant if plain else torch.tensor

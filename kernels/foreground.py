@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import FLOAT_DTYPES, check, check_same_device, define_op, device_class, runs_triton, tl, triton
+from ._common import FLOAT_DTYPES, check, check_rows, check_tensors, define_op, device_class, runs_triton, tl, triton
 
 # `elements`: pixels of a tile, `FRAMES` how many frames it has at a time.
 CONFIGS = {
@@ -279,6 +279,7 @@ def merge_foreground(
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype or device, named.
     """
+    check_tensors(clip=clip, background=background, weight=weight, optional={"flip": flip})
     _check_clip(clip, flip)
     dtype = clip.dtype if dtype is None else dtype
     known = dtype in FLOAT_DTYPES or dtype == clip.dtype
@@ -289,15 +290,12 @@ def merge_foreground(
     check(weight.dtype == torch.float32, "weight", weight.dtype, "float32", TypeError)
     expected = background.shape[0], *clip.shape[3:]
     check(tuple(weight.shape) == expected, "weight", tuple(weight.shape), expected)
-    check_same_device(clip=clip, background=background, weight=weight)
-    if background.device.type == "cpu" and not torch.compiler.is_compiling() and background.numel():
-        low, high, clips = int(background.min()), int(background.max()), clip.shape[0]
-        right = low >= 0 and high < clips
-        check(right, "background", f"values in [{low}, {high}]", f"values in [0, {clips})")
+    check_rows("background", background, clip.shape[0])
     return torch.ops.dclr.merge_foreground(clip.detach(), background, weight.detach(), flip, dtype)
 
 
 def _check_clip(clip: Tensor, flip: Tensor | None) -> None:
+    check_tensors(clip=clip, optional={"flip": flip})
     known = clip.dtype in FLOAT_DTYPES or clip.dtype == torch.uint8
     check(known, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
     right = clip.dim() == 5 and clip.shape[1] == 3 and clip.shape[2] >= 1
@@ -306,4 +304,3 @@ def _check_clip(clip: Tensor, flip: Tensor | None) -> None:
     if flip is not None:
         check(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
         check(tuple(flip.shape) == (clip.shape[0],), "flip", tuple(flip.shape), (clip.shape[0],))
-    check_same_device(clip=clip, flip=flip)

@@ -11,7 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import check, check_float, check_rows, check_same_device, define_op, first_derivative, runs_triton, unit
+from ._common import (
+    check,
+    check_float,
+    check_number,
+    check_rows,
+    check_tensors,
+    define_op,
+    first_derivative,
+    runs_triton,
+    unit,
+)
 from ._nce_launch import gradients, losses, new_gradients, workspace
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -278,8 +288,11 @@ def info_nce(
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype, device or value, named.
     """
+    check_tensors(query=query, key=key, optional={"positive": positive, "exclude": exclude, "weight": weight})
     check_float("query", query, (2, 3))
     check_float("key", key, query.dim())
+    check_number("temperature", temperature)
+    check_number("scale", scale)
     check(temperature > 0, "temperature", temperature, "a number above 0")
     check(reduction in REDUCTIONS, "reduction", reduction, "mean, sum or none")
     grouped = query.dim() == 3
@@ -338,7 +351,6 @@ def _check(
     groups, rows, dim = query.shape
     check(query.dtype == key.dtype, "key", key.dtype, f"the query's {query.dtype}", TypeError)
     check((key.shape[0], key.shape[2]) == (groups, dim), "key", tuple(key.shape), lambda: f"({groups}, P, {dim})")
-    check_same_device(query=query, key=key, positive=positive, exclude=exclude, weight=weight)
     if positive is None:
         check(
             key.shape[1] == rows,
@@ -354,7 +366,7 @@ def _check(
         check(good, "positive", tuple(positive.shape), lambda: f"({groups}, {rows}, K, {dim})")
         check(positive.dtype == query.dtype, "positive", positive.dtype, f"the query's {query.dtype}", TypeError)
     else:
-        check_rows("positive", positive, key.shape[1], least=0)
+        check_rows("positive", positive, key.shape[1])
         check(tuple(positive.shape) == lead, "positive", tuple(positive.shape), lead)
     if exclude is not None:
         check_rows("exclude", exclude, key.shape[1], least=-1)

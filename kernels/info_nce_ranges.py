@@ -12,7 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import check, check_float, check_rows, check_same_device, define_op, first_derivative, runs_triton
+from ._common import (
+    check,
+    check_float,
+    check_number,
+    check_rows,
+    check_tensors,
+    define_op,
+    first_derivative,
+    runs_triton,
+)
 from ._nce_launch import range_gradients, range_losses, range_workspace
 from .info_nce import info_nce_gradient_reference, info_nce_reference
 
@@ -69,6 +78,7 @@ class Ranges(NamedTuple):
             TypeError, ValueError: rows that are not there, or a positive that could get no gradient.
         """
         learned = rows if learned is None else learned
+        check_tensors(positive=positive)
         check(positive.dtype == torch.int64, "positive", positive.dtype, "int64", TypeError)
         check(positive.device.type == "cpu", "positive", positive.device, "a tensor on the CPU")
         groups = len(query)
@@ -267,10 +277,13 @@ def info_nce_ranges(
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype, device or value, named.
     """
+    check(isinstance(where, Ranges), "where", type(where).__name__, "Ranges", TypeError)
+    check_tensors(rows=rows, where=where.first, optional={"exclude": exclude, "weight": weight})
     check_float("rows", rows, 2)
     check(len(rows) == where.rows, "rows", tuple(rows.shape), lambda: f"({where.rows}, D)")
+    check_number("temperature", temperature)
+    check_number("scale", scale)
     check(temperature > 0, "temperature", temperature, "a number above 0")
-    check_same_device(rows=rows, where=where.first, exclude=exclude, weight=weight)
     lead = tuple(where.positive.shape)
     if exclude is not None:
         check(exclude.dim() == 3 and exclude.shape[:2] == lead, "exclude", tuple(exclude.shape), f"{(*lead, 'E')}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import check, check_float, check_same_device, define_op, first_derivative, runs_triton, tl, triton
+from ._common import check, check_float, check_tensors, define_op, first_derivative, runs_triton, tl, triton
 from ._head import head_backward, head_forward
 from ._tiles import CONFIGS, empty_gradient, tile_sizes, wide_dtype
 from .activation import (
@@ -309,12 +309,12 @@ def weighted_pool(features: Tensor, activation: Tensor) -> Tensor:
     Raises:
         ValueError, TypeError: wrong rank, shape, dtype or device.
     """
+    check_tensors(features=features, activation=activation)
     check_features(features=features)
     check_float("activation", activation, 4)
     batch, _, *positions = features.shape
     expected = (batch, *positions)
     check(activation.shape == expected, "activation", tuple(activation.shape), lambda: f"{expected} as features")
-    check_same_device(features=features, activation=activation)
     return torch.ops.dclr.weighted_pool(features, activation)
 
 

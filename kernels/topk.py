@@ -10,7 +10,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import INTERPRET, check, check_float, check_same_device, define_op, device_class, runs_triton, triton
+from ._common import (
+    INTERPRET,
+    check,
+    check_count,
+    check_float,
+    check_tensors,
+    define_op,
+    device_class,
+    runs_triton,
+    triton,
+)
 
 if triton is not None:
     from ._topk import merge_kernel, search_kernel
@@ -187,24 +197,25 @@ def topk_similarity(
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype or device, named.
     """
+    check_tensors(query=query, queue=queue, optional={"query_id": query_id, "queue_id": queue_id})
     check_float("query", query, 2)
     check_float("queue", queue, 2)
     length = queue.shape[0]
     check(query.dtype == queue.dtype, "queue", queue.dtype, f"the query's {query.dtype}", TypeError)
     check(query.shape[1] == queue.shape[1], "queue", tuple(queue.shape), lambda: f"(L, {query.shape[1]})")
-    check(isinstance(k, int) and 1 <= k <= min(MAX_K, length), "k", k, lambda: f"1 to {min(MAX_K, length)}")
-    check((query_id is None) == (queue_id is None), "queue_id", queue_id, "both query_id and queue_id, or neither")
+    check_count("k", k, 1, min(MAX_K, length))
+    for name, value, other in (("query_id", query_id, queue_id), ("queue_id", queue_id, query_id)):
+        check((value is None) <= (other is None), name, "None", "both query_id and queue_id, or neither")
     for name, value, rows in (("query_id", query_id, query.shape[0]), ("queue_id", queue_id, length)):
         if value is not None:
             check(value.dtype == torch.int64, name, value.dtype, "int64", TypeError)
             check(tuple(value.shape) == (rows,), name, tuple(value.shape), (rows,))
-    check_same_device(query=query, queue=queue, query_id=query_id, queue_id=queue_id)
     if isinstance(size, Tensor):
         check(size.dtype == torch.int64, "size", size.dtype, "int64", TypeError)
         check(size.dim() == 0, "size", tuple(size.shape), "an int or a 0-d tensor")
-        check_same_device(query=query, size=size)
+        check_tensors(query=query, size=size)
         limit = length
     else:
         limit, size = length if size is None else size, None
-        check(0 <= limit <= length, "size", limit, lambda: f"0 to {length}")
+        check_count("size", limit, 0, length)
     return TopK(*torch.ops.dclr.topk_similarity(query, queue, k, limit, size, query_id, queue_id))

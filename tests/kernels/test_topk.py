@@ -289,7 +289,7 @@ def bad_arguments():
     yield (rows, rows, 6), {}, ValueError, "k: got 6"
     yield (rows, torch.ones(100, 3), 65), {}, ValueError, "k: got 65"
     yield (rows, rows, 0), {}, ValueError, "k: got 0"
-    yield (rows, rows, 1.0), {}, ValueError, "k: got 1.0"
+    yield (rows, rows, 1.0), {}, TypeError, "k: got 1.0"
     yield (rows, rows, 1), {"size": -1}, ValueError, "size"
     yield (rows, rows, 1), {"size": 6}, ValueError, "size"
     yield (rows, rows, 1), {"size": torch.tensor(3.0)}, TypeError, "size"
