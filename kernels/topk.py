@@ -122,16 +122,30 @@ def _topk(
 ) -> tuple[Tensor, Tensor]:
     if not runs_triton(query):
         return topk_similarity_reference(query, queue, k, limit if size is None else size, query_id, queue_id)
+    least = None
+    if len(queue) >= LONG:
+        first = len(queue) // SHARE
+        ids = None if queue_id is None else queue_id[:first]
+        least, _ = _search(query, queue[:first], k, min(limit, first), size, query_id, ids, None)
+    return _search(query, queue, k, limit, size, query_id, queue_id, least)
+
+
+def _search(
+    query: Tensor,
+    queue: Tensor,
+    k: int,
+    limit: int,
+    size: Tensor | None,
+    query_id: Tensor | None,
+    queue_id: Tensor | None,
+    least: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """One search and its merge; `least` (M, k): the k best of some of the rows, if they are known."""
     rows, length = len(query), len(queue)
     values = query.new_empty((rows, k), dtype=torch.float32)
     indices = query.new_empty((rows, k), dtype=torch.int64)
     if rows == 0:
         return values, indices
-    least = None
-    if length >= LONG:
-        first = length // SHARE
-        ids = None if queue_id is None else queue_id[:first]
-        least, _ = _topk(query, queue[:first], k, min(limit, first), size, query_id, ids)
     config = CONFIGS.get(device_class(query.device), CONFIGS["default"])[query.element_size()]
     sizes = search_sizes(config, query, queue, k)
     blocks, tiles = triton.cdiv(rows, sizes["BLOCK_M"]), triton.cdiv(length, sizes["BLOCK_L"])

@@ -79,6 +79,12 @@ def test_long_queue(k, target, monkeypatch):
     reports(monkeypatch, target, torch.bfloat16, 512, 128, k, masked=True, length=topk.LONG)
 
 
+@pytest.mark.parametrize("length", [topk.LONG - 1, topk.LONG, topk.LONG * topk.SHARE])
+def test_at_most_two_rounds(length, monkeypatch):
+    """Of any long queue a part is searched first, and of that none."""
+    launches(monkeypatch, "sm_90", torch.bfloat16, 16, 16, 5, length=length)
+
+
 def test_instructions_of_a_tile_keep_up_with_its_products(monkeypatch):
     """128 x 64 products of 128 features take 512 cycles of a multiprocessor of sm_90; two blocks share one."""
     case, _ = launches(monkeypatch, "sm_90", torch.bfloat16, 512, 128, 5, masked=True, length=topk.LONG)
