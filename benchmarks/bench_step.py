@@ -33,7 +33,7 @@ from dclr.methods import DCLRConfig, DCLRRelease, Method, build_method
 from dclr.methods.search import SearchConfig
 from dclr.models import build_encoder
 from dclr.phases import phase_seconds
-from dclr.training.step import Step
+from dclr.training.updater import Updater
 
 from .harness import GRAPH, OURS, Problem, Run
 
@@ -165,14 +165,14 @@ def inputs(size: Size, device: torch.device) -> tuple[Batch, Method]:
 class Variant:
     """One way to do a step. A call does one, with the random numbers of the first, and gives its weighted loss."""
 
-    def __init__(self, step: Step, batch: Batch, context: Callable) -> None:
-        self.step, self.batch, self.context = step, batch, context
+    def __init__(self, updater: Updater, batch: Batch, context: Callable) -> None:
+        self.updater, self.batch, self.context = updater, batch, context
 
     def __call__(self) -> tuple[Tensor, ...]:
         with self.context():
-            _, loss = self.step.add_gradients(self.batch, Draw(torch.Generator().manual_seed(0)))
+            _, loss = self.updater.add_gradients(self.batch, Draw(torch.Generator().manual_seed(0)))
             # A rate of 0 leaves the parameters, so that steps stay alike; the optimiser works the same.
-            self.step.step(0.0)
+            self.updater.step(0.0)
         return (loss.clone(),)
 
 
@@ -195,15 +195,15 @@ def variant(
         method, batch = copy.deepcopy(method), batch._replace(clips=batch.clips[:2])
     backend = nullcontext() if measuring else quick_compiler()
     with backend:
-        step = Step(method, TrainConfig(**train), OptimConfig(), device)
-    step.start_epoch(EPOCH, resumed=True)
+        updater = Updater(method, TrainConfig(**train), OptimConfig(), device)
+    updater.start_epoch(EPOCH, resumed=True)
     if not channels_last:
-        step.method.to(memory_format=torch.contiguous_format)
-        step.method.encode = lambda *clips: step.method.encoder(*(clip.contiguous() for clip in clips))
+        updater.method.to(memory_format=torch.contiguous_format)
+        updater.method.encode = lambda *clips: updater.method.encoder(*(clip.contiguous() for clip in clips))
     if not fused:
-        for group in step.optimizer.param_groups:
+        for group in updater.optimizer.param_groups:
             group["fused"] = None  # one launch for many parameters, as PyTorch chooses
-    return Variant(step, batch, nullcontext if triton else without_triton)
+    return Variant(updater, batch, nullcontext if triton else without_triton)
 
 
 class Released(DCLRRelease):
@@ -226,7 +226,7 @@ def quick_compiler() -> Iterator[None]:
 @contextmanager
 def without_triton() -> Iterator[None]:
     """The plain PyTorch references in the kernels' place."""
-    modules = [import_module(f"dclr.kernels.{name}") for name in KERNELS] + [import_module("dclr.augment")]
+    modules = [import_module(f"dclr.kernels.{name}") for name in KERNELS] + [import_module("dclr.augment.streams")]
     with ExitStack() as stack:
         for module in modules:
             if hasattr(module, "runs_triton"):
@@ -253,7 +253,7 @@ def most_videos(size: Size, device: torch.device) -> int:
 
 def describe(run: Run, clips: int) -> str:
     """Clips a second of steps one after the other, launches of a step, and the share of each phase in it."""
-    device = run.step.device
+    device = run.updater.device
     on_gpu = device.type == "cuda"
     with phase_seconds(device) as seconds:
         took = seconds_a_step(run, device, steps=10 if on_gpu else 2)

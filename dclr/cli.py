@@ -1,52 +1,39 @@
-"""The command line: `dclr VERB`. Every verb is a Python function that takes one configuration.
+"""The command line: `dclr VERB`. Words become a configuration, and the verb's function is called with it.
 
-Exit status: 0 success; 1 an error; 2 a wrong command line; 128 + n stopped by signal n with the run saved.
+A verb is a file of `dclr.commands`, imported when it is asked for. Exit status: 0 success; 1 an error; 2 a wrong
+command line; 128 + n stopped by signal n with the run saved.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
-
-import tyro
+from typing import Any, NamedTuple
 
 import dclr
-from dclr.ablate import SIZES, AblateConfig, ablate
-from dclr.bench import BenchConfig, bench
-from dclr.config import ConfigError, PretrainConfig, load, nearest, update
-from dclr.data.prepare import PrepareConfig, prepare
-from dclr.data.synth import SynthConfig, synthesize
-from dclr.demo import DemoConfig, demo
-from dclr.evaluate import KnnConfig, LinearProbeConfig, RetrieveConfig, knn, linear, retrieve
-from dclr.export import ExportConfig, ExtractConfig, export, extract
-from dclr.finetune import RECIPES, FinetuneConfig, finetune, saved_settings
-from dclr.presets import PRESETS
-from dclr.profile import profile
-from dclr.training import CheckpointError, NonFiniteLoss, Stopped, TooManyFailures, pretrain
-from dclr.visualize import VisualizeConfig, visualize
-
-Config = TypeVar("Config")
+from dclr.errors import RunError, UsageError
+from dclr.suggest import nearest
 
 
-class UsageError(Exception):
-    """A command line that cannot be used, in one line."""
+class Verb(NamedTuple):
+    """A verb of the command line.
 
+    Attributes:
+        module: file of `dclr.commands`.
+        summary: one line of help.
+        config: name of its configuration in that file.
+        required: fields of the configuration that have no default.
+        call: what is done with the arguments, where it is more than parsing a configuration and calling the verb.
+    """
 
-@dataclass
-class SynthCommand:
-    """Write a labelled set of videos in which motion and scene are independent."""
-
-    root: str
-    """Folder to write to: videos/*.mp4 and labels.csv."""
-    synth: SynthConfig = field(default_factory=SynthConfig)
+    module: str
+    summary: str
+    config: str = ""
+    required: tuple[str, ...] = ()
+    call: Callable[[list[str]], None] | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,7 +58,8 @@ def run(argv: list[str]) -> None:
     elif argv[0] == "--version":
         print(dclr.__version__)
     elif argv[0] in VERBS:
-        VERBS[argv[0]](argv[1:])
+        verb = VERBS[argv[0]]
+        (verb.call or _call_of(argv[0]))(argv[1:])
     else:
         raise UsageError(f"unknown command {argv[0]!r}{nearest(argv[0], VERBS)}")
 
@@ -80,62 +68,94 @@ def _explain(error: BaseException) -> tuple[str, int]:
     """One line for an error, and the exit status."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
-    if isinstance(error, Stopped):
-        return str(error), 128 + error.signal
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     # An error in a decoding process arrives with its traceback, of which the last line is the error.
     message = lines[-1].strip() if "Traceback" in str(error) else " ".join(line.strip() for line in lines)
-    if isinstance(error, UsageError):
-        return message, 2
-    if not isinstance(error, (ValueError, OSError, CheckpointError, NonFiniteLoss, TooManyFailures)):
+    if isinstance(error, RunError):
+        return message, error.status
+    if not isinstance(error, (ValueError, OSError)):
         message = f"{type(error).__name__}: {message} (--debug shows where)"
     return message, 1
 
 
 def _overview() -> str:
     """Help of `dclr` itself."""
-    verbs = "\n".join(f"  {name:10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:10} {verb.summary}" for name, verb in VERBS.items())
     return f"usage: dclr COMMAND [--flags] [--debug]\n\n{verbs}\n\n`dclr COMMAND --help` lists the flags."
 
 
-def _prepare(argv: list[str]) -> None:
-    """Transcode a dataset once, to a copy that is several times faster to sample; resumes."""
-    missing = PrepareConfig(dataset=tyro.MISSING, root=tyro.MISSING, out=tyro.MISSING)
-    prepare(_parse(PrepareConfig, argv, "prepare", missing))
+def _command(name: str) -> Any:
+    """The file of a verb."""
+    return import_module(f"dclr.commands.{VERBS[name].module}")
+
+
+def _parse(name: str, argv: list[str], default: Any, kind: Any = None) -> Any:
+    """Flags laid over a configuration, under the verb's name and summary."""
+    from dclr.flags import parse
+
+    return parse(kind or type(default), argv, default, prog=f"dclr {name}", description=VERBS[name].summary)
+
+
+def _call_of(name: str) -> Callable[[list[str]], None]:
+    """Parse the verb's configuration, and call its function with it."""
+
+    def call(argv: list[str]) -> None:
+        import tyro
+
+        command, verb = _command(name), VERBS[name]
+        default = getattr(command, verb.config)(**dict.fromkeys(verb.required, tyro.MISSING))
+        getattr(command, name)(_parse(name, argv, default))
+
+    return call
 
 
 def _pretrain(argv: list[str]) -> None:
-    """Pretrain an encoder; --preset NAME, then --config run.yaml, then flags; --resume, --list-presets."""
-    options, rest = _take(argv, values=("--preset", "--config", "--method"), switches=("--resume", "--list-presets"))
+    from dclr.flags import take
+    from dclr.presets import PRESETS
+
+    options, rest = take(argv, values=("--preset", "--config", "--method"), switches=("--resume", "--list-presets"))
     config = _pretrain_config(options, rest, "pretrain")
     if "--list-presets" in options:
         for name, preset in PRESETS.items():
             print(f"{name:20} {(preset.__doc__ or '').splitlines()[0]}")
         return
-    folder = pretrain(config, resume="--resume" in options)
+    folder = _command("pretrain").pretrain(config, resume="--resume" in options)
     if os.environ.get("RANK", "0") == "0":  # of processes started together, the first
-        visualize(VisualizeConfig(str(folder), curves_only=True))
+        _draw_curves(str(folder))
+
+
+def _draw_curves(run: str) -> None:
+    visualize = _command("visualize")
+    visualize.visualize(visualize.VisualizeConfig(run, curves_only=True))
 
 
 def _profile(argv: list[str]) -> None:
-    """Profile steps of a pretraining run: flags as of pretrain, --steps N, --trace FILE, or --nsight under Nsight."""
+    from dclr.flags import take
+
     values = ("--preset", "--config", "--method", "--steps", "--trace")
-    options, rest = _take(argv, values=values, switches=("--nsight",))
+    options, rest = take(argv, values=values, switches=("--nsight",))
     steps = options.get("--steps", "5")
     if not steps.isdecimal() or not int(steps):
         raise UsageError(f"--steps: got {steps!r}, expected a number of steps, at least 1")
     config = _pretrain_config(options, rest, "profile")
-    profile(config, int(steps), None if "--nsight" in options else Path(options.get("--trace", "trace.json")))
+    trace = None if "--nsight" in options else Path(options.get("--trace", "trace.json"))
+    _command("profile").profile(config, int(steps), trace)
 
 
 def _pretrain_config(options: dict[str, str], rest: list[str], verb: str) -> Any:
+    from dclr.config import PretrainConfig
+
     base = _base_config(options, rest)
     # The method's own class in place of the type variable gives its flags.
-    return _parse(PretrainConfig[type(base.method)], rest, verb, base)
+    return _parse(verb, rest, base, PretrainConfig[type(base.method)])
 
 
 def _base_config(options: dict[str, str], rest: list[str]) -> Any:
     """The configuration that flags are laid over."""
+    from dclr.config import ConfigError, PretrainConfig, load, update
+    from dclr.flags import take
+    from dclr.presets import PRESETS
+
     config = PretrainConfig()
     if "--preset" in options:
         name = options["--preset"]
@@ -148,7 +168,7 @@ def _base_config(options: dict[str, str], rest: list[str]) -> Any:
         if "--config" in options:
             config = load(options["--config"], config)
         elif "--resume" in options and "--preset" not in options:
-            output = _take(rest, values=("--output",))[0].get("--output", config.output)
+            output = take(rest, values=("--output",))[0].get("--output", config.output)
             saved = Path(output).expanduser() / "config.yaml"
             config = load(saved, config) if saved.exists() else config
         if "--method" in options:
@@ -158,156 +178,95 @@ def _base_config(options: dict[str, str], rest: list[str]) -> Any:
     return config
 
 
-def _linear(argv: list[str]) -> None:
-    """Linear probe of a checkpoint on a dataset."""
-    linear(_parse(LinearProbeConfig, argv, "linear", LinearProbeConfig(checkpoint=tyro.MISSING)))
-
-
-def _retrieve(argv: list[str]) -> None:
-    """Nearest-neighbour retrieval with the features of a checkpoint."""
-    retrieve(_parse(RetrieveConfig, argv, "retrieve", RetrieveConfig(checkpoint=tyro.MISSING)))
-
-
-def _knn(argv: list[str]) -> None:
-    """Classify the test videos by a vote of the nearest training videos."""
-    knn(_parse(KnnConfig, argv, "knn", KnnConfig(checkpoint=tyro.MISSING)))
-
-
-def _extract(argv: list[str]) -> None:
-    """Write the features of a dataset's videos to train.npz and test.npz."""
-    extract(_parse(ExtractConfig, argv, "extract", ExtractConfig(checkpoint=tyro.MISSING)))
-
-
-def _export(argv: list[str]) -> None:
-    """Write the encoder of a checkpoint as a safetensors file."""
-    export(_parse(ExportConfig, argv, "export", ExportConfig(checkpoint=tyro.MISSING)))
-
-
 def _finetune(argv: list[str]) -> None:
-    """Train a checkpoint's encoder with a classifier on a dataset, and test it; --recipe dclr, fame, dualvar_..."""
-    options, rest = _take(argv, values=("--recipe",))
+    import dataclasses
+
+    import tyro
+
+    from dclr.flags import take
+
+    command = _command("finetune")
+    options, rest = take(argv, values=("--recipe",))
     name = options.get("--recipe", "dclr")
-    if name not in RECIPES:
-        raise UsageError(f"unknown recipe {name!r}{nearest(name, RECIPES)}")
-    config = _parse(FinetuneConfig, rest, "finetune", dataclasses.replace(RECIPES[name](), checkpoint=tyro.MISSING))
+    if name not in command.RECIPES:
+        raise UsageError(f"unknown recipe {name!r}{nearest(name, command.RECIPES)}")
+    config = _parse("finetune", rest, dataclasses.replace(command.RECIPES[name](), checkpoint=tyro.MISSING))
     if config.resume and "--recipe" not in options:
-        config = _parse(FinetuneConfig, rest, "finetune", saved_settings(config) or config)
-    record = finetune(config)
+        config = _parse("finetune", rest, command.saved_settings(config) or config)
+    record = command.finetune(config)
     if record:  # of processes started together, the first
-        visualize(VisualizeConfig(record["checkpoint"], curves_only=True))
-
-
-def _visualize(argv: list[str]) -> None:
-    """Draw curves, activation maps and retrieved videos of a run, into one page; --curves-only needs no videos."""
-    visualize(_parse(VisualizeConfig, argv, "visualize", VisualizeConfig(checkpoint=tyro.MISSING)))
-
-
-def _synth(argv: list[str]) -> None:
-    """Write a labelled set of videos in which motion and scene are independent."""
-    command = _parse(SynthCommand, argv, "synth", SynthCommand(tyro.MISSING))
-    print(synthesize(Path(command.root).expanduser(), command.synth))
-
-
-def _demo(argv: list[str]) -> None:
-    """Generate videos, pretrain vanilla and DCLR on them, and compare what they learned."""
-    demo(_parse(DemoConfig, argv, "demo", DemoConfig()))
+        _draw_curves(record["checkpoint"])
 
 
 def _ablate(argv: list[str]) -> None:
-    """Pretrain rows of the papers' tables on generated videos over several seeds; a table and a plot of them."""
-    size = _take(argv, values=("--size",))[0].get("--size", "cpu")
+    from dclr.flags import take
+
+    command = _command("ablate")
+    size = take(argv, values=("--size",))[0].get("--size", "cpu")
     # The videos' flags are laid over those of the size.
-    ablate(_parse(AblateConfig, argv, "ablate", AblateConfig(size=size if size in SIZES else "cpu")))
+    command.ablate(_parse("ablate", argv, command.AblateConfig(size=size if size in command.SIZES else "cpu")))
 
 
-def _bench(argv: list[str]) -> None:
-    """Time the kernels against their peers; --plot draws results, --tune searches a config table on this GPU."""
-    bench(_parse(BenchConfig, argv, "bench", BenchConfig()))
+_ON_CHECKPOINT = ("checkpoint",)
 
-
-VERBS: dict[str, Callable[[list[str]], None]] = {
-    "prepare": _prepare,
-    "pretrain": _pretrain,
-    "profile": _profile,
-    "linear": _linear,
-    "finetune": _finetune,
-    "retrieve": _retrieve,
-    "knn": _knn,
-    "extract": _extract,
-    "visualize": _visualize,
-    "export": _export,
-    "synth": _synth,
-    "demo": _demo,
-    "ablate": _ablate,
-    "bench": _bench,
+VERBS: dict[str, Verb] = {
+    "prepare": Verb(
+        "prepare",
+        "Transcode a dataset once, to a copy that is several times faster to sample; resumes.",
+        "PrepareConfig",
+        ("dataset", "root", "out"),
+    ),
+    "pretrain": Verb(
+        "pretrain",
+        "Pretrain an encoder; --preset NAME, then --config run.yaml, then flags; --resume, --list-presets.",
+        call=_pretrain,
+    ),
+    "profile": Verb(
+        "profile",
+        "Profile steps of a pretraining run: flags as of pretrain, --steps N, --trace FILE, or --nsight under Nsight.",
+        call=_profile,
+    ),
+    "linear": Verb("evaluate", "Linear probe of a checkpoint on a dataset.", "LinearProbeConfig", _ON_CHECKPOINT),
+    "finetune": Verb(
+        "finetune",
+        "Train a checkpoint's encoder with a classifier on a dataset, and test it; --recipe dclr, fame, dualvar_...",
+        call=_finetune,
+    ),
+    "retrieve": Verb(
+        "evaluate", "Nearest-neighbour retrieval with the features of a checkpoint.", "RetrieveConfig", _ON_CHECKPOINT
+    ),
+    "knn": Verb(
+        "evaluate", "Classify the test videos by a vote of the nearest training videos.", "KnnConfig", _ON_CHECKPOINT
+    ),
+    "extract": Verb(
+        "extract",
+        "Write the features of a dataset's videos to train.npz and test.npz.",
+        "ExtractConfig",
+        _ON_CHECKPOINT,
+    ),
+    "visualize": Verb(
+        "visualize",
+        "Draw curves, activation maps and retrieved videos of a run, into one page; --curves-only needs no videos.",
+        "VisualizeConfig",
+        _ON_CHECKPOINT,
+    ),
+    "export": Verb(
+        "export", "Write the encoder of a checkpoint as a safetensors file.", "ExportConfig", _ON_CHECKPOINT
+    ),
+    "synth": Verb(
+        "synth", "Write a labelled set of videos in which motion and scene are independent.", "SynthCommand", ("root",)
+    ),
+    "demo": Verb(
+        "demo", "Generate videos, pretrain vanilla and DCLR on them, and compare what they learned.", "DemoConfig"
+    ),
+    "ablate": Verb(
+        "ablate",
+        "Pretrain rows of the papers' tables on generated videos over several seeds; a table and a plot of them.",
+        call=_ablate,
+    ),
+    "bench": Verb(
+        "bench",
+        "Time the kernels against their peers; --plot draws results, --tune searches a config table on this GPU.",
+        "BenchConfig",
+    ),
 }
-
-
-def _take(
-    argv: Sequence[str], values: Sequence[str] = (), switches: Sequence[str] = ()
-) -> tuple[dict[str, str], list[str]]:
-    """The flags named, as a dict, and the rest of the command line."""
-    taken: dict[str, str] = {}
-    rest: list[str] = []
-    arguments = iter(argv)
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if flag in values:
-            value = value if equals else next(arguments, "")
-            if not value or value.startswith("--"):
-                raise UsageError(f"{flag}: expected a value")
-            taken[flag] = value
-        elif argument in switches:
-            taken[argument] = ""
-        else:
-            rest.append(argument)
-    return taken, rest
-
-
-def _parse(kind: type[Config], argv: list[str], verb: str, default: Config) -> Config:
-    """Flags laid over a configuration.
-
-    Raises:
-        UsageError: an unknown flag, with the nearest known one, or a value that does not fit.
-    """
-    shown = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(shown):
-            config, unknown = tyro.cli(
-                kind,
-                prog=f"dclr {verb}",
-                description=VERBS[verb].__doc__,
-                args=argv,
-                default=default,
-                return_unknown_args=True,
-                config=(tyro.conf.AvoidSubcommands,),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UsageError(_first_sentence(shown.getvalue())) from None
-    if unknown:
-        flag = unknown[0].partition("=")[0]
-        known = list(_flags(default))
-        hint = nearest(flag, known) if flag.startswith("-") else ""
-        raise UsageError(f"unknown argument {flag!r}{hint if 'did you mean' in hint else ''}")
-    return config
-
-
-def _flags(config: Any, prefix: str = "--") -> Iterator[str]:
-    for item in dataclasses.fields(config):
-        name = prefix + item.name.rstrip("_").replace("_", "-")
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            yield from _flags(value, f"{name}.")
-        else:
-            yield name
-
-
-def _first_sentence(box: str) -> str:
-    """The message in the box that tyro draws around it, without title, help and advice."""
-    lines = [line.strip(" │╭╮╰╯") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    message = " ".join(line for line in lines[1:] if line.strip("─-"))
-    message = re.split(r"Argument helptext|For full helptext", message)[0].strip()
-    message = re.sub(r"^Missing from [^:]*: (--[\w.-]+).*", r"\1 is required", message)
-    return re.sub(r"^Error parsing ([\w.-]+: (?=[\w.]+: got))?", "", message)

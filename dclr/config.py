@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import yaml
 
 from dclr.augment import AugmentConfig
 from dclr.methods import METHODS, DCLRConfig, method_name
+from dclr.suggest import nearest
 
 
 class ConfigError(ValueError):
@@ -164,13 +164,6 @@ def at_least(section: str, config: Any, **least: float) -> None:
     for name, low in least.items():
         if not getattr(config, name) >= low:
             raise ConfigError(f"{section}.{name}: got {getattr(config, name)}, expected at least {low}")
-
-
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """`; did you mean X?` for the known name closest to `name`, or the list of known names."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(known)}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:

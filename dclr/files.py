@@ -27,6 +27,14 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
             temporary.unlink()
 
 
+def write_or_explain(path: Path, data: bytes | memoryview) -> None:
+    """As `write_whole`; the error names the file."""
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
 def _sync_folder(folder: Path) -> None:
     # Without this a power cut may undo the rename.
     descriptor = os.open(folder, os.O_RDONLY)

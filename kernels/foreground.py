@@ -5,7 +5,7 @@
 
 Source: Ding et al., "Motion-aware Contrastive Video Representation Learning via Foreground-background Merging", CVPR
 2022. What FAME does between the two, it does with (B, H, W) maps, a hundredth of the clip's bytes: blur, histogram and
-ranking are plain PyTorch in `dclr.foreground`.
+ranking are plain PyTorch in `dclr.augment.foreground`.
 
 Shape suffixes: b batch, c channels, t frames, h rows, w columns, p pixels.
 """

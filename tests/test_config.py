@@ -2,6 +2,7 @@
 
 import pytest
 
+from dclr.commands.demo import DemoConfig
 from dclr.config import (
     ConfigError,
     DataConfig,
@@ -14,7 +15,6 @@ from dclr.config import (
     to_dict,
     update,
 )  # fmt: skip
-from dclr.demo import DemoConfig
 from dclr.methods import DCLRConfig, SimCLRConfig
 from dclr.methods.dclr import AlignmentConfig, LossWeights
 from dclr.methods.search import SearchConfig

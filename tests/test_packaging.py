@@ -43,3 +43,22 @@ def test_kernels_stand_alone():
         for line in path.read_text().splitlines():
             if line.startswith(("import dclr", "from dclr")):
                 assert line.startswith("from dclr.kernels"), f"{path.name}: {line}"
+
+
+def test_the_package_and_its_help_import_nothing_heavy():
+    """`import dclr` and `dclr --help` answer at once: torch alone takes seconds."""
+    code = """
+import sys
+from dclr.cli import main
+main(["--help"])
+heavy = {"torch", "numpy", "tyro", "matplotlib", "av"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent, stdout=subprocess.DEVNULL)
+
+
+def test_public_names_are_there():
+    import dclr
+
+    for name in dclr.__all__:
+        assert callable(getattr(dclr, name)), name

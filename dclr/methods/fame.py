@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from dclr.augment import AugmentConfig
-from dclr.foreground import ForegroundConfig
+from dclr.augment import AugmentConfig, ForegroundConfig
 from dclr.methods.moco import MoCo, MoCoConfig
 
 

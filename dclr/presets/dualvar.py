@@ -14,16 +14,14 @@ from collections.abc import Callable
 
 from dclr.augment import AugmentConfig
 from dclr.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig
+from dclr.data.crops import SQUEEZED_RATIO, SQUEEZED_SCALE
 from dclr.methods.dualvar import DualVarConfig
-
-WIDTH, HEIGHT = 112 / 128, 112 / 171  # the crop's share of the frame
-AREA, ASPECT = WIDTH * HEIGHT, 4 / 3 * WIDTH / HEIGHT
 
 
 def _dualvar(dataset: str, method: DualVarConfig) -> PretrainConfig:
     """SGD 0.003, batch 64, 200 epochs, rate x 0.1 at 120 and 160; every 4th frame; strong jitter, no mirror flip."""
     return PretrainConfig(
-        data=DataConfig(dataset=dataset, stride=4, scale=(AREA, AREA), ratio=(ASPECT, ASPECT)),
+        data=DataConfig(dataset=dataset, stride=4, scale=SQUEEZED_SCALE, ratio=SQUEEZED_RATIO),
         # The released jitter is applied with probability 0.8 twice over.
         augment=AugmentConfig(
             flip=0, grayscale=0, jitter=0.64, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5

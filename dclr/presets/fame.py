@@ -9,9 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from dclr.augment import AugmentConfig
+from dclr.augment import AugmentConfig, ForegroundConfig
 from dclr.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig
-from dclr.foreground import ForegroundConfig
 from dclr.methods.fame import FAMEConfig
 
 

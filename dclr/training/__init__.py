@@ -4,7 +4,8 @@ from dclr.training.checkpoint import CheckpointError, find_checkpoint, load_chec
 from dclr.training.failures import TooManyFailures
 from dclr.training.interrupts import Stopped
 from dclr.training.metrics import append_metrics, read_metrics
-from dclr.training.trainer import NonFiniteLoss, Trainer, pretrain
+from dclr.training.setup import build_trainer, ready_trainer
+from dclr.training.trainer import NonFiniteLoss, Trainer
 
 __all__ = [
     "CheckpointError",
@@ -13,10 +14,11 @@ __all__ = [
     "TooManyFailures",
     "Trainer",
     "append_metrics",
+    "build_trainer",
     "find_checkpoint",
     "load_checkpoint",
     "load_method",
-    "pretrain",
     "read_metrics",
+    "ready_trainer",
     "save_checkpoint",
 ]

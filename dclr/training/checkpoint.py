@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dclr.config import PretrainConfig, update
+from dclr.errors import RunError
 from dclr.files import write_whole
 from dclr.methods import Method, build_method
 from dclr.models import build_encoder
@@ -24,7 +25,7 @@ from dclr.models import build_encoder
 LAST = "last.pt"
 
 
-class CheckpointError(Exception):
+class CheckpointError(RunError):
     """A checkpoint that cannot be read, written or used: one line that names the file and the reason."""
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from dclr.data import VideoError
 from dclr.distributed import gather_objects
+from dclr.errors import RunError
 
 
-class TooManyFailures(Exception):
+class TooManyFailures(RunError):
     """More videos than allowed could not be read; the message lists them."""
 
 

@@ -6,15 +6,17 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+from dclr.errors import RunError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(Exception):
+class Stopped(RunError):
     """A run that was asked to stop, and has saved itself. `signal` is the signal's number."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
-        self.signal = signal
+        self.signal, self.status = signal, 128 + signal
 
 
 class StopRequest:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -14,143 +11,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dclr.augment import Draw
 from dclr.config import ConfigError, PretrainConfig, save, to_dict
-from dclr.data import Batch, PretrainClips, build_pretrain_loader, load_dataset, to_device
+from dclr.data import Batch, to_device
 from dclr.distributed import broadcast_from_first, is_first, largest_over_ranks, mean_over_ranks, rank, world
-from dclr.methods import Method, Output, build_method
-from dclr.models import build_encoder
+from dclr.errors import RunError
+from dclr.methods import Method, Output
 from dclr.phases import phase
-from dclr.training.checkpoint import LAST, CheckpointError, load_checkpoint, load_state, save_checkpoint
-from dclr.training.distributed import choose_device, joined
+from dclr.training.checkpoint import LAST, CheckpointError, load_state, save_checkpoint
 from dclr.training.failures import Failures
 from dclr.training.interrupts import Stopped, StopRequest
 from dclr.training.metrics import Meter, MetricsLog, device_name, environment, memory_mib
 from dclr.training.schedule import learning_rate
-from dclr.training.step import Step
+from dclr.training.updater import Updater
 
 # Later than any step.
 NEVER = 2**62
 
 
-class NonFiniteLoss(Exception):
+class NonFiniteLoss(RunError):
     """The loss became NaN or infinite; the message says at which step."""
-
-
-def pretrain(config: PretrainConfig, resume: bool = False, encoder: nn.Module | None = None) -> Path:
-    """Pretrain an encoder as configured; under torchrun, on all of its processes.
-
-    Args:
-        resume: go on from the run folder's last checkpoint, on the same trajectory; start where there is none.
-        encoder: what to start with; by default `config.encoder`, freshly initialised.
-
-    Returns:
-        The run folder: config.yaml, metrics.jsonl, checkpoints and TensorBoard events.
-
-    Raises:
-        ConfigError, ValueError: settings, a dataset or sizes that cannot work.
-        CheckpointError: one that cannot be read, written or continued.
-        NonFiniteLoss, TooManyFailures: the run cannot go on; the last checkpoint is kept.
-        Stopped: Ctrl-C or SIGTERM; the run is saved as it was after the step.
-    """
-    device = choose_device(config.train.device)
-    with joined(device):
-        trainer = ready_trainer(config, device, resume, encoder)
-        trainer.run()
-    return trainer.folder
-
-
-def ready_trainer(
-    config: PretrainConfig, device: torch.device, resume: bool = False, encoder: nn.Module | None = None
-) -> Trainer:
-    """The trainer of a run, at its start or where its last checkpoint is; as `pretrain`, which then runs it."""
-    state = _saved_state(Path(config.output).expanduser(), resume)
-    trainer = build_trainer(config, device, encoder)
-    if state is not None:
-        trainer.load(state)
-    return trainer
-
-
-def build_trainer(config: PretrainConfig, device: torch.device, encoder: nn.Module | None = None) -> Trainer:
-    """The trainer of a run, at its start, as `pretrain`; sets what torch keeps for the whole process."""
-    train = config.train
-    if train.threads:
-        torch.set_num_threads(train.threads)
-    if device.type == "cpu":
-        keep_freed_memory()
-    if train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or else cuBLAS refuses
-    torch.use_deterministic_algorithms(train.deterministic)
-    torch.backends.cudnn.benchmark = not train.deterministic
-    loader = _build_loader(config, planes=device.type == "cuda")
-    torch.manual_seed(train.seed)
-    method = build_method(config.method, encoder or build_encoder(config.encoder), config.augment)
-    return Trainer(config, method, loader, device)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what tensors free, for the next ones; glibc only, without effect elsewhere.
-
-    It would return large blocks to the system, which hands them out anew a cleared page at a time: a sixth of the
-    demo's step. What a process holds is then the most that it ever held.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt, trim_threshold, mmap_max = ctypes.CDLL(None).mallopt, -1, -4  # numbers of <malloc.h>
-        mallopt(trim_threshold, -1)
-        mallopt(mmap_max, 0)
-
-
-def _saved_state(folder: Path, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from, if there is one."""
-    path = folder / "checkpoints" / LAST
-    there = path.exists()
-    if there and not resume:
-        raise ConfigError(f"{folder} already holds a run; expected --resume to go on with it, or another --output")
-    if not there and largest_over_ranks(int(there))[0]:
-        raise CheckpointError(f"{path}: other processes find it, this one does not; it must be on a shared file system")
-    return load_checkpoint(path) if there else None
-
-
-def _build_loader(config: PretrainConfig, planes: bool) -> DataLoader:
-    data, train = config.data, config.train
-    if not data.root:
-        raise ConfigError(f"data.root: expected the folder of the dataset {data.dataset}")
-    videos = load_dataset(
-        data.dataset,
-        data.root,
-        split=data.split,
-        subset=data.subset,
-        allow_missing=data.allow_missing,
-        annotations=data.annotations,
-        label=data.label,
-        where=data.where,
-    )
-    if videos.missing and is_first():
-        print(f"{data.dataset}: going on without {len(videos.missing)} missing videos", file=sys.stderr)
-    if train.batch > len(videos):
-        raise ConfigError(f"train.batch: got {train.batch}, expected at most the {len(videos)} videos of the dataset")
-    batch = train.batch // train.accumulate
-    if batch % world():
-        parts = f"train.accumulate x processes = {train.accumulate} x {world()}"
-        raise ConfigError(f"train.batch: got {train.batch}, expected a multiple of {parts}")
-    clips = PretrainClips(
-        videos,
-        frames=data.frames,
-        stride=data.stride,
-        size=data.size,
-        scale=data.scale,
-        ratio=data.ratio,
-        views=config.method.views,
-        crops=config.method.crops,
-        seed=train.seed,
-        cache=data.cache,
-        planes=planes,
-    )
-    return build_pretrain_loader(clips, batch, workers=data.workers, rank=rank(), world=world())
 
 
 class Trainer:
@@ -171,22 +55,22 @@ class Trainer:
         self.config, self.device, self.loader = config, device, loader
         self.folder = Path(config.output).expanduser()
         self.checkpoints = self.folder / "checkpoints"
-        self.epoch = self.step = 0  # completed: epochs, and steps of the next one
-        self.epoch_steps = len(loader) // train.accumulate
-        if not self.epoch_steps:
+        self.epoch = self.step_in_epoch = 0  # completed: epochs, and steps of the next one
+        self.steps_per_epoch = len(loader) // train.accumulate
+        if not self.steps_per_epoch:
             raise ConfigError(f"train.accumulate: got {train.accumulate}, but an epoch has {len(loader)} batches")
-        method.check(train.batch, self.epoch_steps)
-        self.update = Step(method, train, config.optim, device)
-        self.method, self.optimizer = self.update.method, self.update.optimizer
+        method.check(train.batch, self.steps_per_epoch)
+        self.updater = Updater(method, train, config.optim, device)
+        self.method, self.optimizer = self.updater.method, self.updater.optimizer
         self.failures = Failures(len(loader.dataset), config.data.max_failed_share)
         self.known_failures = 0
         self.meter = Meter()
         self.bad_step = torch.tensor(NEVER, device=device)
 
     @property
-    def total_step(self) -> int:
+    def global_step(self) -> int:
         """Steps of the optimiser so far."""
-        return self.epoch * self.epoch_steps + self.step
+        return self.epoch * self.steps_per_epoch + self.step_in_epoch
 
     def run(self) -> None:
         """Train to the last epoch, saving on the way; see `pretrain` for what it raises."""
@@ -196,12 +80,12 @@ class Trainer:
         if is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
             save(self.config, self.folder / "config.yaml", **environment(self.device))
-        self.log = MetricsLog(self.folder, self.total_step, self.config.train.tensorboard) if is_first() else None
+        self.log = MetricsLog(self.folder, self.global_step, self.config.train.tensorboard) if is_first() else None
         epochs = self.config.train.epochs
         self.bar = tqdm(
             desc=self.folder.name,
-            total=epochs * self.epoch_steps,
-            initial=self.total_step,
+            total=epochs * self.steps_per_epoch,
+            initial=self.global_step,
             unit="step",
             disable=not is_first(),
             mininterval=0.1 if sys.stderr.isatty() else 30,
@@ -210,7 +94,7 @@ class Trainer:
             with StopRequest() as self.request, self.bar:
                 while self.epoch < epochs:
                     self._run_epoch()
-                    self.epoch, self.step = self.epoch + 1, 0
+                    self.epoch, self.step_in_epoch = self.epoch + 1, 0
                     self.save(keep=self.epoch % self.config.train.checkpoint_every == 0 or self.epoch == epochs)
                     self._stop_if_asked()
             self._report()
@@ -222,13 +106,13 @@ class Trainer:
         """The steps of an epoch that are left, with a line of the log every now and then."""
         train = self.config.train
         batches = self._start_epoch()
-        while self.step < self.epoch_steps:
+        while self.step_in_epoch < self.steps_per_epoch:
             output, loss = self._train_step(batches)
-            self.step += 1
+            self.step_in_epoch += 1
             self.bar.update()
-            last = self.step == self.epoch_steps
-            due_log = last or self.total_step % train.log_every == 0
-            due_save = not last and self.total_step % train.save_every == 0
+            last = self.step_in_epoch == self.steps_per_epoch
+            due_log = last or self.global_step % train.log_every == 0
+            due_save = not last and self.global_step % train.save_every == 0
             # Reading a GPU's value waits for it; a line of the log and a checkpoint do that anyway.
             if due_log or due_save or self.device.type == "cpu":
                 self._check_finite()
@@ -243,17 +127,17 @@ class Trainer:
     def _start_epoch(self) -> Iterator[Batch]:
         """The batches that are left of the epoch."""
         broadcast_from_first(self.method.buffers())
-        self.update.start_epoch(self.epoch, resumed=self.step > 0)
+        self.updater.start_epoch(self.epoch, resumed=self.step_in_epoch > 0)
         self.method.train()
-        self.loader.batch_sampler.set_epoch(self.epoch, self.step * self.config.train.accumulate)
+        self.loader.batch_sampler.set_epoch(self.epoch, self.step_in_epoch * self.config.train.accumulate)
         return to_device(self.loader, self.device)
 
     def steps(self) -> Iterator[Tensor]:
         """The steps of the current epoch, one at each turn, without log or checkpoints; yields their losses."""
         batches = self._start_epoch()
-        while self.step < self.epoch_steps:
+        while self.step_in_epoch < self.steps_per_epoch:
             _, loss = self._train_step(batches)
-            self.step += 1
+            self.step_in_epoch += 1
             yield loss
 
     def _train_step(self, batches: Iterator[Batch]) -> tuple[Output, Tensor]:
@@ -261,12 +145,14 @@ class Trainer:
         train, optim = self.config.train, self.config.optim
         for part in range(train.accumulate):
             batch = self._next(batches)
-            draw = self._draw(self.total_step * train.accumulate + part)
-            output, loss = self.update.add_gradients(batch, draw, last=part == train.accumulate - 1)
+            draw = self._draw(self.global_step * train.accumulate + part)
+            output, loss = self.updater.add_gradients(batch, draw, last=part == train.accumulate - 1)
             # On the device, so that nothing waits for it.
-            first_bad = self.bad_step.clamp(max=self.total_step + 1)
+            first_bad = self.bad_step.clamp(max=self.global_step + 1)
             self.bad_step = torch.where(loss.isfinite(), self.bad_step, first_bad)
-        self.update.step(learning_rate(optim, train.batch, train.epochs, self.epoch, self.step, self.epoch_steps))
+        self.updater.step(
+            learning_rate(optim, train.batch, train.epochs, self.epoch, self.step_in_epoch, self.steps_per_epoch)
+        )
         return output, loss
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
@@ -307,7 +193,7 @@ class Trainer:
             self._check_finite()
             self.save()
             where = f"{self.bar.total} and saved in {self.checkpoints / LAST}; --resume goes on"
-            raise Stopped(f"stopped at step {self.total_step} of {where}", signal)
+            raise Stopped(f"stopped at step {self.global_step} of {where}", signal)
 
     def _log(self, output: Output, loss: Tensor) -> None:
         """Losses and statistics of the step, averaged over processes; rates since the last line."""
@@ -317,7 +203,7 @@ class Trainer:
         means = dict(zip(values, mean_over_ranks(torch.stack(numbers)).tolist()))
         rates = self.meter.read()
         if self.log is not None:
-            position = {"step": self.total_step, "epoch": self.epoch}
+            position = {"step": self.global_step, "epoch": self.epoch}
             rate = {"learning_rate": self.optimizer.param_groups[0]["lr"]}
             self.log.write({**position, **means, **rate, **rates, "memory_mib": memory_mib(self.device)})
         self.bar.set_postfix(
@@ -342,7 +228,7 @@ class Trainer:
             return
         state = {
             "config": to_dict(self.config),
-            "position": {"epoch": self.epoch, "step": self.step, **self._identity()},
+            "position": {"epoch": self.epoch, "step": self.step_in_epoch, **self._identity()},
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "failures": failures,
@@ -365,7 +251,7 @@ class Trainer:
             if position[name] != value:
                 raise CheckpointError(f"{path}: its run has {name} {position[name]}, this one {value}: cannot resume")
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.step = position["epoch"], position["step"]
+        self.epoch, self.step_in_epoch = position["epoch"], position["step"]
         if is_first():  # the counts of all processes
             self.failures.load_state_dict(state["failures"])
             self.known_failures = len(self.failures.reasons)
@@ -384,9 +270,9 @@ class Trainer:
             "device": f"{world()} x {device_name(self.device)}",
         }
         replaced = {"replaced_samples": failures.replaced, "unreadable_videos": failures.reasons}
-        self.log.write({"step": self.total_step, "epoch": self.epoch, **cost, **replaced})
+        self.log.write({"step": self.global_step, "epoch": self.epoch, **cost, **replaced})
         print(
-            f"{self.folder}: {self.total_step} steps in {timedelta(seconds=round(seconds))} on {cost['device']}, "
+            f"{self.folder}: {self.global_step} steps in {timedelta(seconds=round(seconds))} on {cost['device']}, "
             f"{cost['mean_clips_per_second']:.1f} clips/s, {cost['device_hours']:.3g} device-hours"
         )
         if failures.reasons:

@@ -1,7 +1,6 @@
 """Pictures of a run: loss curves, activation maps, retrieval panels, and the page that holds them all."""
 
 from dclr.visualize.activation import activation_maps, draw_activation
-from dclr.visualize.command import VisualizeConfig, visualize
 from dclr.visualize.curves import draw_curves
 from dclr.visualize.report import Picture, Report, page
 from dclr.visualize.retrieval import draw_retrieval
@@ -11,12 +10,10 @@ __all__ = [
     "Picture",
     "Report",
     "Run",
-    "VisualizeConfig",
     "activation_maps",
     "draw_activation",
     "draw_curves",
     "draw_retrieval",
     "page",
     "read_run",
-    "visualize",
 ]

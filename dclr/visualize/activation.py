@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from dclr.data import count_frames, read_clips
 from dclr.data.clips import centre_crop
-from dclr.evaluate import EvaluationDataConfig
+from dclr.evaluation.dataset import EvaluationDataConfig
 from dclr.kernels import activation_map, decouple
 from dclr.kernels.activation import min_max_reference
 from dclr.visualize.drawing import short

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dclr.cli import main
+from dclr.commands.prepare import PrepareConfig, prepare
 from dclr.data import DatasetError, PretrainClips, VideoError, count_frames, load_dataset, read_clips, read_video
 from dclr.data import prepared as prepared_module
-from dclr.data.prepare import PrepareConfig, prepare
 from dclr.data.prepared import count_prepared, read_prepared, small_size, write_prepared
 
 from . import conftest as make

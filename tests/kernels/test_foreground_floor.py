@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.traffic import count_traffic
 from dclr.augment import Augment, AugmentConfig, Draw
-from dclr.foreground import ForegroundConfig
+from dclr.augment.foreground import ForegroundConfig
 from dclr.kernels import merge_foreground, motion_map
 
 from .helpers import size

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dclr.augment import AugmentConfig, Draw
+from dclr.augment.foreground import ForegroundConfig
 from dclr.data import Batch
-from dclr.foreground import ForegroundConfig
 from dclr.methods import DCLRConfig, DualVarConfig, FAMEConfig, MoCoConfig, SimCLRConfig, build_method
 from dclr.methods.search import SearchConfig
 from dclr.models import build_encoder

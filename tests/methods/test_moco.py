@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from dclr.augment import AugmentConfig
+from dclr.commands.pretrain import pretrain
 from dclr.config import OptimConfig, TrainConfig
 from dclr.data.clips import Batch
 from dclr.data.synth import SynthConfig, synthesize
@@ -18,7 +19,7 @@ from dclr.kernels import info_nce
 from dclr.methods import MoCo, MoCoConfig, build_method
 from dclr.methods.momentum import queue_contrast, queue_similarities
 from dclr.presets.demo import demo_vanilla
-from dclr.training import load_checkpoint, pretrain, read_metrics
+from dclr.training import load_checkpoint, read_metrics
 
 from .fixtures import S, V
 from .test_dclr import TinyEncoder, batch_of, build, draw_of

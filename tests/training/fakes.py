@@ -17,10 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from dclr.config import OptimConfig, PretrainConfig, TrainConfig
 from dclr.data import EpochSampler, VideoError
 from dclr.data.clips import Sample, collate
-from dclr.distributed import gather_rows, rank, world
+from dclr.distributed import choose_device, gather_rows, process_group, rank, world
 from dclr.methods import METHODS
 from dclr.methods.base import Method, Output
-from dclr.training.distributed import choose_device, joined
 from dclr.training.trainer import Trainer
 
 VIDEOS = 16
@@ -132,7 +131,7 @@ def main(output, *settings):
     register()
     torch.set_num_threads(1)
     values = {key: int(value) for key, _, value in (setting.partition("=") for setting in settings)}
-    with joined(choose_device("cpu")):
+    with process_group(choose_device("cpu")):
         trainer = fake_trainer(fake_config(output, **values))
         trainer.run()
 

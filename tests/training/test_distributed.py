@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dclr.distributed import gather_rows, largest_over_ranks, mean_over_ranks, rank, world
+from dclr.distributed import choose_device, gather_rows, largest_over_ranks, mean_over_ranks, rank, world
 from dclr.training import load_checkpoint, read_metrics
-from dclr.training.distributed import choose_device
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ from dclr.training import (
     TooManyFailures,
     load_checkpoint,
     read_metrics,
-    trainer,
+    setup,
 )
 from tests.training.fakes import fake_config, fake_trainer
 
@@ -54,9 +54,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, options):
     assert stop.value.signal == 15
     torch.manual_seed(99)
     rest = resumed(fake_config(tmp_path / "parts", **{**options, "signal_at": -1}))
-    assert rest.step > 0, "the interruption was to be within an epoch"
+    assert rest.step_in_epoch > 0, "the interruption was to be within an epoch"
     rest.run()
-    assert rest.method.epochs[0] == (rest.total_step // rest.epoch_steps - 2, True)
+    assert rest.method.epochs[0] == (rest.global_step // rest.steps_per_epoch - 2, True)
     assert trajectory(tmp_path / "whole") == trajectory(tmp_path / "parts")
     assert len({line["loss"] for line in read_metrics(tmp_path / "whole") if "loss" in line}) > 5
     for name, value in whole.method.state_dict().items():
@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     assert read_metrics(tmp_path / "killed")[-1]["step"] == 10
     config.method.nan_at = -1
     rest = resumed(config)
-    assert rest.total_step == 9
+    assert rest.global_step == 9
     rest.run()
     assert trajectory(tmp_path / "whole") == trajectory(tmp_path / "killed")
 
@@ -183,9 +183,9 @@ def test_batches_that_do_not_divide_among_processes(tmp_path, monkeypatch):
     synthesize(tmp_path, SynthConfig(train=8, test=1, size=16, frames=4), progress=False)
     config = fake_config(tmp_path / "run", batch=6, accumulate=2)
     config.data = DataConfig(dataset="folder", root=str(tmp_path), label="motion", frames=2, stride=1, workers=0)
-    monkeypatch.setattr(trainer, "world", lambda: 2)
+    monkeypatch.setattr(setup, "world", lambda: 2)
     with pytest.raises(ConfigError, match=r"train.batch: got 6, expected a multiple of .* = 2 x 2"):
-        trainer.build_trainer(config, torch.device("cpu"))
+        setup.build_trainer(config, torch.device("cpu"))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
@@ -194,7 +194,7 @@ def test_freed_memory_is_used_again(kept):
     """Page faults of allocating a block of 64 MiB anew, in a process of its own: none soon where they are kept."""
     script = f"""
 import resource, torch
-from dclr.training.trainer import keep_freed_memory
+from dclr.training.setup import keep_freed_memory
 if {kept}:
     keep_freed_memory()
 def faults():

@@ -3,11 +3,12 @@ import shutil
 
 import pytest
 
+from dclr.commands.evaluate import RetrieveConfig, retrieve
+from dclr.commands.pretrain import pretrain
 from dclr.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig
 from dclr.data.synth import LABELS_FILE, SynthConfig, synthesize
-from dclr.evaluate import EvaluationDataConfig, RetrieveConfig, retrieve
+from dclr.evaluation.dataset import EvaluationDataConfig
 from dclr.methods import SimCLRConfig
-from dclr.training import pretrain
 
 # A class whose name would be markup, or a formula of the drawing library, if it were not quoted.
 STRANGE = "<b>& $x"

@@ -8,14 +8,15 @@ import struct
 import numpy as np
 import pytest
 
-import dclr.visualize.command
+import dclr.commands.visualize
 from dclr.cli import main
+from dclr.commands.visualize import VisualizeConfig, visualize
 from dclr.config import ConfigError
 from dclr.data import load_dataset
-from dclr.evaluate import EvaluationDataConfig
 from dclr.evaluation import nearest
+from dclr.evaluation.dataset import EvaluationDataConfig
 from dclr.training import CheckpointError, append_metrics, read_metrics
-from dclr.visualize import VisualizeConfig, draw_retrieval, visualize
+from dclr.visualize import draw_retrieval
 from tests.visualize.conftest import STRANGE
 
 DATA = EvaluationDataConfig(clips=2, workers=0)
@@ -76,7 +77,7 @@ def test_twice_the_same_bytes_and_no_picture_of_an_earlier_call(run):
 
 def test_neighbours_are_those_of_nearest(run, videos, monkeypatch):
     panels, features = [], []
-    encode = dclr.visualize.command.encode
+    encode = dclr.commands.visualize.encode
 
     def encoded(*arguments):
         features.append(encode(*arguments))
@@ -86,15 +87,15 @@ def test_neighbours_are_those_of_nearest(run, videos, monkeypatch):
         panels.append(arguments)
         return draw_retrieval(*arguments)
 
-    monkeypatch.setattr(dclr.visualize.command, "encode", encoded)
-    monkeypatch.setattr(dclr.visualize.command, "draw_retrieval", drawn)
+    monkeypatch.setattr(dclr.commands.visualize, "encode", encoded)
+    monkeypatch.setattr(dclr.commands.visualize, "draw_retrieval", drawn)
     visualize(config(run, videos=20, neighbours=30))
     ((queries, neighbours, classes),) = panels
     gallery, query = features
     cosines, indices = nearest(gallery.clips, query.clips, 30)
     train, test = (load_dataset("folder", videos, label="motion", subset=subset) for subset in ("train", "test"))
     assert len(queries) == 9 and all(len(row) == 10 for row in neighbours) and classes == train.classes
-    order = dclr.visualize.command.choose(query.labels, 20)
+    order = dclr.commands.visualize.choose(query.labels, 20)
     for row, shown, found in zip(order, queries, neighbours):
         assert shown.label == test.labels[row]
         assert [video.label for video in found] == [train.labels[i] for i in indices[row].tolist()]

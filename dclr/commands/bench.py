@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from dclr.config import nearest
 from dclr.kernels._common import device_class
+from dclr.suggest import nearest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # Of each op, the modules of `dclr.kernels` with the tables CONFIGS that it launches by, and its benchmark.
 TUNABLE = {

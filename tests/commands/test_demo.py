@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from dclr.commands.demo import DemoConfig, demo
 from dclr.config import ConfigError
 from dclr.data.synth import SynthConfig
-from dclr.demo import DemoConfig, demo
 
 
 def test_demo_end_to_end(tmp_path, capsys):

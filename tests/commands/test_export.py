@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 import dclr
 from dclr.cli import main
+from dclr.commands.export import ExportConfig, export
 from dclr.config import PretrainConfig, to_dict, update
 from dclr.data.synth import SynthConfig, synthesize
-from dclr.export import ExportConfig, export
 from dclr.methods import build_method
 from dclr.models import build_encoder, load_encoder
 from dclr.training import load_method, save_checkpoint

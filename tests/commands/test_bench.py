@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from benchmarks import harness
-from dclr import bench
 from dclr.cli import main
+from dclr.commands import bench
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STAY = {"BLOCK_D", "whole", "long", "maxnreg"}  # they say which inputs fit a tile, or keep registers from spilling
 
 
@@ -163,7 +163,7 @@ def test_ops_launch_by_the_tables_that_are_searched():
     code = """
 from importlib import import_module
 import torch
-from dclr import bench
+from dclr.commands import bench
 
 for op, (modules, benchmark) in bench.TUNABLE.items():
     benchmark = bench._from_checkout(benchmark)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dclr.augment import Augment, AugmentConfig, Draw
-from dclr.foreground import ForegroundConfig, color_bins, foreground_mask, gauss_mask, min_max, seed, smooth
+from dclr.augment.foreground import ForegroundConfig, color_bins, foreground_mask, gauss_mask, min_max, seed, smooth
 from dclr.kernels import merge_foreground, motion_map
 
 OFF = {"flip": 0, "grayscale": 0, "jitter": 0, "blur": 0, "mean": (0, 0, 0), "std": (1, 1, 1)}

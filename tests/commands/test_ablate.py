@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-import dclr.ablate
-from dclr.ablate import FIGURES, SIZES, AblateConfig, ablate, ablation_run, format_table, plot, summarize
+import dclr.commands.ablate
 from dclr.cli import main
+from dclr.commands.ablate import FIGURES, SIZES, AblateConfig, ablate, ablation_run, format_table, plot, summarize
 from dclr.config import ConfigError
 from dclr.data.synth import SynthConfig
 from dclr.methods import build_method
@@ -48,8 +48,10 @@ def test_end_to_end(tmp_path, capsys, monkeypatch, small):
     checkpoints = [tmp_path / name / "checkpoints" / "last.pt" for name in ("T4.1_0", "T4.4_0", "T4.1_1", "T4.4_1")]
     before = [path.stat().st_mtime_ns for path in checkpoints]
     pretrained = []
-    pretrain = dclr.ablate.pretrain
-    monkeypatch.setattr(dclr.ablate, "pretrain", lambda run, resume: pretrained.append(run) or pretrain(run, resume))
+    pretrain = dclr.commands.ablate.pretrain
+    monkeypatch.setattr(
+        dclr.commands.ablate, "pretrain", lambda run, resume: pretrained.append(run) or pretrain(run, resume)
+    )
     assert ablate(config)["runs"] == results["runs"]
     assert [run.output for run in pretrained] == [str(tmp_path / "T4.4_1")]
     assert [path.stat().st_mtime_ns for path in checkpoints] == before

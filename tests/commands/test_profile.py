@@ -9,7 +9,7 @@ import pytest
 from dclr.cli import main
 from dclr.data.synth import SynthConfig, synthesize
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "profile.sh"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "profile.sh"
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Pictures of a run and the page that holds them: `dclr visualize`."""
+"""`dclr visualize`: pictures of a run and the page that holds them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,11 @@ from torch import nn
 
 from dclr.config import ConfigError, PretrainConfig, to_dict
 from dclr.data import VideoDataset
-from dclr.evaluate import (
-    EvaluationConfig,
-    EvaluationDataConfig,
-    clip_protocol,
-    encode,
-    load_subsets,
-    run_folder,
-    usable_folder,
-)
+from dclr.distributed import choose_device
 from dclr.evaluation import Features, nearest, retrieval
+from dclr.evaluation.checkpoint import EvaluationConfig, run_folder, usable_folder
+from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, encode, load_subsets
 from dclr.training import find_checkpoint, load_method
-from dclr.training.distributed import choose_device
 from dclr.visualize.activation import activation_maps, draw_activation, middle_clip
 from dclr.visualize.curves import draw_curves
 from dclr.visualize.drawing import class_name, png_bytes
@@ -73,7 +66,7 @@ def visualize(config: VisualizeConfig) -> Path:
 
     Raises:
         ConfigError: no run there, or no dataset (`curves_only` goes without).
-        CheckpointError, DatasetError, ValueError: as `dclr.evaluate.retrieve`.
+        CheckpointError, DatasetError, ValueError: as `dclr.commands.evaluate.retrieve`.
     """
     run = read_run(run_folder(config.checkpoint))
     folder = usable_folder(config.output or run.folder)

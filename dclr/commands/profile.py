@@ -10,10 +10,10 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler_of
 
 from dclr.config import ConfigError, PretrainConfig
+from dclr.distributed import choose_device, process_group
 from dclr.files import write_whole
 from dclr.phases import phase_seconds
-from dclr.training.distributed import choose_device, joined
-from dclr.training.trainer import build_trainer
+from dclr.training import build_trainer
 
 # Those of the step come one after the other; `augment` and `loss` are within `forward`.
 STEP_PHASES = ("load", "forward", "backward", "optimizer", "after_step")
@@ -36,11 +36,11 @@ def profile(config: PretrainConfig, steps: int = 5, trace: Path | None = Path("t
     """
     device = choose_device(config.train.device)
     on_gpu = device.type == "cuda"
-    with joined(device):
+    with process_group(device):
         trainer = build_trainer(config, device)
-        if trainer.epoch_steps < WARMUP + steps:
+        if trainer.steps_per_epoch < WARMUP + steps:
             raise ConfigError(
-                f"steps: got {steps}, expected at most {trainer.epoch_steps - WARMUP}: one epoch's less 3"
+                f"steps: got {steps}, expected at most {trainer.steps_per_epoch - WARMUP}: one epoch's less 3"
             )
         if trace:  # torch says nothing of a file that it cannot write
             write_whole(trace, b"")

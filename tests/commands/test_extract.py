@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from dclr.cli import main
+from dclr.commands.evaluate import LinearProbeConfig
+from dclr.commands.extract import ExtractConfig, extract
 from dclr.config import PretrainConfig, to_dict, update
 from dclr.data import read_clips
 from dclr.data.clips import centre_crop, uniform_starts
 from dclr.data.synth import SynthConfig, synthesize
-from dclr.evaluate import EvaluationDataConfig, LinearProbeConfig, features_of
-from dclr.export import ExtractConfig, extract
+from dclr.evaluation.checkpoint import features_of
+from dclr.evaluation.dataset import EvaluationDataConfig
 from dclr.methods import build_method
 from dclr.models import build_encoder
 from dclr.training import load_method, save_checkpoint

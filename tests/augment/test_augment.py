@@ -4,9 +4,9 @@ import kornia
 import pytest
 import torch
 
-import dclr.augment
+import dclr.augment.streams
 from dclr.augment import Augment, AugmentConfig, Draw, augment_color, draw_color
-from dclr.foreground import ForegroundConfig
+from dclr.augment.foreground import ForegroundConfig
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1, 1)
@@ -135,7 +135,7 @@ def test_probabilities_choose_clips():
 @pytest.fixture
 def fused(monkeypatch):
     """The operator in place of kornia, as on a GPU; without one it runs its plain PyTorch reference."""
-    monkeypatch.setattr(dclr.augment, "runs_triton", lambda clip: True)
+    monkeypatch.setattr(dclr.augment.streams, "runs_triton", lambda clip: True)
 
 
 FUSED = {
@@ -153,7 +153,7 @@ def test_operator_equals_kornia(config, monkeypatch):
     """The same draws give the same streams: within 1 / 255 before normalising, and the generator moves as far."""
     augment, results, states = Augment(config), [], []
     for operator in (False, True):
-        monkeypatch.setattr(dclr.augment, "runs_triton", lambda clip, answer=operator: answer)
+        monkeypatch.setattr(dclr.augment.streams, "runs_triton", lambda clip, answer=operator: answer)
         drawn = draw(seed=4)
         results.append([*augment.streams(clips(size=40), drawn), augment.rgb(clips(size=40), drawn)])
         states.append(drawn.generator.get_state())
@@ -174,7 +174,7 @@ def test_operator_gives_the_encoders_dtype_and_layout(fused):
 @pytest.mark.parametrize("options", [("roll16", "augmented"), ("forward17", "augmented")])
 def test_other_differences_stay_with_kornia(options, fused, monkeypatch):
     """The released code's differences, which the operator does not make."""
-    monkeypatch.delattr(dclr.augment, "augment_clip")
+    monkeypatch.delattr(dclr.augment.streams, "augment_clip")
     assert Augment(OFF, *options).streams(clips(), draw()).difference.isfinite().all()
 
 

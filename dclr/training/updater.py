@@ -1,9 +1,7 @@
-"""One step of pretraining: from a batch on the device to updated parameters."""
+"""One update of a method's parameters: from a batch on the device to a step of the optimiser."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -17,13 +15,11 @@ from dclr.distributed import world
 from dclr.methods import Method, Output
 from dclr.models import accelerate
 from dclr.phases import phase
+from dclr.training.replay import Replay, Request, recorded_requests
 from dclr.training.schedule import build_optimizer
 
-# A method of `Draw` and its arguments.
-Request = tuple[Callable[..., Tensor], tuple]
 
-
-class Step:
+class Updater:
     """Updates of a method's parameters, by one batch or by the sum of several.
 
     With `train.compile` everything from decoded clips to losses is one compiled graph, whatever the method. Of several
@@ -52,7 +48,7 @@ class Step:
             part.compile(mode=train.compile, fullgraph=whole, dynamic=False)
         self.model = self._parallel()
         self.optimizer = build_optimizer(optim, self.method)
-        self.optim, self.clips = optim, False
+        self.optim, self.clip_gradients = optim, False
         on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
         bf16 = train.precision == "bf16" or (train.precision == "auto" and on_gpu)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
@@ -71,7 +67,7 @@ class Step:
     def start_epoch(self, epoch: int, resumed: bool = False) -> None:
         """As `Method.start_epoch`, after which the method may ask for other random numbers."""
         self.method.start_epoch(epoch, resumed)
-        self.clips = self.optim.clip is not None and epoch >= self.optim.clip_start
+        self.clip_gradients = self.optim.clip is not None and epoch >= self.optim.clip_start
         self._requests = None
 
     def add_gradients(self, batch: Batch, draw: Draw, last: bool = True) -> tuple[Output, Tensor]:
@@ -84,7 +80,7 @@ class Step:
             The method's output and the weighted sum of its losses, ().
         """
         if self.compiled and world() == 1:
-            draw = self._drawn(batch, draw)
+            draw = self._replayed(batch, draw)
             # What an earlier step returned may be overwritten.
             torch.compiler.cudagraph_mark_step_begin()
         with nullcontext() if last or world() == 1 else self.model.no_sync():
@@ -99,71 +95,15 @@ class Step:
         with phase("optimizer"):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            if self.clips:
+            if self.clip_gradients:
                 nn.utils.clip_grad_norm_(self.method.parameters(), self.optim.clip)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         with phase("after_step"):
             self.method.after_step()
 
-    def _drawn(self, batch: Batch, draw: Draw) -> Drawn:
+    def _replayed(self, batch: Batch, draw: Draw) -> Replay:
         if self._requests is None:
             with self.autocast:
-                self._requests = requests(self.method, batch)
-        return Drawn(self._requests, draw, self.device)
-
-
-class Drawn(Draw):
-    """Random numbers drawn beforehand, handed out in the order of the requests: a graph takes numbers, no generator.
-
-    Floating-point numbers are on the device. Integers stay on the CPU: methods pick from tables there by them.
-    """
-
-    def __init__(self, requests: list[Request], draw: Draw, device: torch.device) -> None:
-        super().__init__(draw.generator, draw.rank, draw.world)
-        self.taken = 0
-        drawn = [function(draw, *args) for function, args in requests]
-        self.numbers = [x.to(device, non_blocking=True) if x.is_floating_point() else x for x in drawn]
-
-    def uniform(self, *args: float) -> Tensor:
-        return self._next()
-
-    def integers(self, *args: int) -> Tensor:
-        return self._next()
-
-    def permutations(self, *args: int) -> Tensor:
-        return self._next()
-
-    def _next(self) -> Tensor:
-        self.taken += 1
-        return self.numbers[self.taken - 1]
-
-
-class _Noting(Draw):
-    """A draw that notes what it is asked for."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__(generator)
-        self.requests: list[Request] = []
-
-    def uniform(self, *args: float) -> Tensor:
-        return self._noted(Draw.uniform, args)
-
-    def integers(self, *args: int) -> Tensor:
-        return self._noted(Draw.integers, args)
-
-    def permutations(self, *args: int) -> Tensor:
-        return self._noted(Draw.permutations, args)
-
-    def _noted(self, function: Callable[..., Tensor], args: tuple) -> Tensor:
-        self.requests.append((function, args))
-        return function(self, *args)
-
-
-@torch.no_grad()
-def requests(method: Method, batch: Batch) -> list[Request]:
-    """The random numbers that a forward pass asks for, in order; found on a copy, so that no state changes."""
-    draw = _Noting(torch.Generator())
-    with torch.random.fork_rng(devices=[batch.clips.device] if batch.clips.is_cuda else []):
-        copy.deepcopy(method).forward(batch, draw)
-    return draw.requests
+                self._requests = recorded_requests(self.method, batch)
+        return Replay(self._requests, draw, self.device)

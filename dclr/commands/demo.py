@@ -7,27 +7,22 @@ learned: 12.5% is chance for either.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dclr.config import ConfigError, PretrainConfig, to_dict
-from dclr.data import EvaluationClips, load_dataset
-from dclr.data.synth import SynthConfig, synthesize
-from dclr.evaluation import Features, extract_features, linear_probe, retrieval
+from dclr.commands.moving_scenes import CHANCE, check_runs, claim, generated_videos, motion_and_scene
+from dclr.commands.pretrain import pretrain
+from dclr.config import ConfigError, PretrainConfig
+from dclr.data.synth import SynthConfig
 from dclr.presets.demo import DEMO_ROWS
-from dclr.training import append_metrics, load_method, pretrain, read_metrics
-from dclr.training.distributed import choose_device
+from dclr.training import append_metrics, load_method, read_metrics
 
-CHANCE = 100 / 8
 # What of the whole objective the row `dclr` trains, and why.
 TRAINED = (
     "Of DCLR's terms L_VD is trained alone first, then L_VS with it. L_SD, cross-video search, refinement and "
     "alignment are off: in so few steps L_SD drives L_VD back to chance, and the others were not needed."
 )
-CLIPS = 10  # of each video, as in the paper's protocol
 
 
 @dataclass
@@ -67,7 +62,7 @@ def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
             claim(folder / f"{row}_{seed}" / "demo.json", _run(row, config.epochs), config.synth)
     results = []
     for seed in config.seeds:
-        root = videos(folder / f"videos_{seed}", dataclasses.replace(config.synth, seed=seed))
+        root = generated_videos(folder / f"videos_{seed}", dataclasses.replace(config.synth, seed=seed))
         for row in config.rows:
             results += run_row(row, seed, root, folder / f"{row}_{seed}", config.epochs)
     table = format_table(results)
@@ -75,39 +70,6 @@ def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
     trained = f"{TRAINED} " if "dclr" in config.rows else ""
     print(f"\n{table}\n\n{trained}Chance is {CHANCE}% throughout. Protocol: {results[-1]['protocol']}")
     return results
-
-
-def check_runs(rows: Sequence[str], seeds: Sequence[int], epochs: int | None, synth: SynthConfig) -> None:
-    """Raise ConfigError where no rows can be compared over these seeds, epochs and videos."""
-    if not rows:
-        raise ConfigError("rows: got none, expected at least one")
-    if not seeds or min(seeds) < 0:
-        raise ConfigError(f"seeds: got {seeds or 'none'}, expected at least one, not negative")
-    if epochs is not None and epochs < 1:
-        raise ConfigError(f"epochs: got {epochs}, expected at least 1")
-    if synth.seed:
-        raise ConfigError(f"synth.seed: got {synth.seed}, expected none: each of the seeds draws its own videos")
-
-
-def claim(path: Path, run: PretrainConfig, synth: SynthConfig) -> None:
-    """Note the settings of a run in a file of its folder, or check them against those noted by an earlier call."""
-    settings = json.dumps({"run": to_dict(run), "videos": asdict(synth)}, indent=1)
-    if path.exists():
-        if path.read_text(encoding="utf-8") != settings:
-            raise ConfigError(f"{path.parent} holds a run with other settings ({path}); expected another --output")
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(settings, encoding="utf-8")
-
-
-def videos(root: Path, config: SynthConfig) -> Path:
-    """The set for a configuration, generated unless it is there already."""
-    described = root / "synth.json"
-    wanted = json.dumps(asdict(config))
-    if not (described.exists() and described.read_text() == wanted):
-        synthesize(root, config)
-        described.write_text(wanted)
-    return root
 
 
 def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = None) -> list[dict[str, Any]]:
@@ -150,42 +112,10 @@ def _stage(row: str, seed: int, root: Path, run: PretrainConfig, epochs: int) ->
         "step": last["step"],
         "row": row,
         "seed": seed,
-        **evaluate(method.encoder, run, root),
+        **motion_and_scene(method.encoder, run, root),
         "losses": {name.removeprefix("loss/"): value for name, value in last.items() if name.startswith("loss/")},
         "weights": method.loss_weights,
     }
-
-
-def evaluate(encoder: Any, run: PretrainConfig, root: Path) -> dict[str, Any]:
-    """Retrieval and linear probe, for motion and for scene, from the same features."""
-    features = {subset: _features(encoder, run, root, subset) for subset in ("train", "test")}
-    figures: dict[str, Any] = {}
-    for label in ("motion", "scene"):
-        train, test = (_labelled(features[subset], root, label, subset) for subset in ("train", "test"))
-        found = retrieval(train.clips, train.labels, test.clips, test.labels, ks=(1,))
-        probe = linear_probe(train, test)
-        figures[f"{label} R@1"], figures[f"{label} linear"] = found["R@1"], probe["top1"]
-    return {**figures, "protocol": f"{found['protocol']}; {probe['protocol']}"}
-
-
-def _features(encoder: Any, run: PretrainConfig, root: Path, subset: str) -> Features:
-    dataset = load_dataset("folder", root, label="motion", subset=subset)
-    data = run.data
-    clips = EvaluationClips(dataset, frames=data.frames, stride=data.stride, size=data.size, clips=CLIPS)
-    return extract_features(
-        encoder,
-        clips,
-        device=choose_device(run.train.device),
-        mean=run.augment.mean,
-        std=run.augment.std,
-        batch_videos=32,
-        progress=False,
-    )
-
-
-def _labelled(features: Features, root: Path, label: str, subset: str) -> Features:
-    dataset = load_dataset("folder", root, label=label, subset=subset)
-    return features._replace(labels=features.labels.new_tensor(dataset.labels))
 
 
 def format_table(results: list[dict[str, Any]]) -> str:

@@ -1,119 +1,22 @@
-"""Random draws of a training step, and the augmentation of a whole batch of clips on its device.
+"""From decoded clips to what an encoder sees: the clip v, its static frame s and its frame difference d (DCLR Eq. 3-4).
 
-kornia's functions are the reference, and run on CPUs; on a GPU `dclr.kernels.augment_clip` does the same in one op.
-Every draw is temporally consistent: one per clip, shared by its frames (DCLR Sec. 4.1).
+A whole batch at once, on its device. On CPUs the steps are those of `dclr.augment.color`; on a GPU one op does all.
 Shapes: b clips, c = 3 channels, t frames, h x w pixels; a batch of n videos has b = 2n clips, view i before view j.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from kornia.enhance import adjust_hue, adjust_saturation
-from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
-from dclr.foreground import ForegroundConfig, blur_size, foreground_mask
+from dclr.augment.color import augment_color
+from dclr.augment.draws import AugmentConfig, ColorDraw, Draw, color_table, draw_color
+from dclr.augment.foreground import blur_size, foreground_mask
 from dclr.kernels import Augmented, augment_clip, decouple, merge_foreground
 from dclr.kernels._common import runs_triton
 from dclr.phases import phase
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-LUMA = (0.299, 0.587, 0.114)
-
-
-class Draw:
-    """Random numbers of one step, drawn for the global batch, of which a rank keeps the rows of its own videos.
-
-    R ranks therefore see the same numbers as one process with the same global batch.
-
-    Args:
-        generator: CPU generator, seeded from the run's seed and the step.
-        rank, world: this process and how many there are.
-    """
-
-    def __init__(self, generator: torch.Generator, rank: int = 0, world: int = 1) -> None:
-        self.generator, self.rank, self.world = generator, rank, world
-
-    def _own(self, drawn_vn: Tensor, n: int) -> Tensor:
-        return drawn_vn[:, self.rank * n : (self.rank + 1) * n].reshape(-1)
-
-    def uniform(self, views: int, n: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """(views * n,) float32 in [low, high): rows of view 0, then of view 1, ..."""
-        drawn = torch.rand(views, n * self.world, generator=self.generator)
-        return self._own(low + (high - low) * drawn, n)
-
-    def integers(self, views: int, n: int, high: int) -> Tensor:
-        """(views * n,) int64 in [0, high)."""
-        return self._own(torch.randint(high, (views, n * self.world), generator=self.generator), n)
-
-    def permutations(self, views: int, n: int, derangement: bool = False) -> Tensor:
-        """(views, n) int64: a permutation of this rank's n videos for each view; as derangement, n > 1, none stays."""
-        drawn = [self._permutation(n, derangement) for _ in range(views * self.world)]
-        return torch.stack(drawn).unflatten(0, (views, self.world))[:, self.rank]
-
-    def _permutation(self, n: int, derangement: bool) -> Tensor:
-        while True:  # every third permutation or so is a derangement
-            order = torch.randperm(n, generator=self.generator)
-            if not derangement or n == 1 or not (order == torch.arange(n)).any():
-                return order
-
-    def chance(self, views: int, n: int, probability: float) -> Tensor:
-        """(views * n,) bool, True with the given probability."""
-        return self.uniform(views, n) < probability
-
-
-@dataclass
-class AugmentConfig:
-    """Mirror flip and colour augmentation of a clip; defaults are DCLR's. A probability or strength of 0 is off."""
-
-    flip: float = 0.5
-    """Probability of a mirror flip."""
-    grayscale: float = 0.2
-    jitter: float = 0.8
-    """Probability of the colour jitter."""
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    """Largest hue shift, as a share of the colour circle."""
-    blur: float = 0.5
-    """Probability of the Gaussian blur; its kernel is a tenth of the clip's height."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Range of the blur's standard deviation, in pixels."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    color_shared: bool = False
-    """Give a clip and its static frame the same colour augmentation."""
-    foreground: ForegroundConfig = field(default_factory=ForegroundConfig)
-    """FAME: merge a clip's foreground with another background, before the colours."""
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "grayscale", "jitter", "blur"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name}: got {getattr(self, name)}, expected a probability in [0, 1]")
-        for name in ("brightness", "contrast", "saturation", "hue"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"augment.{name}: got {getattr(self, name)}, expected a strength of at least 0")
-        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
-            raise ValueError(f"augment.blur_sigma: got {self.blur_sigma}, expected pixels, 0 < low <= high")
-
-
-class ColorDraw(NamedTuple):
-    """Colour parameters, one of each per clip, (b,)."""
-
-    grayscale: Tensor
-    jitter: Tensor
-    brightness: Tensor
-    contrast: Tensor
-    saturation: Tensor
-    hue: Tensor
-    blur: Tensor
-    sigma: Tensor
 
 
 class Streams(NamedTuple):
@@ -122,89 +25,6 @@ class Streams(NamedTuple):
     rgb: Tensor
     static: Tensor
     difference: Tensor
-
-
-def draw_color(config: AugmentConfig, draw: Draw, views: int, n: int) -> ColorDraw:
-    """One colour augmentation per clip of `views * n` clips."""
-
-    def around_one(strength: float) -> Tensor:
-        return draw.uniform(views, n, max(0.0, 1 - strength), 1 + strength)
-
-    return ColorDraw(
-        grayscale=draw.chance(views, n, config.grayscale),
-        jitter=draw.chance(views, n, config.jitter),
-        brightness=around_one(config.brightness),
-        contrast=around_one(config.contrast),
-        saturation=around_one(config.saturation),
-        hue=draw.uniform(views, n, -config.hue, config.hue),
-        blur=draw.chance(views, n, config.blur),
-        sigma=draw.uniform(views, n, *config.blur_sigma),
-    )
-
-
-def color_table(params: ColorDraw) -> Tensor:
-    """(b, 6) float32 rows of `augment_clip`, neutral where a clip's draw leaves a step out."""
-
-    def drawn(chosen_b: Tensor, value_b: Tensor, neutral: float) -> Tensor:
-        return torch.where(chosen_b, value_b, neutral)
-
-    factors = (drawn(params.jitter, value, 1.0) for value in (params.brightness, params.contrast, params.saturation))
-    hue, sigma = drawn(params.jitter, params.hue, 0.0), drawn(params.blur, params.sigma, 0.0)
-    return torch.stack([params.grayscale.float(), *factors, hue, sigma], 1)
-
-
-def _where(mask_b: Tensor, changed: Tensor, clip_bcthw: Tensor) -> Tensor:
-    return torch.where(mask_b.view(-1, 1, 1, 1, 1), changed, clip_bcthw)
-
-
-def _luma(clip_bcthw: Tensor) -> Tensor:
-    weights = torch.tensor(LUMA, device=clip_bcthw.device, dtype=clip_bcthw.dtype).view(1, 3, 1, 1, 1)
-    return (clip_bcthw * weights).sum(1, keepdim=True)
-
-
-def _jitter(clip_bcthw: Tensor, config: AugmentConfig, params: ColorDraw) -> Tensor:
-    """Brightness, contrast, saturation, hue, each multiplicative about its neutral value and clamped to [0, 1]."""
-    b, c, t, h, w = clip_bcthw.shape
-    out = clip_bcthw
-    if config.brightness:
-        out = (out * params.brightness.view(-1, 1, 1, 1, 1)).clamp(0, 1)
-    if config.contrast:
-        mean = _luma(out).mean((1, 2, 3, 4), keepdim=True)
-        out = (mean + (out - mean) * params.contrast.view(-1, 1, 1, 1, 1)).clamp(0, 1)
-    tall = out.reshape(b, c, t * h, w)  # pointwise steps need no notion of frames
-    if config.saturation:
-        tall = adjust_saturation(tall, params.saturation)
-    if config.hue:
-        tall = adjust_hue(tall, params.hue * 2 * math.pi)
-    return tall.view(b, c, t, h, w)
-
-
-def _blur(clip_bcthw: Tensor, sigma_b: Tensor) -> Tensor:
-    b, c, t, h, w = clip_bcthw.shape
-    kernel = blur_size(h)
-    frames = clip_bcthw.transpose(1, 2).reshape(b * t, c, h, w).contiguous()  # kornia 0.8 takes views of them
-    sigma = sigma_b.repeat_interleave(t)[:, None].expand(-1, 2)
-    return gaussian_blur2d(frames, (kernel, kernel), sigma).view(b, t, c, h, w).transpose(1, 2)
-
-
-def augment_color(clip_bcthw: Tensor, config: AugmentConfig, params: ColorDraw) -> Tensor:
-    """Grayscale, jitter and blur, in this order, each on the clips whose draw says so.
-
-    Args:
-        clip_bcthw: (b, 3, t, h, w) float in [0, 1].
-
-    Returns:
-        A new tensor of the same shape and dtype in [0, 1].
-    """
-    params = ColorDraw(*(value.to(clip_bcthw.device, non_blocking=True) for value in params))
-    out = clip_bcthw
-    if config.grayscale:
-        out = _where(params.grayscale, _luma(out).expand_as(out), out)
-    if config.jitter:
-        out = _where(params.jitter, _jitter(out, config, params), out)
-    if config.blur and blur_size(out.shape[-2]) > 1:  # a kernel of one pixel is the identity
-        out = _where(params.blur, _blur(out, params.sigma), out)
-    return out
 
 
 def _clips_bcthw(clips: Tensor) -> Tensor:
@@ -363,4 +183,4 @@ class Augment:
 def _flipped(clip_bcthw: Tensor, flip_b: Tensor | None) -> Tensor:
     """uint8, or float32 in [0, 1], to float32 in [0, 1], mirrored where `flip_b`."""
     clip = clip_bcthw.float() / 255 if clip_bcthw.dtype == torch.uint8 else clip_bcthw
-    return clip if flip_b is None else _where(flip_b, clip.flip(-1), clip)
+    return clip if flip_b is None else torch.where(flip_b.view(-1, 1, 1, 1, 1), clip.flip(-1), clip)

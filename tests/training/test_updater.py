@@ -17,7 +17,8 @@ from dclr.data import Batch
 from dclr.methods import DCLRConfig, DualVarConfig, FAMEConfig, MoCoConfig, SimCLRConfig, build_method
 from dclr.methods.search import SearchConfig
 from dclr.models import build_encoder
-from dclr.training.step import Step, requests
+from dclr.training.replay import recorded_requests
+from dclr.training.updater import Updater
 
 VIDEOS, FRAMES, SIZE = 4, 4, 24
 SMALL = {"hidden": 8, "dim": 4}
@@ -69,33 +70,33 @@ def draw(seed):
     return Draw(torch.Generator().manual_seed(seed))
 
 
-def step_of(method, device=CPU, **train):
-    step = Step(method, TrainConfig(precision="fp32", **train), OptimConfig(), device)
-    step.start_epoch(METHODS["dclr_search"].search.start, resumed=True)  # the queue is kept
-    return step
+def updater_of(method, device=CPU, **train):
+    updater = Updater(method, TrainConfig(precision="fp32", **train), OptimConfig(), device)
+    updater.start_epoch(METHODS["dclr_search"].search.start, resumed=True)  # the queue is kept
+    return updater
 
 
-def fill_the_search(step, views):
+def fill_the_search(updater, views):
     for seed in (8, 9):
-        step.add_gradients(batch(seed, views), draw(seed))
-        step.step(0.0)
+        updater.add_gradients(batch(seed, views), draw(seed))
+        updater.step(0.0)
 
 
 def compare(compiled, eager, views=2, steps=3, tolerance=1e-5):
     """Losses and gradients of several steps of each."""
     for seed in range(steps):
-        results = [step.add_gradients(batch(seed, views), draw(seed)) for step in (compiled, eager)]
+        results = [updater.add_gradients(batch(seed, views), draw(seed)) for updater in (compiled, eager)]
         (got, loss), (expected, expected_loss) = results
         torch.testing.assert_close(loss, expected_loss, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(got.losses, expected.losses, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(got.statistics, expected.statistics, rtol=tolerance, atol=tolerance)
-        gradients = [dict(step.method.named_parameters()) for step in (compiled, eager)]
+        gradients = [dict(updater.method.named_parameters()) for updater in (compiled, eager)]
         for name, parameter in gradients[1].items():
             assert (parameter.grad is None) == (gradients[0][name].grad is None), name
             if parameter.grad is not None:
                 torch.testing.assert_close(gradients[0][name].grad, parameter.grad, rtol=tolerance, atol=tolerance)
-        for step in (compiled, eager):
-            step.step(0.01)
+        for updater in (compiled, eager):
+            updater.step(0.01)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -103,8 +104,8 @@ def test_a_compiled_step_is_one_graph_for_all_steps(name, quick_compiler):
     """From decoded clips to losses; equal to the eager step, which draws the same numbers."""
     method, views = build(name), 2 * METHODS[name].crops
     if name == "dclr_search":
-        fill_the_search(step_of(method), views)
-    eager, compiled = step_of(copy.deepcopy(method)), step_of(method, compile="default")
+        fill_the_search(updater_of(method), views)
+    eager, compiled = updater_of(copy.deepcopy(method)), updater_of(method, compile="default")
     compare(compiled, eager, views)
     assert name != "dclr_search" or compiled.method.search.ready("d")
     assert counters["stats"]["unique_graphs"] == 1
@@ -113,24 +114,24 @@ def test_a_compiled_step_is_one_graph_for_all_steps(name, quick_compiler):
 
 def test_the_whole_encoder_with_its_rewrites_is_in_the_graph(quick_compiler):
     method = build("dclr_search", build_encoder("r2plus1d_tiny", widths=(4, 5, 6, 7)))
-    fill_the_search(step_of(method), 2)
+    fill_the_search(updater_of(method), 2)
     rewrites = {"fold": True, "pad": True, "static_once": True}
-    eager = step_of(copy.deepcopy(method), **rewrites)
-    compare(step_of(method, compile="default", **rewrites), eager, steps=1)
+    eager = updater_of(copy.deepcopy(method), **rewrites)
+    compare(updater_of(method, compile="default", **rewrites), eager, steps=1)
     assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_generated_code_computes_the_same():
     plain = AugmentConfig(grayscale=0, jitter=0, blur=0)
     method = build("simclr", augment=plain)
-    compare(step_of(copy.deepcopy(method), compile="default"), step_of(method), steps=2, tolerance=1e-4)
+    compare(updater_of(copy.deepcopy(method), compile="default"), updater_of(method), steps=2, tolerance=1e-4)
 
 
 def test_finding_the_random_numbers_changes_nothing():
     method = build("moco")
     before = copy.deepcopy(method.state_dict())
     state = torch.get_rng_state()
-    assert len(requests(method, batch(0))) > 5
+    assert len(recorded_requests(method, batch(0))) > 5
     assert torch.equal(torch.get_rng_state(), state)
     assert not method._pending
     for name, value in method.state_dict().items():
@@ -146,12 +147,12 @@ def test_cuda_graphs_do_not_accumulate():
 def test_long_gradients_are_clipped(epoch, norm, expected):
     """From the epoch given; over all parameters, those without a gradient aside."""
     optim = OptimConfig(lr=1.0, momentum=0, weight_decay=0, clip=10, clip_start=2)
-    step = Step(build("simclr"), TrainConfig(precision="fp32"), optim, CPU)
-    step.start_epoch(epoch)
-    weight = step.method.encoder[0].weight
+    updater = Updater(build("simclr"), TrainConfig(precision="fp32"), optim, CPU)
+    updater.start_epoch(epoch)
+    weight = updater.method.encoder[0].weight
     before, direction = weight.detach().clone(), torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     weight.grad = norm * direction / direction.norm()
-    step.step(1.0)
+    updater.step(1.0)
     torch.testing.assert_close((before - weight).norm().item(), expected, rtol=1e-4, atol=0)
 
 
@@ -173,12 +174,12 @@ class HostReads(TorchDispatchMode):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_reads_no_value(name):
     """Not even on a CPU; kornia's blur, which checks its sigma, excepted: GPUs run a kernel in its place."""
-    step = step_of(build(name, augment=AugmentConfig(blur=0)))
+    updater = updater_of(build(name, augment=AugmentConfig(blur=0)))
     for seed in range(3):  # with search, the queue is full in the last one
         clips, numbers = batch(seed, 2 * METHODS[name].crops), draw(seed)
         with HostReads() as reads:
-            step.add_gradients(clips, numbers)
-            step.step(0.01)
+            updater.add_gradients(clips, numbers)
+            updater.step(0.01)
         assert reads.found == []
 
 
@@ -193,13 +194,13 @@ def test_reads_are_noted():
 @pytest.mark.parametrize("name", METHODS)
 def test_the_host_never_waits_in_a_step(name, mode):
     device, views = torch.device("cuda"), 2 * METHODS[name].crops
-    step = step_of(build(name), device, compile=mode)
+    updater = updater_of(build(name), device, compile=mode)
     batches = [batch(seed, views, device) for seed in range(6)]
     for seed, clips in enumerate(batches):
         # The first steps make tables, compile and capture; with search, the queue is full after two.
         torch.cuda.set_sync_debug_mode("error" if seed > 4 else "default")
         try:
-            step.add_gradients(clips, draw(seed))
-            step.step(0.01)
+            updater.add_gradients(clips, draw(seed))
+            updater.step(0.01)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from dclr.augment import AugmentConfig
+from dclr.commands.finetune import RECIPES, FinetuneConfig, finetune
+from dclr.commands.pretrain import pretrain
 from dclr.config import ConfigError, DataConfig, OptimConfig, PretrainConfig, TrainConfig
 from dclr.data import load_dataset, read_clips
 from dclr.data.clips import centre_crop, uniform_starts
 from dclr.data.synth import SynthConfig, synthesize
 from dclr.data.video import count_frames
-from dclr.evaluate import EvaluationDataConfig
-from dclr.finetune import RECIPES, FinetuneConfig, finetune
+from dclr.evaluation.dataset import EvaluationDataConfig
 from dclr.methods import SimCLRConfig
-from dclr.training import Stopped, Trainer, load_checkpoint, load_method, pretrain, read_metrics
+from dclr.training import Stopped, Trainer, load_checkpoint, load_method, read_metrics
 
 TRAIN = TrainConfig(epochs=3, batch=8, device="cpu", tensorboard=False, log_every=1, checkpoint_every=1)
 AUGMENT = AugmentConfig(mean=(0.4, 0.5, 0.6))

@@ -17,13 +17,15 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from dclr.config import ConfigError, PretrainConfig, nearest
+from dclr.commands.moving_scenes import CHANCE, check_runs, claim, generated_videos, motion_and_scene
+from dclr.commands.pretrain import pretrain
+from dclr.config import ConfigError, PretrainConfig
 from dclr.data.synth import SynthConfig
-from dclr.demo import CHANCE, check_runs, claim, evaluate, videos
+from dclr.distributed import choose_device
 from dclr.presets import PRESETS
 from dclr.presets.demo import demo_vanilla
-from dclr.training import load_method, pretrain
-from dclr.training.distributed import choose_device
+from dclr.suggest import nearest
+from dclr.training import load_method
 from dclr.training.metrics import environment
 
 FIGURES = ("motion R@1", "motion linear", "scene R@1", "scene linear")
@@ -205,7 +207,7 @@ def run_row(row: str, seed: int, config: AblateConfig) -> dict[str, Any]:
         return json.loads(finished.read_text(encoding="utf-8"))
     synth = dataclasses.replace(config.synth, seed=seed)
     run = ablation_run(row, config)
-    root = videos(folder / f"videos_{seed}", synth)
+    root = generated_videos(folder / f"videos_{seed}", synth)
     run = dataclasses.replace(
         run,
         output=str(output),
@@ -214,8 +216,8 @@ def run_row(row: str, seed: int, config: AblateConfig) -> dict[str, Any]:
     )
     pretrain(run, resume=True)
     if synth.turn:
-        root = videos(folder / f"straight_{seed}", dataclasses.replace(synth, turn=0.0))
-    result = evaluate(load_method(output).method.encoder, run, root)
+        root = generated_videos(folder / f"straight_{seed}", dataclasses.replace(synth, turn=0.0))
+    result = motion_and_scene(load_method(output).method.encoder, run, root)
     finished.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     finished.with_suffix(".tmp").replace(finished)
     return result

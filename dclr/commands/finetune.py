@@ -13,15 +13,14 @@ import torch
 from dclr.augment import AugmentConfig
 from dclr.config import ConfigError, DataConfig, OptimConfig, PretrainConfig, TrainConfig, load, save
 from dclr.data import VideoDataset
-from dclr.distributed import is_first
-from dclr.evaluate import EvaluationDataConfig, add_record, encode, load_subsets, output_folder
+from dclr.data.crops import SQUEEZED_RATIO, SQUEEZED_SCALE
+from dclr.distributed import choose_device, is_first, process_group
 from dclr.evaluation import Features
+from dclr.evaluation.checkpoint import add_record, output_folder
+from dclr.evaluation.dataset import EvaluationDataConfig, encode, load_subsets
 from dclr.evaluation.linear import top1, video_scores
 from dclr.methods import ClassifierConfig
-from dclr.presets.dualvar import AREA, ASPECT
-from dclr.training import find_checkpoint, load_method
-from dclr.training.distributed import choose_device, joined
-from dclr.training.trainer import ready_trainer
+from dclr.training import find_checkpoint, load_method, ready_trainer
 
 SETTINGS = "finetune.yaml"
 
@@ -74,8 +73,8 @@ def _dualvar_recipe(epochs: int, *milestones: int) -> FinetuneConfig:
     return FinetuneConfig(
         "",
         data=EvaluationDataConfig(stride=2, test_crop="short128"),
-        scale=(AREA, AREA),
-        ratio=(ASPECT, ASPECT),
+        scale=SQUEEZED_SCALE,
+        ratio=SQUEEZED_RATIO,
         augment=AugmentConfig(grayscale=0, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0),
         dropout=0.0,
         optim=OptimConfig(lr=0.2, weight_decay=1e-3, milestones=tuple(epoch / epochs for epoch in milestones)),
@@ -111,7 +110,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError, ValueError: settings or a dataset that cannot work.
-        CheckpointError, NonFiniteLoss, TooManyFailures, Stopped: as `dclr.training.pretrain`.
+        CheckpointError, NonFiniteLoss, TooManyFailures, Stopped: as `dclr.commands.pretrain.pretrain`.
     """
     checkpoint = os.path.abspath(find_checkpoint(config.checkpoint))
     pretrained = load_method(checkpoint)
@@ -123,7 +122,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if saved and _start(saved) != start:
         raise ConfigError(f"{run.output}: its run starts from {_start(saved)}, this one from {start}: cannot resume")
     device = choose_device(run.train.device)
-    with joined(device):
+    with process_group(device):
         trainer = ready_trainer(run, device, config.resume, None if config.scratch else pretrained.encoder)
         first = is_first()
         if first:

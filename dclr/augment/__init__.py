@@ -1,0 +1,18 @@
+"""What becomes of decoded clips before an encoder sees them: random draws, colours, FAME's foreground masks."""
+
+from dclr.augment.color import augment_color
+from dclr.augment.draws import AugmentConfig, ColorDraw, Draw, color_table, draw_color
+from dclr.augment.foreground import ForegroundConfig
+from dclr.augment.streams import Augment, Streams
+
+__all__ = [
+    "Augment",
+    "AugmentConfig",
+    "ColorDraw",
+    "Draw",
+    "ForegroundConfig",
+    "Streams",
+    "augment_color",
+    "color_table",
+    "draw_color",
+]

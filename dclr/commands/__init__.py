@@ -1,0 +1,1 @@
+"""What `dclr VERB` does: one file for each verb, with its configuration and its function."""

@@ -1,0 +1,62 @@
+"""`dclr extract`: features of videos as arrays that other programs read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dclr.evaluation import Features
+from dclr.evaluation.checkpoint import EvaluationConfig, features_of
+from dclr.evaluation.dataset import clip_protocol
+from dclr.files import write_or_explain
+from dclr.training import find_checkpoint
+
+
+@dataclass
+class ExtractConfig(EvaluationConfig):
+    """Write the features of the training and the test videos to train.npz and test.npz."""
+
+    output: str | None = None
+    """Folder for the two files; by default <run>/extract_<dataset>."""
+
+
+def extract(config: ExtractConfig) -> Path:
+    """Write a checkpoint's features of the videos of a dataset to train.npz and test.npz.
+
+    Each holds "clips" (V, n, D) float32 as of `Features`, "labels" (V,) int64, -1 unknown, "paths" (V,), "classes"
+    (K,), and "protocol": a string. Videos that cannot be read have no row, and are named on the terminal.
+
+    Returns:
+        The folder of both.
+    """
+    found = features_of("extract", config)
+    folder = found.folder
+    protocol = (
+        f"{clip_protocol(found.data)}; features of {found.pretraining.encoder} in evaluation mode, averaged over time "
+        f"and space, not normalised; {find_checkpoint(config.checkpoint)}, {found.position['epoch']} epochs"
+    )
+    for name, features, paths in (("train", found.train, found.train_paths), ("test", found.test, found.test_paths)):
+        write_or_explain(folder / f"{name}.npz", _archive(features, paths, found.classes, protocol))
+        videos, clips, dim = features.clips.shape
+        print(f"{folder / name}.npz: {videos} videos x {clips} clips x {dim} features")
+        if features.failures:
+            print(f"left out, unreadable ({len(features.failures)}): {'; '.join(map(str, features.failures))}")
+    print(f"protocol: {protocol}")
+    return folder
+
+
+def _archive(features: Features, paths: Sequence[str], classes: Sequence[str], protocol: str) -> memoryview:
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        clips=features.clips.numpy(),
+        labels=features.labels.numpy(),
+        paths=np.array(paths, dtype=np.str_),
+        classes=np.array(classes, dtype=np.str_),
+        protocol=np.array(protocol),
+    )
+    return buffer.getbuffer()

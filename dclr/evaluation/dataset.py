@@ -1,0 +1,131 @@
+"""The videos of an evaluation, the clips that stand for each, and their features."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from dclr.augment import AugmentConfig
+from dclr.config import ConfigError, DataConfig, at_least
+from dclr.data import EvaluationClips, VideoDataset, load_dataset
+from dclr.evaluation.features import Features, extract_features
+
+# What stands for the pretraining's own where it is not given; the source only where no dataset is given.
+CLIP_FIELDS = ("frames", "stride", "size")
+SOURCE_FIELDS = ("dataset", "root", "annotations", "label", "split")
+
+
+@dataclass
+class EvaluationDataConfig:
+    """Videos of an evaluation, and the clips of each; by default of the dataset and the shape of the pretraining."""
+
+    dataset: str | None = None
+    """ucf101, hmdb51, kinetics400, diving48, or folder."""
+    root: str | None = None
+    """Folder of the dataset."""
+    annotations: str | None = None
+    """Split file or its folder, where it does not lie beside the videos."""
+    label: str | None = None
+    """Column of a `folder` dataset's list with the class."""
+    split: int | None = None
+    train_subset: Literal["train", "test"] = "train"
+    train_where: str | None = None
+    """Rows of a `folder` dataset's list to train on, or to search in, as COLUMN=VALUE."""
+    test_subset: Literal["train", "test"] = "test"
+    test_where: str | None = None
+    """Rows of the list to test."""
+    frames: int | None = None
+    stride: int | None = None
+    size: int | None = None
+    clips: int = 10
+    """Evenly spaced clips of each video."""
+    test_crop: Literal["square_resize", "native", "short128"] = "square_resize"
+    workers: int = 4
+    batch_videos: int = 4
+    """Videos in one forward of the encoder."""
+    allow_missing: bool = False
+    """Go on without the videos that are not there, and report their number."""
+    max_failed_share: float = 0.01
+    """Stop when more than this share of the videos cannot be decoded."""
+
+    def __post_init__(self) -> None:
+        least = {"split": 1, "frames": 1, "stride": 1, "size": 1, "clips": 1, "workers": 0, "batch_videos": 1}
+        given = {name: low for name, low in least.items() if getattr(self, name) is not None}
+        at_least("data", self, **given, max_failed_share=0)
+
+    def completed(self, pretraining: DataConfig) -> EvaluationDataConfig:
+        """With the pretraining's values where there are none."""
+        names = CLIP_FIELDS if self.dataset else CLIP_FIELDS + SOURCE_FIELDS
+        missing = {name: getattr(pretraining, name) for name in names if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
+
+def load_subsets(data: EvaluationDataConfig) -> tuple[VideoDataset, VideoDataset]:
+    """The training and the test videos, of the same classes."""
+    train = load_videos(data, data.train_subset, data.train_where)
+    test = load_videos(data, data.test_subset, data.test_where)
+    if train.classes != test.classes:
+        raise ValueError(f"{data.dataset}: the training and the test videos do not have the same classes")
+    return train, test
+
+
+def load_videos(data: EvaluationDataConfig, subset: str, where: str | None) -> VideoDataset:
+    """The videos of a subset; says on stderr how many are missing."""
+    if not data.root:
+        raise ConfigError(f"data.root: expected the folder of the dataset {data.dataset}")
+    videos = load_dataset(
+        data.dataset,
+        data.root,
+        split=data.split or 1,
+        subset=subset,
+        allow_missing=data.allow_missing,
+        annotations=data.annotations,
+        label=data.label,
+        where=where,
+    )
+    if videos.missing:
+        print(f"{data.dataset}: going on without {len(videos.missing)} missing {subset} videos", file=sys.stderr)
+    return videos
+
+
+def encode(
+    encoder: nn.Module,
+    videos: VideoDataset,
+    data: EvaluationDataConfig,
+    augment: AugmentConfig,
+    device: torch.device,
+) -> Features:
+    """Features of the clips of videos, normalised with the mean and standard deviation of `augment`."""
+    shape = {"frames": data.frames, "stride": data.stride, "size": data.size, "clips": data.clips}
+    return extract_features(
+        encoder,
+        EvaluationClips(videos, **shape, test_crop=data.test_crop),
+        device=device,
+        mean=augment.mean,
+        std=augment.std,
+        batch_videos=data.batch_videos,
+        workers=data.workers,
+        max_failures=data.max_failed_share,
+    )
+
+
+def clip_protocol(data: EvaluationDataConfig) -> str:
+    """Which videos, and which clips of them, in words."""
+    subsets = [
+        f"{role} {subset}{f' where {where}' if where else ''}"
+        for role, subset, where in (
+            ("training videos", data.train_subset, data.train_where),
+            ("test videos", data.test_subset, data.test_where),
+        )
+    ]
+    source = data.dataset if data.dataset == "folder" else f"{data.dataset} split {data.split or 1}"
+    return (
+        f"{source}{f', label {data.label}' if data.label else ''}, {', '.join(subsets)}; "
+        f"{data.clips} evenly spaced clips of {data.frames} frames, stride {data.stride}, "
+        f"crop {data.test_crop} to {data.size} x {data.size}"
+    )
