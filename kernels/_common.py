@@ -9,6 +9,7 @@ import functools
 import numbers
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -117,17 +118,43 @@ def has_values(tensor: torch.Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
-def unit(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Rows (..., D) in `dtype`, divided by their norm; a zero row stays zero and has zero gradient."""
-    rows = rows.to(dtype)
-    # Brought to about 1 first: the squares of very small and very large elements leave the range of a float.
-    largest = rows.detach().abs().amax(-1, keepdim=True) if rows.shape[-1] else rows.new_ones(())
-    zero = largest == 0
-    rows = rows / torch.where(zero, 1, largest)
-    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return torch.where(zero, 0, rows / torch.where(zero, 1, norm))
+def wide_dtype(*tensors: torch.Tensor) -> torch.dtype:
+    """The dtype of arithmetic on tensors: float32, or float64 where one of them has it."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
+# As triton's of these names, which are wrapped for use in kernels and take a hundred times as long.
+
+
+def cdiv(count: int, size: int) -> int:
+    """How many parts of a size there are in `count`, the last of them perhaps not full."""
+    return -(-count // size)
+
+
+def next_power_of_2(count: int) -> int:
+    """The least power of two that is no less than `count`."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Config:
+    """An entry of a kernel's table: constants of the kernel in capitals, options of Triton, and what the launch needs.
+
+    `num_warps` and `maxnreg` are Triton's; None leaves a choice to it.
+    """
+
+    num_warps: int
+    maxnreg: int | None = field(default=None, kw_only=True)
+
+    def options(self, *names: str) -> dict[str, int]:
+        """Keyword arguments of a launch: those constants, and Triton's options."""
+        given = {
+            name: getattr(self, name) for name in (*names, "num_warps", "num_stages", "maxnreg") if hasattr(self, name)
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@functools.lru_cache
 def device_class(device: torch.device) -> str:
     """Key into a kernel's config table: `sm_90`, `gfx942`, or `default` for what has no row of its own."""
     if device.type != "cuda":
@@ -136,3 +163,9 @@ def device_class(device: torch.device) -> str:
     if torch.version.hip:
         return properties.gcnArchName.split(":")[0]
     return f"sm_{properties.major}{properties.minor}"
+
+
+@functools.lru_cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; what the interpreter pretends to have."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

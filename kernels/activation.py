@@ -12,11 +12,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import check, check_float, check_tensors, define_op, first_derivative, runs_triton, tl, triton
-from ._tiles import CONFIGS, empty_gradient, tile_sizes, wide_dtype
+from ._common import (
+    cdiv,
+    check,
+    check_float,
+    check_tensors,
+    define_op,
+    first_derivative,
+    next_power_of_2,
+    runs_triton,
+    tl,
+    triton,
+    wide_dtype,
+)
+from .feature_maps import empty_gradient, map_tile
 
 if triton is not None:
-    from ._tiles import sign, tile_mask, tile_offset, tile_positions
+    from .feature_maps import sign, tile_mask, tile_offset, tile_positions
 
 _library = torch.library.Library("dclr", "FRAGMENT")
 
@@ -145,7 +157,7 @@ if triton is not None:
 def launch_align(maps_bk3p: Tensor, alignment: Tensor, slope: Tensor) -> None:
     """Alignment (B,) and slope (B, ...) from partial maps (B, chunks, 3, P) of rgb, static and difference."""
     batch, chunks, _, positions = maps_bk3p.shape
-    block_p = triton.next_power_of_2(positions)
+    block_p = next_power_of_2(positions)
     with torch.cuda.device_of(alignment):
         _align_kernel[(batch,)](
             maps_bk3p, alignment, slope, slope.stride(0), chunks, positions,
@@ -155,9 +167,9 @@ def launch_align(maps_bk3p: Tensor, alignment: Tensor, slope: Tensor) -> None:
 
 def _launch_map(features: Tensor, out_bp: Tensor) -> None:
     features_bcp = features.flatten(2)
-    sizes = tile_sizes(CONFIGS, "read", features_bcp)
+    sizes = map_tile("read", features_bcp)
     batch, channels, positions = features_bcp.shape
-    grid = (batch, triton.cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
+    grid = (batch, cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
     with torch.cuda.device_of(features):
         _map_kernel[grid](features_bcp, *features_bcp.stride(), out_bp, out_bp.stride(0), channels, positions, **sizes)
 
@@ -180,9 +192,9 @@ def _backward(grad: Tensor, features: Tensor) -> Tensor:
         return out.copy_(grad.unsqueeze(1) * features.sign())
     if len(features):
         features_bcp, out_bcp, grad_bp = features.flatten(2), out.flatten(2), grad.flatten(1)
-        sizes = tile_sizes(CONFIGS, "write", features_bcp, out_bcp)
+        sizes = map_tile("write", features_bcp, out_bcp)
         batch, channels, positions = features_bcp.shape
-        grid = (batch, triton.cdiv(channels, sizes["BLOCK_C"]), triton.cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
+        grid = (batch, cdiv(channels, sizes["BLOCK_C"]), cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
         with torch.cuda.device_of(features):
             _map_backward_kernel[grid](
                 grad_bp, *grad_bp.stride(), features_bcp, *features_bcp.stride(), out_bcp, *out_bcp.stride(),

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dclr.kernels import _nce_launch, info_nce
+from dclr.kernels import info_nce
 from dclr.kernels._common import INTERPRET
+from dclr.kernels.info_nce import launch
 
 from .helpers import assert_close
 
@@ -138,7 +139,7 @@ def test_explicit_positives(shape, positives, dtype, exclude_per):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_reductions_and_scale(reduction, kind, dtype, block, monkeypatch):
     """With the gradient of one group 0, and another whose sign and size are not those of 1."""
-    monkeypatch.setattr(_nce_launch, "BLOCK_LOSSES", block)
+    monkeypatch.setattr(launch, "BLOCK_LOSSES", block)
     query, key = (torch.randn(3, 9, 5).to(dtype).requires_grad_() for _ in range(2))
     inputs, positive = (query, key), torch.arange(9).expand(3, 9)
     if explicit := "explicit" in kind:
@@ -257,15 +258,21 @@ def test_a_row_that_is_not_finite_reaches_no_other(bad):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_query_without_gradient_gives_nothing_to_the_keys(bad, dtype):
-    query, key = torch.randn(5, 4).to(dtype), torch.randn(5, 4).to(dtype).requires_grad_()
+def test_a_query_without_gradient_gives_nothing_to_others(bad, dtype):
+    """Neither to the keys nor to its positive, be that one of them or not."""
+    query = torch.randn(5, 4).to(dtype)
+    key, apart = (torch.randn(5, 4).to(dtype).requires_grad_() for _ in range(2))
     query[2, 1] = bad
     kept = torch.tensor([0, 1, 3, 4])
-    losses = info_nce(query, key, positive=torch.arange(5), reduction="none")
-    (grad,) = torch.autograd.grad(losses[kept].sum(), key)
-    leaves = wide(query[kept], key)
-    expected = formula(leaves[0][None], leaves[1][None], kept[None], None, 0.07).sum()
-    assert_close(grad, torch.autograd.grad(expected, leaves[1])[0], dtype, 100 if dtype == torch.float32 else 4)
+    for positive in (torch.arange(5), apart[:, None]):
+        losses = info_nce(query, key, positive=positive, reduction="none")
+        found = torch.autograd.grad(losses[kept].sum(), (key, apart), materialize_grads=True)
+        leaves = wide(query[kept], key, apart)
+        positive = kept[None] if positive.dim() == 1 else leaves[2][kept][None, :, None]
+        expected = formula(leaves[0][None], leaves[1][None], positive, None, 0.07).sum()
+        wanted = torch.autograd.grad(expected, leaves[1:], materialize_grads=True)
+        for grad, reference in zip(found, wanted):
+            assert_close(grad, reference, dtype, 100 if dtype == torch.float32 else 4)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -344,15 +351,15 @@ def test_opcheck():
     exclude = torch.randint(-1, 4, (2, 4, 2))
     positive = torch.randn(2, 4, 3, requires_grad=True)
     forward, backward = torch.ops.dclr.info_nce.default, torch.ops.dclr.info_nce_backward.default
-    for inputs, reduction, positives in (
-        ((query, key, rows, None, exclude, None), "none", 1),
-        ((query, None, rows, None, None, None), "mean", 1),
-        ((query, key, None, positive, exclude, None), "mean", 2),
-        ((query, key, None, positive, exclude, torch.rand(2, 4)), "sum", 2),
+    for inputs, count, total in (
+        ((query, key, rows, None, exclude, None), 1, False),
+        ((query, None, rows, None, None, None), 4, True),
+        ((query, key, None, positive, exclude, None), 8, True),
+        ((query, key, None, positive, exclude, torch.rand(2, 4)), 1, True),
     ):
-        options = 0.1, 2.0, reduction, positives, False
+        inputs, options = (*inputs, [], []), (0.1, 2.0, count, total, False)
         torch.library.opcheck(forward, (*inputs, *options))
-        plain = [value if value is None else value.detach() for value in inputs]
+        plain = [value.detach() if isinstance(value, torch.Tensor) else value for value in inputs]
         loss, *workspace = forward(*plain, *options)
         torch.library.opcheck(
             backward, (torch.rand_like(loss), *plain, *workspace, *options, True, inputs[1] is not None)

@@ -122,7 +122,7 @@ def test_size_tensor_outside_the_queue():
 @pytest.fixture
 def in_two_rounds(monkeypatch):
     """A queue of 32 rows or more is long, and a first quarter of it, or of that, is searched before."""
-    module = sys.modules["dclr.kernels.topk"]
+    module = sys.modules["dclr.kernels.topk.launch"]
     monkeypatch.setattr(module, "LONG", 32)
     monkeypatch.setattr(module, "SHARE", 4)
 

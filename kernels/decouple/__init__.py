@@ -1,8 +1,4 @@
-"""Clip, static clip and frame difference.
-
-    rgb_t = (x_t - mean) / std,  t = 0 .. T-1                                             (the clip v)
-    static_t = rgb_{t*} for one frame t* in every place                                   DCLR Eq. 3
-    difference_t = (x_{t+1} - x_t) / std                                                  DCLR Eq. 4
+"""Clip, static clip and frame difference: `reference.py` has the formula, `kernel.py` the Triton kernels.
 
 Shape suffixes: b batch, c channels, t frames, h rows, w columns.
 """
@@ -11,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._common import (
+from .._common import (
     FLOAT_DTYPES,
     check,
     check_channels,
@@ -25,60 +20,14 @@ from ._common import (
     define_op,
     first_derivative,
     runs_triton,
+    wide_dtype,
 )
-from ._decouple import launch_backward, launch_forward
+from .kernel import launch_backward, launch_forward
+from .reference import Decoupled, decouple_backward_reference, decouple_reference
 
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 
 _library = torch.library.Library("dclr", "FRAGMENT")
-
-
-class Decoupled(NamedTuple):
-    """(B, C, T, H, W) each."""
-
-    rgb: Tensor
-    static: Tensor
-    difference: Tensor
-
-
-# Reference
-
-
-def decouple_reference(
-    clip_bcthw: Tensor, static_index: Tensor, flip: Tensor | None, mean: Tensor, std: Tensor, dtype: torch.dtype
-) -> Decoupled:
-    """Plain PyTorch form of `decouple`; arithmetic in float32, or float64 for a float64 clip."""
-    wide = wide_dtype(clip_bcthw.dtype)
-    raw = clip_bcthw.to(wide) / 255 if clip_bcthw.dtype == torch.uint8 else clip_bcthw.to(wide)
-    if flip is not None:
-        raw = torch.where(flip.view(-1, 1, 1, 1, 1), raw.flip(-1), raw)
-    std = std.view(-1, 1, 1, 1)
-    rgb = ((raw[:, :, :-1] - mean.view(-1, 1, 1, 1)) / std).to(dtype)
-    difference = ((raw[:, :, 1:] - raw[:, :, :-1]) / std).to(dtype)
-    still = rgb[torch.arange(rgb.shape[0], device=rgb.device), :, static_index.long()]
-    return Decoupled(rgb, still[:, :, None].expand_as(rgb), difference)
-
-
-def decouple_backward_reference(
-    grads: Sequence[Tensor | None], static_index: Tensor, flip: Tensor | None, std: Tensor, to_clip: Tensor
-) -> Tensor:
-    """Gradient of the clip from those of rgb, static and difference, added to zeros `to_clip` (B, C, T+1, H, W)."""
-    rgb, static, difference = grads
-    if rgb is not None:
-        to_clip[:, :, :-1] += rgb
-    if static is not None:
-        samples = torch.arange(len(to_clip), device=to_clip.device)
-        to_clip[samples, :, static_index.long()] += static.sum(2, dtype=to_clip.dtype)
-    if difference is not None:
-        to_clip[:, :, 1:] += difference
-        to_clip[:, :, :-1] -= difference
-    to_clip = to_clip / std.view(-1, 1, 1, 1)
-    return to_clip if flip is None else torch.where(flip.view(-1, 1, 1, 1, 1), to_clip.flip(-1), to_clip)
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic on a clip of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # Ops
@@ -131,7 +80,7 @@ def _backward(
     to_clip = _empty(static_index, size, dtype, channels_last)
     wide = any(grad is not None and grad.dtype == torch.float64 for grad in (to_clip, *grads))
     if not runs_triton(to_clip) or wide:
-        zeros = torch.zeros(size, dtype=wide_dtype(dtype), device=to_clip.device)
+        zeros = torch.zeros(size, dtype=wide_dtype(to_clip), device=to_clip.device)
         std = zeros.new_ones(size[1]) if std is None else std
         to_clip.copy_(decouple_backward_reference(grads, static_index, flip, std, zeros))
     elif to_clip.numel():
@@ -251,7 +200,7 @@ def _check(
 def _per_channel(name: str, value: Sequence[float] | Tensor | None, clip: Tensor) -> Tensor | None:
     if value is None:
         return None
-    dtype, expected = wide_dtype(clip.dtype), (clip.shape[1],)
+    dtype, expected = wide_dtype(clip), (clip.shape[1],)
     if isinstance(value, Tensor):
         check_tensors(clip=clip, **{name: value})
         check(tuple(value.shape) == expected, name, tuple(value.shape), expected)
