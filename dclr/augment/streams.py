@@ -1,12 +1,13 @@
 """From decoded clips to what an encoder sees: the clip v, its static frame s and its frame difference d (DCLR Eq. 3-4).
 
-A whole batch at once, on its device. On CPUs the steps are those of `dclr.augment.color`; on a GPU one op does all.
+A whole batch at once, on its device. On CPUs the steps are those of `dclr.augment.color`, one after the other; on a GPU
+one kernel does them all.
 Shapes: b clips, c = 3 channels, t frames, h x w pixels; a batch of n videos has b = 2n clips, view i before view j.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from dclr.augment.foreground import blur_size, foreground_mask
 from dclr.kernels import Augmented, augment_clip, decouple, merge_foreground
 from dclr.kernels._common import runs_triton
 from dclr.phases import phase
+
+Difference = Literal["forward", "backward_cyclic"]
+DifferenceSource = Literal["raw", "augmented"]
 
 
 class Streams(NamedTuple):
@@ -37,14 +41,16 @@ class Augment:
 
     Args:
         config: flip and colour augmentation.
-        diff: `forward17`: x_{t+1} - x_t over T+1 frames (DCLR Eq. 4); `roll16`: x_t - x_{t-1} over T frames, the
-            first minus the last (the released code).
-        diff_source: difference of the `raw` clip or of the colour-`augmented` one.
+        difference: `forward`: x_{t+1} - x_t over T+1 frames (DCLR Eq. 4); `backward_cyclic`: x_t - x_{t-1} over T
+            frames, the first minus the last (the released code).
+        difference_source: difference of the `raw` clip or of the colour-`augmented` one.
     """
 
-    def __init__(self, config: AugmentConfig, diff: str = "forward17", diff_source: str = "raw") -> None:
-        self.config, self.diff, self.diff_source = config, diff, diff_source
-        #: Of the last clips merged, for the log: the share in which nothing moves, so that a mask says nothing.
+    def __init__(
+        self, config: AugmentConfig, difference: Difference = "forward", difference_source: DifferenceSource = "raw"
+    ) -> None:
+        self.config, self.difference, self.difference_source = config, difference, difference_source
+        #: For the log: the share of the last clips merged in which nothing moves, so that their masks are arbitrary.
         self.statistics: dict[str, Tensor] = {}
 
     @phase("augment")
@@ -55,7 +61,7 @@ class Augment:
             clips: (views, n, T+1, h, w, 3) uint8; the last frame, which only the difference needs, is left out.
 
         Returns:
-            (views * n, 3, T, h, w) float32; from the fused kernel in autocast's dtype and channels_last_3d.
+            (views * n, 3, T, h, w) float32. The kernel gives autocast's dtype, in channels_last_3d.
         """
         views, n, frames = clips.shape[:3]
         flip = self._flip(clips, draw)
@@ -76,8 +82,8 @@ class Augment:
                 their own too (the released code). Same shape.
 
         Returns:
-            Streams of (views * n, 3, T, h, w) float32; from the fused kernel, which makes those of Eq. 3-4, in
-            autocast's dtype and channels_last_3d. The static frame is expanded over T, not copied.
+            Streams of (views * n, 3, T, h, w) float32. The kernel, which makes those of Eq. 3-4, gives autocast's
+            dtype, in channels_last_3d. The static frame is expanded over T, not copied.
         """
         views, n, frames = clips.shape[:3]
         flip = self._flip(clips, draw)
@@ -87,14 +93,14 @@ class Augment:
         background = self._background(views, n, draw)
 
         whole, flip = self._merged(_clips_bcthw(clips), flip, background)
-        as_published = (self.diff, self.diff_source) == ("forward17", "raw")
+        as_published = (self.difference, self.difference_source) == ("forward", "raw")
         if as_published and static_clips is None and runs_triton(whole):
             rgb, static, difference = self._fused(whole, flip, colors, index, static_colors)
             return Streams(rgb, static.expand_as(rgb), difference)
         raw = decouple(whole, index, flip=flip)
         rgb, static, difference = raw.rgb, raw.static, raw.difference
         if static_clips is not None:
-            # A crop of its own has a mask of its own, but the background of the same video.
+            # Another crop needs another mask; the background is of the same video as the clip's.
             own, own_flip = self._merged(_clips_bcthw(static_clips), self._flip(clips, draw), background)
             static = decouple(own, index, flip=own_flip).static
         if as_published:
@@ -112,7 +118,11 @@ class Augment:
         index: Tensor | None = None,
         static_colors: ColorDraw | None = None,
     ) -> Augmented:
-        """The same augmentation by the kernel; clips that were merged are flipped already."""
+        """The same augmentation by the kernel.
+
+        Args:
+            flip_b: clips still to be mirrored; None where merging has mirrored them already.
+        """
         config, device = self.config, clip_bcthw.device
 
         def table(drawn: ColorDraw | None) -> Tensor | None:
@@ -132,9 +142,9 @@ class Augment:
         )
 
     def _background(self, views: int, n: int, draw: Draw) -> Tensor | None:
-        """Clip that each of the first clips, of one view or of all, takes its background from; None where none does.
+        """Number of the clip that each clip takes its background from, for the clips of view 0 or of all views.
 
-        A batch of one video, or for `intra` a single view, has no other to merge with.
+        None where no clip does: a batch of one video, or for `intra` a single view, has no other to merge with.
         """
         config = self.config.foreground
         if not config.merges or (views if config.background == "intra" else n) < 2:
@@ -147,22 +157,22 @@ class Augment:
         return (other[:1] if config.views == "single" else other).flatten()
 
     def _merged(self, clip_bcthw: Tensor, flip_b: Tensor, background: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Clips after FAME's merge, and the flip that is still to do: none where they were flipped to be merged."""
+        """Clips after FAME's merge, and the flip still to do: none after a merge, which mirrors the clips too."""
         if background is None:
             return clip_bcthw, flip_b
         config, count = self.config.foreground, len(background)
         mask = foreground_mask(clip_bcthw[:count], config, flip_b[:count])
         self.statistics = {"augment/still_clips": mask.still.float().mean()}
-        # Clips stay uint8 where each pixel is of one or the other.
+        # A mask of 0 and 1 takes each pixel whole from one clip or the other, so that clips can stay uint8.
         dtype = torch.float32 if config.mask == "gauss" else clip_bcthw.dtype
         background = background.to(clip_bcthw.device, non_blocking=True)
         return merge_foreground(clip_bcthw, background, mask.weight, flip=flip_b, dtype=dtype), None
 
     def _difference_variant(self, raw_bcthw: Tensor, colors: ColorDraw) -> tuple[Tensor, Tensor]:
-        """Colour-augmented rgb (T frames) and the difference of the source and kind that were asked for."""
+        """Colour-augmented rgb (T frames), and the difference by `difference` and `difference_source`."""
         augmented = augment_color(raw_bcthw, self.config, colors)
-        source = augmented if self.diff_source == "augmented" else raw_bcthw
-        if self.diff == "roll16":
+        source = augmented if self.difference_source == "augmented" else raw_bcthw
+        if self.difference == "backward_cyclic":
             difference = source[:, :, :-1] - source[:, :, :-1].roll(1, dims=2)
         else:
             difference = source[:, :, 1:] - source[:, :, :-1]
@@ -181,6 +191,6 @@ class Augment:
 
 
 def _flipped(clip_bcthw: Tensor, flip_b: Tensor | None) -> Tensor:
-    """uint8, or float32 in [0, 1], to float32 in [0, 1], mirrored where `flip_b`."""
+    """Clips of uint8, or of float32 in [0, 1], as float32 in [0, 1], mirrored where `flip_b` says so."""
     clip = clip_bcthw.float() / 255 if clip_bcthw.dtype == torch.uint8 else clip_bcthw
     return clip if flip_b is None else torch.where(flip_b.view(-1, 1, 1, 1, 1), clip.flip(-1), clip)

@@ -1,15 +1,16 @@
-"""DualVar: clips of a video alike, its segments in their order; after its released code.
+"""DualVar: clips of a video are alike, and so are its segments in their order; after its released code.
 
-Clip contrast tells videos apart; temporal coherent contrast does so with segments, averaged over time; shuffle-rank
-tells the segments of one clip apart, by what they show and by their place in the clip.
+Three losses: clip contrast tells videos apart; temporal coherent contrast does so by segments, averaged over time;
+shuffle-rank tells the segments of one clip apart, by what they show and by their place in the clip.
 
-Shapes: n videos on this rank, N in all; S segments of a clip; d features. Clip 0 and clip 1 of a video are two times
-of it; clip 2 has the frames of clip 0 under a crop and colours of its own.
+Shapes: n videos on this rank, N in all; S segments of a clip; d features. Clip 0 and clip 1 of a video are from
+different times of it. Clip 2 has the frames of clip 0, under a crop and colours of its own.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -21,65 +22,56 @@ from torch.nn.functional import cross_entropy, normalize, softplus
 from dclr.augment import Augment, AugmentConfig, Draw
 from dclr.data.clips import Batch
 from dclr.distributed import gather_rows
-from dclr.methods.base import Method, Output
-from dclr.methods.contrast import Term, contrast, gather_views, own_rows, similarities
-from dclr.methods.momentum import KeyQueue, MomentumCopy, check_queue, queue_contrast, queue_similarities
-from dclr.models import ProjectionHead
+from dclr.methods.base import ContrastiveConfig, Method, Output
+from dclr.methods.contrast import Term, gather_views, own_rows, similarities
+from dclr.methods.momentum import KeyQueue, MomentumCopy, check_queue, queue_chance, queue_contrast, queue_similarities
+from dclr.methods.packing import packed_losses
+from dclr.models import ProjectionHead, average_pool
 
 
 @dataclass
-class DualVarConfig:
+class DualVarConfig(ContrastiveConfig):
     """Clip contrast, temporal coherent contrast and shuffle-rank; the defaults are the released code's."""
 
     form: Literal["simclr", "moco"] = "simclr"
-    """Negatives from the batch, or from a queue of a momentum encoder's keys."""
+    """Whether negatives are the batch's other videos, or a queue of a momentum encoder's keys."""
     mode: Literal["clip-sr-tc", "clip-sr", "clip"] = "clip-sr-tc"
-    """The losses: clip contrast, shuffle-rank, temporal coherent contrast."""
+    """The losses that are summed: clip contrast, shuffle-rank (sr), temporal coherent contrast (tc)."""
     segments: int = 2
     """Segments of a clip, of equal length."""
     segment_dim: int = 64
-    tau: float = 0.07
-    """Temperature of the clip contrast."""
-    tc_tau: float = 0.07
+    """Features of a segment's projection."""
+    tc_temperature: float = 0.07
     """Temperature of the temporal coherent contrast."""
-    theta: float = 0.05
-    """Temperature of the shuffle-rank loss."""
+    sr_temperature: float = 0.05
+    """Temperature of the shuffle-rank loss, theta."""
     sr_clip: float | None = 5.0
-    """Upper bound of a gap in the shuffle-rank loss, in units of theta; beyond it there is no gradient."""
+    """Upper bound of a gap in the shuffle-rank loss, in units of its temperature; beyond it there is no gradient."""
     perm: Literal["uniform", "non_identity"] = "uniform"
-    """Orders that segments are shuffled to: all alike, or all but their own."""
+    """Orders that segments are shuffled to, each with the same probability: all, or all but the original one."""
     reverse: float = 0.5
     """Probability that all clips of a video run backwards."""
     crop_only: float = 0.2
     """Probability that clip 0 has no grayscale, jitter or blur."""
-    dim: int = 128
-    hidden: int = 512
     momentum: float = 0.999
-    """Form moco: share that the key encoder keeps of itself at each step."""
+    """Form moco: share of itself that the key encoder keeps at each step."""
     queue: int = 16384
     """Form moco: keys of earlier steps that serve as negatives."""
-    center: bool = False
-    """Standardise the input of the heads over the batch; not in the paper, for short runs."""
 
     def __post_init__(self) -> None:
-        for name in ("tau", "tc_tau", "theta"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"method.{name}: got {getattr(self, name)}, expected a temperature above 0")
+        super().__post_init__()
+        for name in ("tc_temperature", "sr_temperature"):
+            self.require(name, getattr(self, name) > 0, "a temperature above 0")
         for name in ("momentum", "reverse", "crop_only"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"method.{name}: got {getattr(self, name)}, expected a share in [0, 1]")
-        if not 2 <= self.segments <= 8:
-            raise ValueError(f"method.segments: got {self.segments}, expected 2 to 8")
-        if self.sr_clip is not None and not self.sr_clip > 0:
-            raise ValueError(f"method.sr_clip: got {self.sr_clip}, expected a bound above 0, or none")
-        if self.queue < 1:
-            raise ValueError(f"method.queue: got {self.queue}, expected at least 1")
-
-    views = 2
+            self.require(name, 0 <= getattr(self, name) <= 1, "a share in [0, 1]")
+        self.require("segments", 2 <= self.segments <= 8, "2 to 8")
+        self.require("segment_dim", self.segment_dim >= 1, "at least 1")
+        self.require("sr_clip", self.sr_clip is None or self.sr_clip > 0, "a bound above 0, or none")
+        self.require("queue", self.queue >= 1, "at least 1")
 
     @property
     def crops(self) -> int:
-        """Crops of each view that it needs from the loader: clip 2 is the second one of view 0."""
+        """A second crop of each view where segments are ranked: clip 2 is that of view 0."""
         return 1 if self.mode == "clip" else 2
 
 
@@ -88,14 +80,15 @@ class DualVarConfig:
 
 def clip_contrast(projected: Tensor, temperature: float) -> Tensor:
     """NT-Xent of clips (2n, d), clip 0 of each video before clip 1: the mean over both (half of DCLR Eq. 1)."""
-    return contrast([Term(projected, gather_views(projected))], temperature)[0] / 2
+    return packed_losses([Term(projected, gather_views(projected))], temperature)[0] / 2
 
 
 def temporal_coherent_contrast(segments_bsd: Tensor, temperature: float) -> Tensor:
     """NT-Xent of clips whose similarity is the mean inner product of all pairs of their segments.
 
-    That mean is the inner product of the clips' mean segments. These are no unit vectors: how alike the segments of
-    a clip are counts too. Hence plain logits, where InfoNCE of cosines would normalise.
+    That mean is the inner product of the clips' mean segments. Mean segments are not unit vectors: the more the
+    segments of a clip differ, the shorter their mean. The InfoNCE kernel would normalise that away, so the logits are
+    computed here.
 
     Args:
         segments_bsd: (2n, S, d) unit vectors, clip 0 of each video before clip 1.
@@ -123,7 +116,8 @@ def shuffle_rank(reference_bsd: Tensor, realigned_bsd: Tensor, theta: float, bou
 
     Args:
         reference_bsd: (b, S, d) unit vectors of segments in their order, S at least 2.
-        realigned_bsd: (b, S, d) unit vectors of the same segments, encoded in another order and put back.
+        realigned_bsd: (b, S, d) unit vectors of the same segments, encoded in another order and then put back into
+            their own.
         bound: largest gap / theta, beyond which there is no gradient.
     """
     with torch.autocast(reference_bsd.device.type, enabled=False):
@@ -156,15 +150,15 @@ def draw_order(draw: Draw, n: int, segments: int, perm: str = "uniform") -> Tens
 def shuffle_segments(clip_bcthw: Tensor, order_bs: Tensor) -> Tensor:
     """Clips whose segments stand in the drawn order."""
     parts = clip_bcthw.unflatten(2, (order_bs.shape[1], -1)).transpose(1, 2)
-    return _rows(parts, order_bs).transpose(1, 2).flatten(2, 3)
+    return _reordered(parts, order_bs).transpose(1, 2).flatten(2, 3)
 
 
 def realign(shuffled_bsd: Tensor, order_bs: Tensor) -> Tensor:
     """Embeddings of the slots of shuffled clips, back in the order of the segments."""
-    return _rows(shuffled_bsd, order_bs.argsort(1))
+    return _reordered(shuffled_bsd, order_bs.argsort(1))
 
 
-def _rows(parts_bs: Tensor, order_bs: Tensor) -> Tensor:
+def _reordered(parts_bs: Tensor, order_bs: Tensor) -> Tensor:
     return parts_bs[torch.arange(len(parts_bs), device=parts_bs.device)[:, None], order_bs]
 
 
@@ -201,6 +195,11 @@ class DualVar(Method):
     def loss_weights(self) -> dict[str, float]:
         return dict.fromkeys(self.config.mode.split("-"), 1.0)
 
+    def chance(self, global_batch: int) -> dict[str, float]:
+        in_batch = self.config.form == "simclr"
+        contrast = math.log(2 * global_batch - 1) if in_batch else queue_chance(self.config.queue)
+        return {"clip": contrast, "tc": contrast, "sr": math.log(2)}
+
     def check(self, global_batch: int, steps_per_epoch: int) -> None:
         if self.config.form == "moco":
             check_queue(self.config.queue, global_batch)
@@ -216,17 +215,18 @@ class DualVar(Method):
             order = draw_order(draw, n, config.segments, config.perm).to(clips[0].device, non_blocking=True)
             extra = [clips[2], shuffle_segments(clips[2], order)]
         if config.form == "simclr":
-            # The shuffled clips have batch statistics of their own.
+            # Shuffled clips are encoded apart, so that BatchNorm does not mix their statistics with the others'.
             pooled = self._pool(torch.cat(clips)).split(n)
             ranked = [pooled[0], pooled[2], self._pool(extra[1])] if self.ranking else []
-            losses, statistics = self._in_batch(torch.cat(pooled[:2]))
+            clips_pooled = torch.cat(pooled[:2])
+            losses, statistics = self._in_batch(clips_pooled)
         else:
-            pooled = self._pool(clips[0])
-            ranked = [pooled, *self._pool(torch.cat(extra)).split(n)] if self.ranking else []
-            losses, statistics = self._queued(pooled, clips[1])
+            clips_pooled = self._pool(clips[0])
+            ranked = [clips_pooled, *self._pool(torch.cat(extra)).split(n)] if self.ranking else []
+            losses, statistics = self._queued(clips_pooled, clips[1])
         if self.ranking:
             losses["sr"] = self._shuffle_rank(ranked, order)
-        return Output(losses, {**statistics, **self.augment.statistics})
+        return Output(losses, {**statistics, **self.augment.statistics}, clips_pooled.detach())
 
     def after_step(self) -> None:
         if self.config.form == "moco":
@@ -253,7 +253,7 @@ class DualVar(Method):
         return [first, *others]
 
     def _pool(self, clip_bcthw: Tensor) -> Tensor:
-        return self.encode(clip_bcthw).mean((2, 3, 4), dtype=torch.float32)
+        return average_pool(self.encode(clip_bcthw))
 
     def _segments(self, pooled: Tensor, heads: nn.Module) -> Tensor:
         """Unit embeddings (b, S, d) float32: each segment has its own part of the head's output."""
@@ -263,30 +263,30 @@ class DualVar(Method):
     def _in_batch(self, pooled: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses between clips 0 and 1, (2n, C), and those of other videos; statistics."""
         projected = self.heads["clip"](pooled).float()
-        losses = {"clip": clip_contrast(projected, self.config.tau)}
+        losses = {"clip": clip_contrast(projected, self.config.temperature)}
         if self.coherent:
-            losses["tc"] = temporal_coherent_contrast(self._segments(pooled, self.heads), self.config.tc_tau)
-        return losses, _statistics(similarities(Term(projected, gather_views(projected))))
+            losses["tc"] = temporal_coherent_contrast(self._segments(pooled, self.heads), self.config.tc_temperature)
+        return losses, _clip_statistics(similarities(Term(projected, gather_views(projected))))
 
     def _queued(self, pooled: Tensor, key_clip: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses between clip 0, (n, C), the momentum encoder's clip 1, and the queues; statistics."""
         query, keys = self.heads["clip"](pooled).float(), self._encode_keys(key_clip)
         queues = {name: queue.keys for name, queue in self.queues.items()}
-        losses = {"clip": queue_contrast(query, keys["clip"], queues["clip"], self.config.tau)}
+        losses = {"clip": queue_contrast(query, keys["clip"], queues["clip"], self.config.temperature)}
         if self.coherent:
             segments = self._segments(pooled, self.heads)
             losses["tc"] = temporal_coherent_queue_contrast(
-                segments, keys["segment"], queues["segment"], self.config.tc_tau
+                segments, keys["segment"], queues["segment"], self.config.tc_temperature
             )
         self._pending.append(keys)
-        return losses, _statistics(queue_similarities(query, keys["clip"], queues["clip"]))
+        return losses, _clip_statistics(queue_similarities(query, keys["clip"], queues["clip"]))
 
     @torch.no_grad()
     def _encode_keys(self, clip_bcthw: Tensor) -> dict[str, Tensor]:
-        """Keys of each queue: unit projections of clips, and their mean segments, which is all that L_tc asks for."""
+        """Keys of each queue: unit projections of clips, and their mean segments, which are all that L_tc needs."""
         encoder, heads = self.key_encoder.module, self.key_heads.module
         clip = clip_bcthw.contiguous(memory_format=torch.channels_last_3d)
-        pooled = encoder(clip).mean((2, 3, 4), dtype=torch.float32)
+        pooled = average_pool(encoder(clip))
         keys = {"clip": normalize(heads["clip"](pooled).float(), dim=1)}
         if self.coherent:
             keys["segment"] = self._segments(pooled, heads).mean(1)
@@ -296,9 +296,9 @@ class DualVar(Method):
         """The shuffled clip 2 against clip 0 and against clip 2, which differ in their augmentation."""
         clip_0, clip_2, shuffled = self._segments(torch.cat(pooled), self.heads).chunk(3)
         realigned = realign(shuffled, order_bs)
-        theta, bound = self.config.theta, self.config.sr_clip
+        theta, bound = self.config.sr_temperature, self.config.sr_clip
         return (shuffle_rank(clip_0, realigned, theta, bound) + shuffle_rank(clip_2, realigned, theta, bound)) / 2
 
 
-def _statistics(similarities: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+def _clip_statistics(similarities: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     return {"similarity/clip_positive": similarities[0], "similarity/clip_negative": similarities[1]}

@@ -12,11 +12,14 @@ from dclr.methods.moco import MoCo, MoCoConfig
 
 @dataclass
 class FAMEConfig(MoCoConfig):
-    """MoCo in both directions, and the masks; any other method takes them from `augment.foreground`."""
+    """MoCo in both directions, on merged clips. For any other method, set `augment.foreground` instead."""
 
-    tau: float = 0.1
+    temperature: float = 0.1
+    """Cosines are divided by it in the loss; the smaller, the more the hardest negatives count."""
     symmetric: bool = True
+    """Also contrast queries of view j with keys of view i; the loss is the mean of both."""
     foreground: ForegroundConfig = field(default_factory=lambda: ForegroundConfig(mask="fame"))
+    """The masks, and where the backgrounds come from."""
 
 
 class FAME(MoCo):
@@ -25,7 +28,7 @@ class FAME(MoCo):
     Args:
         config: temperature, head, momentum, queue and masks.
         encoder: (b, 3, T, h, w) to (b, C, T', h', w'), with `feature_dim`.
-        augment: flip and colour augmentation, without masks of its own.
+        augment: flip and colour augmentation, with `foreground` left at its default.
 
     Raises:
         ValueError: `augment.foreground` is set, which `config.foreground` would replace.

@@ -1,10 +1,11 @@
 """Cross-video search for truly aligned positives (DCLR Sec. 3.2, Eq. 9-10).
 
-A slow encoder f~, a frozen copy of the encoder refreshed every few epochs, describes the difference (or static) clip
-of every video; a queue keeps these descriptions with the projections of the video they came from; the K most similar
-entries are further positives of the current clip.
+A slow encoder f~, a frozen copy of the encoder that is refreshed every few epochs, describes the difference (or static)
+clip of each video by a vector. A queue keeps these descriptors, and with each the projections of its video. The K
+entries whose descriptors are most similar to that of the current clip become its positives.
 
-Shapes: n videos on this rank, N in the global batch, d projected features, K retrieved entries, L queue length.
+Shapes: n videos on this rank, N in the global batch, d projected features, e features of a descriptor, K retrieved
+entries, L queue length.
 """
 
 from __future__ import annotations
@@ -19,30 +20,35 @@ from torch import Tensor, nn
 from dclr.distributed import gather_rows
 from dclr.kernels import topk_similarity
 from dclr.kernels.topk import MAX_K
+from dclr.models import average_pool
 
-Mode = Literal["s", "d"]
+Modality = Literal["s", "d"]
 
 
 @dataclass
 class SearchConfig:
     """Cross-video search."""
 
-    on: tuple[Mode, ...] = ("d",)
-    """Search by the static clip (s, replaces L_VS), by the difference clip (d, replaces L_VD), both, or neither."""
+    on: tuple[Modality, ...] = ("d",)
+    """What to search by: static clips (s, Eq. 10 then replaces L_VS), frame differences (d, replaces L_VD), both, or
+    nothing."""
     k: int = 5
+    """Entries that are retrieved for each clip."""
     dist: Literal["prior", "uniform"] = "prior"
-    """Weights of the K retrieved entries: their similarity (the paper's p_k), or 1 / K."""
+    """Weights of the retrieved entries. prior: in proportion to their similarity (the paper's p_k); uniform: 1 / K."""
     start: int = 10
-    """First epoch that may use retrieved entries."""
+    """First epoch that may use retrieved entries; before, and until the queue is full, positives are of the batch."""
     refresh: int = 10
     """Epochs between refreshes of the slow encoder."""
     queue: int = 2048
     """Entries in the queue, over all ranks."""
     on_refresh: Literal["flush", "keep"] = "flush"
-    """What becomes of the entries that the slow encoder described before its refresh."""
+    """Whether a refresh forgets the entries of the slow encoder before it, which describes videos otherwise, or keeps
+    them."""
     exclude_same_video: bool = True
+    """Never retrieve an entry of the clip's own video."""
     feat: Literal["proj", "backbone"] = "proj"
-    """Search by the slow encoder's projection, or by its pooled features."""
+    """Whether a descriptor is the slow encoder's projection or its pooled features."""
 
     def __post_init__(self) -> None:
         self.on = tuple(self.on)
@@ -56,33 +62,46 @@ class SearchConfig:
 
 
 class Entries(NamedTuple):
-    """Queue entries, or what is to become some: `key` (m, e), `rgb` and `mode` (m, d), `video_id`, `label` (m,)."""
+    """Entries of a queue, one for each clip.
 
-    key: Tensor
-    rgb: Tensor
-    mode: Tensor
+    Attributes:
+        descriptor: (m, e) f~ of the static or difference clip, which a search compares.
+        rgb_projection, modality_projection: (m, d) projections of the clip and of its static frame or difference.
+        video_id, label: (m,) int64.
+    """
+
+    descriptor: Tensor
+    rgb_projection: Tensor
+    modality_projection: Tensor
     video_id: Tensor
     label: Tensor
 
 
 class Retrieved(NamedTuple):
-    """`rgb`, `mode` (n, K, d) projections of the retrieved entries, `video_id`, `label` (n, K), `weight` p_k (n, K)."""
+    """The K entries nearest to each of n clips.
 
-    rgb: Tensor
-    mode: Tensor
+    Attributes:
+        rgb_projection, modality_projection: (n, K, d), as in `Entries`.
+        video_id, label: (n, K) int64; video -1 where the queue has fewer than K entries.
+        weight: (n, K) p_k.
+    """
+
+    rgb_projection: Tensor
+    modality_projection: Tensor
     video_id: Tensor
     label: Tensor
     weight: Tensor
 
 
 class SearchQueue(nn.Module):
-    """First in, first out; filled from row 0, so that the valid entries are always the first `size`."""
+    """Entries, first in, first out. It is filled from row 0 on, so that the first `size` rows are the valid ones."""
 
-    def __init__(self, length: int, key_dim: int, dim: int) -> None:
+    def __init__(self, length: int, descriptor_dim: int, dim: int) -> None:
         super().__init__()
         self.length = length
-        for name, width in (("key", key_dim), ("rgb", dim), ("mode", dim)):
-            self.register_buffer(name, torch.zeros(length, width))
+        self.register_buffer("descriptor", torch.zeros(length, descriptor_dim))
+        self.register_buffer("rgb_projection", torch.zeros(length, dim))
+        self.register_buffer("modality_projection", torch.zeros(length, dim))
         self.register_buffer("video_id", torch.full((length,), -1))
         self.register_buffer("label", torch.full((length,), -1))
         #: Share of the rows that are valid, for the log.
@@ -95,7 +114,8 @@ class SearchQueue(nn.Module):
 
     def _set(self, pointer: int, size: int) -> None:
         self.pointer, self.size = pointer, size
-        # Numbers are constants to a compiled step: it reads these two, so that it need not be compiled anew each time.
+        # A compiled step is compiled anew whenever a number that it reads changes. It reads these two instead of
+        # `size`: `full` changes twice between flushes, and `fill` is a tensor.
         self.full = size == self.length
         self.fill.fill_(size / self.length)
 
@@ -103,14 +123,16 @@ class SearchQueue(nn.Module):
         return {"pointer": self.pointer, "size": self.size}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
+        if not (0 <= state["pointer"] < self.length and 0 <= state["size"] <= self.length):
+            raise ValueError(f"a queue of {self.length} entries with {state}")
         self._set(state["pointer"], state["size"])
 
     @torch.no_grad()
     def enqueue(self, entries: Entries) -> None:
-        """Overwrite the oldest entries, wrapping at the end. Of more than `length` entries the last remain."""
+        """Overwrite the oldest entries, wrapping at the end. Of more than `length` new ones only the last are kept."""
         entries = Entries(*(value[-self.length :] for value in entries))
-        count = entries.key.shape[0]
-        rows = (self.pointer + torch.arange(count, device=self.key.device)) % self.length
+        count = len(entries.video_id)
+        rows = (self.pointer + torch.arange(count, device=self.video_id.device)) % self.length
         for name, value in entries._asdict().items():
             buffer = getattr(self, name)
             buffer.index_copy_(0, rows, value.to(buffer.dtype))
@@ -118,9 +140,19 @@ class SearchQueue(nn.Module):
 
     @torch.no_grad()
     def retrieve(self, query: Tensor, config: SearchConfig, video_id: Tensor) -> Retrieved:
-        """The K entries nearest to each query by cosine, with the prior p_k = max(S_k, 0) / sum max(S, 0)."""
+        """The K entries whose descriptors have the largest cosines S_k with each query.
+
+        Their weights are the prior p_k = max(S_k, 0) / sum over k of max(S_k, 0), or uniform. Where no entry has a
+        positive cosine, the prior is uniform too. Entries that are not there have weight 0.
+
+        Args:
+            query: (n, e) descriptors.
+            video_id: (n,) int64 videos of the queries.
+        """
         own = {"query_id": video_id, "queue_id": self.video_id} if config.exclude_same_video else {}
-        similarity, index = topk_similarity(query, self.key, config.k, size=None if self.full else self.size, **own)
+        similarity, index = topk_similarity(
+            query, self.descriptor, config.k, size=None if self.full else self.size, **own
+        )
         found = index >= 0
         row = index.clamp(min=0)
         uniform = found / found.sum(1, keepdim=True).clamp(min=1)
@@ -129,11 +161,11 @@ class SearchQueue(nn.Module):
         prior = torch.where(total > 1e-8, positive / total.clamp(min=1e-8), uniform)
         weight = prior if config.dist == "prior" else uniform
         video_id = self.video_id[row].where(found, -1)
-        return Retrieved(self.rgb[row], self.mode[row], video_id, self.label[row], weight)
+        return Retrieved(self.rgb_projection[row], self.modality_projection[row], video_id, self.label[row], weight)
 
 
 class SlowEncoder(nn.Module):
-    """f~: a frozen copy of the encoder and its heads, in evaluation mode, replaced only by `refresh`."""
+    """f~: a copy of the encoder and its heads, in evaluation mode, that changes only with `refresh`."""
 
     def __init__(self, encoder: nn.Module, heads: nn.ModuleDict) -> None:
         super().__init__()
@@ -152,12 +184,12 @@ class SlowEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, clip_bcthw: Tensor, head: str | None) -> Tensor:
         """Pooled features (b, e), or their projection by `head`."""
-        pooled = self.encoder(clip_bcthw).mean((2, 3, 4), dtype=torch.float32)
+        pooled = average_pool(self.encoder(clip_bcthw))
         return (pooled if head is None else self.heads[head](pooled)).float()
 
 
-def left_out(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:
-    """The rows of the batch that are no negatives of an entry: both views of the own video and of the retrieved one.
+def non_negative_rows(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:
+    """Rows of the batch that are no negatives in Eq. 10: both views of the own video, and of the retrieved one.
 
     Args:
         found_id: (n, K) int64 videos of the retrieved entries, -1 for none.
@@ -165,7 +197,7 @@ def left_out(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:
         first: place of this rank's first video in the global batch.
 
     Returns:
-        (n, K, 4) int64 rows of the 2N keys, -1 for none; the same for both terms of Eq. 10.
+        (n, K, 4) int64 rows of the 2N keys, -1 where the retrieved video is not in the batch.
     """
     n, total = len(found_id), len(key_id)
     view = torch.arange(2 * total, device=key_id.device).view(2, total)
@@ -175,11 +207,11 @@ def left_out(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:
 
 
 class CrossVideoSearch(nn.Module):
-    """Slow encoder and one queue per searched mode.
+    """Slow encoder, and a queue for each searched modality.
 
     Args:
         encoder, heads: copied into the slow encoder.
-        head: mode -> name of its projection head in `heads`.
+        head: modality -> name of its projection head in `heads`.
         feature_dim, dim: widths of the encoder's and of the projected features.
     """
 
@@ -188,19 +220,20 @@ class CrossVideoSearch(nn.Module):
         config: SearchConfig,
         encoder: nn.Module,
         heads: nn.ModuleDict,
-        head: dict[Mode, str],
+        head: dict[Modality, str],
         feature_dim: int,
         dim: int,
     ) -> None:
         super().__init__()
         self.config, self.head = config, head
         self.slow = SlowEncoder(encoder, heads)
-        key_dim = dim if config.feat == "proj" else feature_dim
-        self.queues = nn.ModuleDict({mode: SearchQueue(config.queue, key_dim, dim) for mode in config.on})
+        descriptor_dim = dim if config.feat == "proj" else feature_dim
+        queues = {modality: SearchQueue(config.queue, descriptor_dim, dim) for modality in config.on}
+        self.queues = nn.ModuleDict(queues)
         self.filling = self.allowed = False
 
     def check(self, global_batch: int, steps_per_epoch: int) -> None:
-        """Raise ValueError if the queue is flushed before it can be full."""
+        """Raise ValueError if every flush would come before the queue is full, so that the search never starts."""
         entries = self.config.refresh * steps_per_epoch * global_batch
         if self.config.on_refresh == "flush" and entries <= self.config.queue:
             raise ValueError(
@@ -210,7 +243,7 @@ class CrossVideoSearch(nn.Module):
             )
 
     def start_epoch(self, epoch: int, encoder: nn.Module, heads: nn.ModuleDict, resumed: bool = False) -> None:
-        """Refresh f~ every `refresh` epochs, from the last one before `start` on."""
+        """Refresh f~ every `refresh` epochs. The queue fills from the last refresh before `start` on."""
         first = self.config.start // self.config.refresh * self.config.refresh
         self.filling = epoch >= first
         self.allowed = epoch >= self.config.start
@@ -220,14 +253,14 @@ class CrossVideoSearch(nn.Module):
                 for queue in self.queues.values():
                     queue.flush()
 
-    def ready(self, mode: Mode) -> bool:
+    def ready(self, modality: Modality) -> bool:
         """Whether Eq. 10 replaces the in-batch term: the start epoch is reached and the queue is full."""
-        return self.allowed and mode in self.queues and self.queues[mode].full
+        return self.allowed and modality in self.queues and self.queues[modality].full
 
-    def describe(self, mode: Mode, clip_bcthw: Tensor) -> Tensor:
+    def describe(self, modality: Modality, clip_bcthw: Tensor) -> Tensor:
         """f~ of static or difference clips: (b, e)."""
-        return self.slow(clip_bcthw, self.head[mode] if self.config.feat == "proj" else None)
+        return self.slow(clip_bcthw, self.head[modality] if self.config.feat == "proj" else None)
 
-    def enqueue(self, mode: Mode, entries: Entries) -> None:
+    def enqueue(self, modality: Modality, entries: Entries) -> None:
         """Append the entries of every rank, in rank order, so that all ranks hold the same queue."""
-        self.queues[mode].enqueue(Entries(*(gather_rows(value.detach(), dim=0) for value in entries)))
+        self.queues[modality].enqueue(Entries(*(gather_rows(value.detach(), dim=0) for value in entries)))

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-Triple = tuple[int, int, int]
+from dclr.models.resnet3d import Triple
+
 # (input channels, output channels, kernel size, stride) -> unit with norm and ReLU
 UnitBuilder = Callable[[int, int, int, int], nn.Module]
 # (kernel, stride) -> max-pool
@@ -25,7 +26,7 @@ MIXED_5 = {"5b": (256, 160, 320, 32, 128, 128), "5c": (384, 192, 384, 48, 128, 1
 
 
 class Mixed(nn.Module):
-    """Four branches side by side, joined over channels; `gate(width)` makes the end of each branch."""
+    """Four branches on the same input, joined along the channels; `gate(width)` builds the end of each branch."""
 
     def __init__(
         self,

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ if __name__ == "__main__":
     noted = []
     signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
     signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
+    signal.signal(signal.SIGHUP, lambda number, frame: noted.append(number))
     batches = iter(loader)
     next(batches)
     print("ready", flush=True)
@@ -200,7 +202,7 @@ def test_batches_are_copied_one_by_one():
     assert next(moved).video_id.item() == 0 and taken == [0]
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGTERM, signal.SIGINT, signal.SIGTERM], []])
+@pytest.mark.parametrize("signals", [[signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM], []])
 def test_workers_leave_stopping_to_the_trainer(files, tmp_path, signals):
     """Signals to the whole process group stop no worker, and the process still ends by itself with a loader alive."""
     script = tmp_path / "script.py"
@@ -217,3 +219,24 @@ def test_workers_leave_stopping_to_the_trainer(files, tmp_path, signals):
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert output.split() == [*(str(int(number)) for number in signals), "8"]
+
+
+def session(leader):
+    """Processes of a session that still run."""
+    stats = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    return [fields for fields in stats if fields[3] == str(leader) and fields[0] != "Z"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_trainer_leaves_no_process(files, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SIGNALLED)
+    command = [sys.executable, str(script), str(files["h264"]), "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        assert len(session(process.pid)) == 5, "the trainer, tracker, fork server and two workers"
+        process.kill()
+    deadline = time.monotonic() + 30
+    while session(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert session(process.pid) == []
