@@ -115,8 +115,6 @@ def load_subject(checkpoint: str) -> Subject:
     values = file.about.get("config")
     pretraining = PretrainConfig(encoder=file.name)
     if values:
-        # Runs once saved the augmentation's setting as the method's too.
-        values.get("method", {}).pop("color_shared", None)
         try:
             pretraining = update(PretrainConfig(), values)
         except ConfigError as error:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dclr.data import Batch, EvaluationClips, VideoError, build_evaluation_loader
+from dclr.models import average_pool
 
 
 class Features(NamedTuple):
@@ -151,7 +152,7 @@ def _pooled(encoder: nn.Module, clips_nvthwc: Tensor, mean: Sequence[float], std
     clip_bcthw = clips_nvthwc.transpose(0, 1).flatten(0, 1).permute(0, 4, 1, 2, 3).float() / 255
     mean_c111, std_c111 = (clip_bcthw.new_tensor(values)[:, None, None, None] for values in (mean, std))
     features_bcthw = encoder((clip_bcthw - mean_c111) / std_c111)
-    return features_bcthw.float().mean((2, 3, 4)).unflatten(0, (videos, clips))
+    return average_pool(features_bcthw).unflatten(0, (videos, clips))
 
 
 def _require_finite(features_vnd: Tensor, video_id: Tensor) -> None:

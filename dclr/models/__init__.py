@@ -2,7 +2,7 @@
 
 from dclr.models.encoders import ENCODERS, build_encoder
 from dclr.models.fast import accelerate
-from dclr.models.heads import ProjectionHead
+from dclr.models.heads import ProjectionHead, average_pool
 from dclr.models.weights import Preprocessing, WeightsError, load_encoder, read_encoder
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "ProjectionHead",
     "WeightsError",
     "accelerate",
+    "average_pool",
     "build_encoder",
     "load_encoder",
     "read_encoder",
