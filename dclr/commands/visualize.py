@@ -171,7 +171,7 @@ def _retrieval(gallery: Subset, queries: Subset, data: EvaluationDataConfig) -> 
         return {}, ["R@k: there are videos without a label."]
     own = _own(gallery, queries)
     result = retrieval(searched.clips, searched.labels, asked.clips, asked.labels, own=own)
-    return {**result, "protocol": f"{clip_protocol(data)}; {result['protocol']}"}, []
+    return {**result, "protocol": f"{clip_protocol(data, gallery.videos, queries.videos)}; {result['protocol']}"}, []
 
 
 def _of_records(run: Run) -> list[str]:
