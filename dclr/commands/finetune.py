@@ -295,6 +295,7 @@ def _protocol(config: FinetuneConfig, run: PretrainConfig, features: Features) -
     train, optim, data = run.train, run.optim, run.data
     steps = ",".join(f"{share * train.epochs:g}" for share in optim.milestones)
     schedule = f"x0.1 at {steps}" if optim.schedule == "step" else optim.schedule
+    rate = base_rate(optim, train.batch)
     averaged = "logits" if config.average == "logits" else "softmax probabilities"
     rate = base_rate(optim, train.batch)
     return (
