@@ -227,6 +227,8 @@ def _run(
             where=data.train_where,
             split=data.split or 1,
             subset=data.train_subset,
+            holdout=data.holdout,
+            holdout_seed=data.holdout_seed,
             frames=data.frames,
             stride=data.stride,
             size=data.size,
