@@ -21,7 +21,7 @@ class EvaluationDataConfig:
     """Videos of an evaluation, and the clips of each; by default of the dataset and the shape of the pretraining."""
 
     dataset: str | None = None
-    """ucf101, hmdb51, kinetics400, diving48, or folder."""
+    """A dataset's name, or `folder` for any videos; `dclr check` lists them."""
     root: str | None = None
     """Folder of the dataset."""
     annotations: str | None = None
@@ -108,6 +108,16 @@ def load_videos(data: EvaluationDataConfig, subset: str, where: str | None) -> V
     for note in videos.notes if is_first() else ():
         print(note, file=sys.stderr)
     return videos
+
+
+def require_labels(videos: VideoDataset, purpose: str) -> None:
+    """Raises ConfigError where a video has no label, which `purpose` ("knn") needs."""
+    unlabelled = [path for path, label in zip(videos.paths, videos.labels) if label < 0]
+    if unlabelled:
+        raise ConfigError(
+            f"{videos.name}: {purpose} needs a class for each video, but {len(unlabelled)} of {len(videos)} have none, "
+            f"such as {unlabelled[0]}; expected a folder a class, or a list with a column of classes (data.label)"
+        )
 
 
 def evaluation_clips(videos: VideoDataset, data: EvaluationDataConfig) -> EvaluationClips:
