@@ -27,6 +27,7 @@ setup(
         "dclr.kernels",
         *(f"dclr.kernels.{name}" for name in find_packages("kernels")),
     ],
+    package_data={"dclr": ["py.typed"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",

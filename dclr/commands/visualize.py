@@ -6,15 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from dclr.config import ConfigError, PretrainConfig, to_dict
 from dclr.data import VideoDataset
 from dclr.distributed import choose_device
 from dclr.evaluation import Features, nearest, retrieval
-from dclr.evaluation.checkpoint import EvaluationConfig, run_folder, usable_folder
-from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, encode, load_subsets
-from dclr.training import find_checkpoint, load_method
+from dclr.evaluation.checkpoint import (
+    EvaluationConfig,
+    cached_encoder,
+    load_subject,
+    own_rows,
+    run_folder,
+    usable_folder,
+)
+from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, load_subsets
 from dclr.visualize.activation import activation_maps, draw_activation, middle_clip
 from dclr.visualize.curves import draw_curves
 from dclr.visualize.drawing import class_name, png_bytes
@@ -87,22 +93,22 @@ def _report_of_folder(config: VisualizeConfig, run: Run) -> Report:
 
 def _report_of_encoder(config: VisualizeConfig, run: Run) -> Report:
     device = choose_device(config.device)
-    method, pretraining, position = load_method(config.checkpoint)
+    subject = load_subject(config.checkpoint)
+    encoder, pretraining = subject.encoder.to(device), subject.pretraining
     data = config.data.completed(pretraining.data)
     _require_root(data)
     videos = load_subsets(data)
-    encoder = method.encoder.to(device).eval()
-    gallery, queries = (Subset(part, encode(encoder, part, data, pretraining.augment, device)) for part in videos)
+    encode = cached_encoder(subject, config, data, device)
+    gallery, queries = (Subset(part, encode(part)) for part in videos)
     chosen = choose(queries.features.labels, config.videos)
     pictures, left_out = _curves(run)
     pictures["activation"] = _activations(encoder, queries, chosen, data, pretraining)
     pictures["retrieval"] = [_panels(gallery, queries, chosen, data, config.neighbours)]
-    result, unlabelled = _retrieval(gallery.features, queries.features, data)
+    result, unlabelled = _retrieval(gallery, queries, data)
     for name, part in (("training", gallery), ("test", queries)):
         left_out += [f"Unreadable {name} video: {failure}" for failure in part.features.failures]
         left_out += [f"Missing {name} video: {path}" for path in part.videos.missing]
-    more = f" and {position['step']} steps" if position["step"] else ""
-    where = f"{find_checkpoint(config.checkpoint)}, after {position['epoch']} epochs{more}"
+    where = subject.words
     configuration = run.configuration or to_dict(pretraining)
     return Report(run, configuration, where, pictures, result, [*left_out, *unlabelled, *_of_records(run)])
 
@@ -139,7 +145,7 @@ def _activations(
 
 def _panels(gallery: Subset, queries: Subset, chosen: list[int], data: EvaluationDataConfig, k: int) -> Picture:
     # Of all queries, as their mean is part of the protocol.
-    cosines_qk, rows_qk = nearest(gallery.features.clips, queries.features.clips, k)
+    cosines_qk, rows_qk = nearest(gallery.features.clips, queries.features.clips, k, own=_own(gallery, queries))
 
     def shown(part: Subset, row: int, cosine: float = 1.0) -> Shown:
         return Shown(middle_clip(part.path(row), data, 1)[0].numpy(), part.label(row), cosine)
@@ -152,12 +158,20 @@ def _panels(gallery: Subset, queries: Subset, chosen: list[int], data: Evaluatio
     return Picture("retrieval.png", png_bytes(figure), "Queries and what is nearest to them")
 
 
-def _retrieval(gallery: Features, queries: Features, data: EvaluationDataConfig) -> tuple[Mapping, list[str]]:
+def _own(gallery: Subset, queries: Subset) -> Tensor:
+    """The row of the gallery that is each query's own video."""
+    paths = [[part.path(row) for row in range(len(part.features.labels))] for part in (gallery, queries)]
+    return own_rows(*map(tuple, paths))
+
+
+def _retrieval(gallery: Subset, queries: Subset, data: EvaluationDataConfig) -> tuple[Mapping, list[str]]:
     """Figures and protocol of `dclr retrieve`, and why there are none."""
-    if (gallery.labels < 0).any() or (queries.labels < 0).any():
+    searched, asked = gallery.features, queries.features
+    if (searched.labels < 0).any() or (asked.labels < 0).any():
         return {}, ["R@k: there are videos without a label."]
-    result = retrieval(gallery.clips, gallery.labels, queries.clips, queries.labels)
-    return {**result, "protocol": f"{clip_protocol(data)}; {result['protocol']}"}, []
+    own = _own(gallery, queries)
+    result = retrieval(searched.clips, searched.labels, asked.clips, asked.labels, own=own)
+    return {**result, "protocol": f"{clip_protocol(data, gallery.videos, queries.videos)}; {result['protocol']}"}, []
 
 
 def _of_records(run: Run) -> list[str]:
