@@ -101,7 +101,7 @@ SIZES = {
     # 24 x 32 steps: a momentum of 0.999 would leave half of the initial weights to the end.
     "cpu": Size(SynthConfig(), _cpu_run(), dim=64, hidden=96, momentum=0.99),
     "gpu": Size(
-        SynthConfig(train=20000, test=2000, size=72, frames=32, blobs=24, radius=2.4),
+        SynthConfig(train=20000, test=2000, size=72, frames=32, object_size=16),
         _gpu_run(),
         dim=128,
         hidden=512,

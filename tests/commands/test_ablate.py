@@ -14,7 +14,7 @@ from dclr.methods import build_method
 from dclr.models import build_encoder
 from dclr.presets import PRESETS
 
-TINY = SynthConfig(train=8, test=8, size=20, frames=6, blobs=2)
+TINY = SynthConfig(train=8, test=8, size=20, frames=6, objects=2)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def test_demo_end_to_end(tmp_path, capsys):
     assert (tmp_path / "dclr_0" / "checkpoints" / "last.pt").stat().st_mtime_ns == before
     assert [result["motion R@1"] for result in again] == [result["motion R@1"] for result in results]
     with pytest.raises(ConfigError, match="dclr_0 holds a run with other settings"):
-        demo(replace(config, rows=("dclr",), synth=replace(config.synth, blobs=3)))
+        demo(replace(config, rows=("dclr",), synth=replace(config.synth, objects=3)))
 
 
 def test_output_in_the_home_folder(tmp_path, monkeypatch):
