@@ -72,8 +72,13 @@ def r2plus1d_vcop(widths: Sequence[int] = WIDTHS) -> VideoResNet:
 
 
 def r2plus1d_tiny(widths: Sequence[int] = (16, 32, 64, 96)) -> VideoResNet:
-    """`r2plus1d_vcop` in narrow, for CPUs and the demo."""
+    """`r2plus1d_vcop` in narrow, for CPUs."""
     return r2plus1d_vcop(widths)
+
+
+def r2plus1d_micro() -> VideoResNet:
+    """Half as wide again, for the demo: a third of the time of `r2plus1d_tiny`."""
+    return r2plus1d_vcop((8, 16, 32, 64))
 
 
 def r2plus1d_tv1111() -> VideoResNet:

@@ -1,16 +1,23 @@
 """A whole DCLR step on small clips: terms, switches, schedule, gradients, two processes."""
 
+import copy
+import math
 from dataclasses import asdict
 
 import pytest
 import torch
 from torch import nn
 
-from dclr.augment import AugmentConfig, Draw
+from dclr.augment import AugmentConfig, Draw, Streams
 from dclr.data.clips import Batch
 from dclr.methods import DCLR, DCLRConfig, DCLRRelease, DCLRReleaseConfig, SimCLR, SimCLRConfig, build_method
-from dclr.methods.dclr import AlignmentConfig, LossStart, LossWeights, RefineConfig, balanced
+from dclr.methods.balance import by_progress
+from dclr.methods.contrast import Term
+from dclr.methods.dclr import AlignmentConfig, LossWeights, RefineConfig
+from dclr.methods.packing import packed_losses
 from dclr.methods.search import SearchConfig
+from dclr.models import accelerate, build_encoder
+from dclr.models.separate_norm import separate_statistics
 
 FRAMES, SIZE = 4, 16
 PLAIN = AugmentConfig(flip=0, grayscale=0, jitter=0, blur=0)
@@ -85,15 +92,27 @@ def test_switches_train(same_view, symmetric, heads, bn, denominator):
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
-def test_per_modality_statistics_are_those_of_the_clip():
-    """Running statistics after a step equal those of an encoder that saw v alone."""
-    batch = batch_of(3)
-    method, alone = (build(DCLRConfig(hidden=8, dim=4, bn="per_modality", center=True)) for _ in range(2))
-    method(batch, draw_of())
-    alone.encode(alone.augment.streams(batch.clips, draw_of()).rgb)
-    torch.testing.assert_close(method.encoder.norm.running_mean, alone.encoder.norm.running_mean)
-    torch.testing.assert_close(method.encoder.norm.running_var, alone.encoder.norm.running_var)
-    assert method.encoder.norm.momentum == 0.1
+@pytest.mark.parametrize("static_once", [False, True])
+@pytest.mark.parametrize("losses", [LossWeights(0, 1, 1, 0), LossWeights(0, 1, 0, 0), LossWeights(0, 0, 1, 0)])
+def test_per_modality_statistics_are_those_of_separate_passes(losses, static_once):
+    """Features of one pass, and its gradients; the running statistics are the clip's."""
+    config = DCLRConfig(hidden=8, dim=4, losses=losses, search=SearchConfig(on=()), alignment=AlignmentConfig(0))
+    torch.manual_seed(0)
+    method = build_method(config, build_encoder("r2plus1d_tiny", widths=(5, 6, 7, 9)), PLAIN)
+    alone = copy.deepcopy(method.encoder).double()
+    separate_statistics(alone, 1)
+    accelerate(method, static_once=static_once, fold=static_once).double()
+    method.start_epoch(0)
+    streams = Streams(*(clip.double() for clip in method.augment.streams(batch_of(3).clips, draw_of())))
+    features = method._encode(streams)
+    encoders = {name: copy.deepcopy(alone) for name in features}
+    expected = {name: encoders[name](clip) for name, clip in zip("vsd", streams) if name in features}
+    torch.testing.assert_close(features, expected)
+    for outputs in (features, expected):
+        sum((outputs[name] * "_vsd".index(name)).square().sum() for name in outputs).backward()
+    for one, *others in zip(method.encoder.parameters(), *(encoder.parameters() for encoder in encoders.values())):
+        torch.testing.assert_close(one.grad, sum(other.grad for other in others))
+    torch.testing.assert_close(dict(method.encoder.named_buffers()), dict(encoders["v"].named_buffers()))
 
 
 def test_alignment_gradient_reaches_the_clip_only():
@@ -111,19 +130,49 @@ def test_alignment_gradient_reaches_the_clip_only():
     assert all(features[name].grad is None or not features[name].grad.any() for name in "sd")
 
 
-def test_balance_keeps_values_and_moves_gradient_to_the_harder_term():
-    first, second = torch.tensor(2.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
-    losses = balanced({"vs": first * 3, "vd": second * 2}, 2.0)
+def test_balance_keeps_values_and_moves_gradient_to_the_term_behind():
+    first, second = torch.tensor(1.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    losses = by_progress({"vs": first * 6, "vd": second * 2}, {"vs": 7.0, "vd": 6.0})
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx({"vs": 6, "vd": 2})
     sum(losses.values()).backward()
-    # 36 and 4 over their mean of 20.
-    assert (first.grad.item(), second.grad.item()) == pytest.approx((3 * 1.8, 2 * 0.2))
-    assert balanced({"vd": second * 0}, 3.0)["vd"] == 0
+    # 1 / 1 and 1 / 16 over their mean of 17 / 32.
+    assert (first.grad.item(), second.grad.item()) == pytest.approx((6 * 32 / 17, 2 * 2 / 17))
 
 
-def test_balance_of_the_separation_alone():
-    method = build(DCLRConfig(hidden=8, dim=4, losses=LossWeights(0, 0, 0, 1), balance=1, alignment=AlignmentConfig(0)))
-    assert set(method(batch_of(3), draw_of()).losses) == {"sd"}
+def test_balance_of_a_term_at_chance():
+    """Has all of the gradient, but a share that is not zero."""
+    first, second = torch.tensor(7.0, requires_grad=True), torch.tensor(5.0, requires_grad=True)
+    sum(by_progress({"vs": first, "vd": second}, {"vs": 6.0, "vd": 6.0}).values()).backward()
+    assert first.grad > 1.9 and 0 < second.grad < 0.01
+
+
+def test_balance_is_the_gradient_of_the_harmonic_mean_of_progress():
+    """Of 1 / (c - L_vs) + 1 / (c - L_vd), but for its length."""
+    method = build(DCLRConfig(hidden=8, dim=4, losses=LossWeights(0, 1, 1, 0), search=SearchConfig(on=())))
+    chance = 2 * math.log(2 * 4 - 1)
+    losses = method(batch_of(4), draw_of()).losses
+    values = {name: losses[name] for name in ("vs", "vd")}
+    shifted = {name: value - value.item() + chance - 0.5 - place for place, (name, value) in enumerate(values.items())}
+    progress = by_progress(shifted, dict.fromkeys(shifted, chance))
+    parameters = list(method.encoder.parameters())
+    got = torch.autograd.grad(sum(progress.values()), parameters, retain_graph=True)
+    inverse = sum(1 / (chance - value) for value in shifted.values())
+    expected = torch.autograd.grad(inverse, parameters)
+    length = got[0].norm() / expected[0].norm()
+    for one, other in zip(got, expected):
+        torch.testing.assert_close(one, length * other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("losses", [LossWeights(0, 0, 1, 1), LossWeights(0, 0, 0, 1)])
+def test_balance_leaves_a_single_term_and_the_separation_alone(losses):
+    plain, weighted = (
+        build(DCLRConfig(hidden=8, dim=4, losses=losses, search=SearchConfig(on=()), balance=balance))
+        for balance in ("none", "progress")
+    )
+    for method in (plain, weighted):
+        total(method, method(batch_of(4), draw_of())).backward()
+    for one, other in zip(plain.parameters(), weighted.parameters()):
+        assert torch.equal(one.grad, other.grad)
 
 
 def test_colours_are_shared_where_the_augmentation_says_so():
@@ -137,36 +186,27 @@ def test_heads_have_a_width(width):
         build(DCLRConfig(**{width: 0}))
 
 
-def test_balance_leaves_a_single_term_and_the_separation_alone():
-    plain, weighted = (
-        build(DCLRConfig(hidden=8, dim=4, loss_start=LossStart(vs=1), search=SearchConfig(on=()), balance=power))
-        for power in (0, 3)
-    )
-    outputs = [method(batch_of(4), draw_of()) for method in (plain, weighted)]
-    for method, output in zip((plain, weighted), outputs):
-        total(method, output).backward()
-    for one, other in zip(plain.parameters(), weighted.parameters()):
-        assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
-
-
-def test_terms_start_at_their_epochs():
-    config = DCLRConfig(
-        hidden=8, dim=4, losses=LossWeights(0, 1, 1, 1), loss_start=LossStart(vs=2, sd=3),
-        alignment=AlignmentConfig(start=1), refine=RefineConfig(start=2),
-    )  # fmt: skip
+def test_parts_start_at_their_epochs():
+    config = DCLRConfig(hidden=8, dim=4, alignment=AlignmentConfig(start=1), refine=RefineConfig(start=2))
     method = build(config)
-    expected = {0: {"vd"}, 1: {"vd", "ac"}, 2: {"vd", "vs", "ac"}, 3: {"vd", "vs", "sd", "ac"}}
-    assert method.conditional
-    for epoch, names in expected.items():
+    for epoch in range(3):
         method.start_epoch(epoch)
-        assert set(method.loss_weights) == names
-        assert set(method(batch_of(3), draw_of()).losses) == names
+        names = {"vs", "vd", "sd", "ac"} if epoch else {"vs", "vd", "sd"}
+        assert set(method.loss_weights) == set(method(batch_of(3), draw_of()).losses) == names
         assert method.refine_difference == (epoch >= 2)
 
 
-def test_no_term_at_the_first_epoch_is_an_error():
-    with pytest.raises(ValueError, match="loss_start"):
-        build(DCLRConfig(losses=LossWeights(0, 0, 1, 0), loss_start=LossStart(vd=3)))
+@pytest.mark.parametrize("bound", ["anchor", "batch"])
+def test_the_separation_ends_at_chance(bound):
+    """Beyond it there is no gradient; without a bound there is."""
+    chance = 2 * math.log(2 * 3 - 1)
+    s, d = torch.eye(6, 8), -torch.eye(6, 8)
+    for one, alive in ((bound, False), ("none", True)):
+        anchor = s.clone().requires_grad_()
+        value = packed_losses([Term(anchor, d, True, one)], 0.1)
+        value.sum().backward()
+        assert bool(anchor.grad.any()) == alive
+        assert (value.item() > chance + 1) == alive
 
 
 def test_search_replaces_the_in_batch_term_once_the_queue_is_full():
