@@ -31,16 +31,16 @@ class SynthConfig:
 
     train: int = 1024
     test: int = 400
-    size: int = 40
+    size: int = 30
     """Height and width."""
     frames: int = 24
     contrast: float = 0.4
     """Range of the background's brightness, 0 (flat grey) to 1."""
     blend: Literal["add", "cover"] = "add"
     """Objects add to the background (the frame difference holds nothing of it) or cover it (it leaks in)."""
-    objects: int = 4
+    objects: int = 3
     """Of each video, all alike."""
-    object_size: int = 11
+    object_size: int = 9
     """Width and height of the square that an object fits in."""
     brightness: float = 0.8
     """Of an object, 0 to 1."""
