@@ -280,7 +280,7 @@ class DCLR(Method):
             bound = self.config.sd_bound if name == "sd" else "none"
             term = Term(projected[anchor], gathered[key], same_view, bound)
             statistics[f"similarity/{name}_positive"], statistics[f"similarity/{name}_negative"] = similarities(term)
-            if name in crossing:
+            if name in crossing and not self.config.search.keep_own:
                 continue
             terms.append((name, term))
             if self.config.symmetric and name in ("vs", "vd"):
@@ -290,8 +290,10 @@ class DCLR(Method):
             [term for _, term in terms], self.config.temperature, self.config.denominator, list(crossing.values())
         ).unbind()
         losses: dict[str, Tensor] = {}
-        for name, value in zip([*(name for name, _ in terms), *crossing], values):
+        for (name, _), value in zip(terms, values):
             losses[name] = losses[name] + value if name in losses else value
+        for name, value in zip(crossing, values[len(terms) :]):
+            losses[name] = (losses[name] + value) / 2 if name in losses else value
         return losses
 
     def _cross_video(
@@ -314,6 +316,8 @@ class DCLR(Method):
             if self.search.ready(modality):
                 found = queue.retrieve(described[:n], self.config.search, batch.video_id)
                 exclude = non_negative_rows(found.video_id, gather_rows(batch.video_id, dim=0), rank() * n)
+                if self.config.search.dist == "mean":
+                    exclude = exclude.flatten(1)[:, None]
                 stored = found.rgb_projection, found.modality_projection, found.weight
                 crossing[term] = CrossTerm(projected[term], gathered[modality], *stored, exclude)
                 known = (found.video_id >= 0) & (batch.label[:, None] >= 0)

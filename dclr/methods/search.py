@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from dclr.distributed import gather_rows
 from dclr.kernels import topk_similarity
@@ -32,8 +33,12 @@ class SearchConfig:
     """Search by the static clip (s, replaces L_VS), by the difference clip (d, replaces L_VD), both, or neither."""
     k: int = 5
     """Entries that are retrieved for each clip."""
-    dist: Literal["prior", "uniform"] = "prior"
-    """Weights of the K retrieved entries: their similarity (the paper's p_k), or 1 / K."""
+    dist: Literal["prior", "uniform", "mean"] = "prior"
+    """Weights of the K retrieved entries: their similarity (the paper's p_k), or 1 / K; or one positive that is the
+    mean of their projections, as the caption of Table 6 describes the uniform form."""
+    keep_own: bool = False
+    """Keep the in-video positive beside the retrieved ones, as Eq. 9 is printed: half of the term is Eq. 7, half is
+    Eq. 10, which else replaces it."""
     start: int = 10
     """First epoch that may use retrieved entries."""
     refresh: int = 10
@@ -78,9 +83,9 @@ class Retrieved(NamedTuple):
     """The K entries nearest to each of n clips.
 
     Attributes:
-        rgb_projection, modality_projection: (n, K, d), as in `Entries`.
+        rgb_projection, modality_projection: (n, K, d), as in `Entries`; (n, 1, d) where they are a mean.
         video_id, label: (n, K) int64; video -1 where the queue has fewer than K entries.
-        weight: (n, K) p_k.
+        weight: (n, K) p_k, or (n, 1).
     """
 
     rgb_projection: Tensor
@@ -134,7 +139,10 @@ class SearchQueue(nn.Module):
 
     @torch.no_grad()
     def retrieve(self, query: Tensor, config: SearchConfig, video_id: Tensor) -> Retrieved:
-        """The K entries nearest to each query by cosine, with the prior p_k = max(S_k, 0) / sum max(S, 0)."""
+        """The K entries nearest to each query by cosine, with the prior p_k = max(S_k, 0) / sum max(S, 0).
+
+        With `dist = mean` projections and weight are of one entry, the mean; videos and labels remain those of the K.
+        """
         own = {"query_id": video_id, "queue_id": self.video_id} if config.exclude_same_video else {}
         similarity, index = topk_similarity(
             query, self.descriptor, config.k, size=None if self.full else self.size, **own
@@ -147,7 +155,13 @@ class SearchQueue(nn.Module):
         prior = torch.where(total > 1e-8, positive / total.clamp(min=1e-8), uniform)
         weight = prior if config.dist == "prior" else uniform
         video_id = self.video_id[row].where(found, -1)
-        return Retrieved(self.rgb_projection[row], self.modality_projection[row], video_id, self.label[row], weight)
+        projections = [self.rgb_projection[row], self.modality_projection[row]]
+        if config.dist == "mean":
+            projections = [
+                (uniform[..., None] * normalize(value, dim=-1)).sum(1, keepdim=True) for value in projections
+            ]
+            weight = found.any(1, keepdim=True).to(weight.dtype)
+        return Retrieved(*projections, video_id, self.label[row], weight)
 
 
 class SlowEncoder(nn.Module):

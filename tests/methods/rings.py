@@ -59,7 +59,7 @@ def _texture(scene: int, rng: np.random.Generator) -> np.ndarray:
     hue = scene / 8 + rng.uniform(-0.05, 0.05)
     light = np.array(colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 1), rng.uniform(0.7, 1)))
     dark = np.array(colorsys.hsv_to_rgb((hue + 0.05) % 1, rng.uniform(0.3, 1), rng.uniform(0, 0.4)))
-    return 0.3 + dark + (light - dark) * wave[:, None] - 0.5
+    return 0.3 + 0.6 * (dark + (light - dark) * wave[:, None] - 0.5)  # objects add to it without an end at 0 or 1
 
 
 class RingEncoder(nn.Module):

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -234,6 +234,21 @@ def test_search_replaces_the_in_batch_term_once_the_queue_is_full():
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("dist", ["prior", "mean"])
+def test_the_own_positive_stays_where_asked(dist):
+    """Half of the term is that of the batch alone, half that across videos."""
+    search = SearchConfig(queue=8, start=0, refresh=5, k=3, dist=dist)
+    kept = replace(search, keep_own=True)
+    values = {}
+    for name, how in (("across", search), ("both", kept), ("own", SearchConfig(on=()))):
+        method = build(DCLRConfig(hidden=8, dim=4, search=how))
+        method.start_epoch(0)
+        for step in range(3):
+            values[name] = method(batch_of(4, seed=step, first_id=4 * step), draw_of(step)).losses["vd"]
+            method.after_step()
+    torch.testing.assert_close(values["both"], (values["own"] + values["across"]) / 2)
+
+
 @pytest.mark.parametrize("on", [("s",), ("s", "d")])
 @pytest.mark.parametrize("feat", ["proj", "backbone"])
 def test_search_on_other_modes(on, feat):
@@ -295,13 +310,55 @@ def test_official_release_runs_end_to_end():
         assert not torch.equal(old, new) or torch.equal(old, fast)
 
 
+def test_official_release_in_its_own_order_of_operations():
+    """A step from plain PyTorch: both views through the momentum encoder, then the queries, then the losses."""
+    config = DCLRReleaseConfig(hidden=8, dim=4, queue=12, k=3, temperature=0.2)
+    method = build(config, PLAIN)
+    for parameter in method.key.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    method.eval()  # BatchNorm's statistics do not depend on who is encoded together
+    batch = batch_of(3, views=4)
+    streams = method.augment.streams(batch.clips[:2], draw_of(), batch.clips[2:])
+    view_i, view_j = ([stream[rows] for stream in streams] for rows in (slice(3), slice(3, 6)))
+
+    def project(branch, clips, masks):
+        """As the release pools: the average of F A / mean(A)."""
+        v, s, d = (branch.encoder(clip) for clip in clips)
+        refined = [(v * a[:, None] / a.mean((1, 2, 3))[:, None, None, None, None]) for a in masks]
+        pooled = dict(zip(("vv", "vs", "vd", "sv", "dv"), (v, *refined, s, d)))
+        heads = {name: branch.heads[name](feature.mean((2, 3, 4))) for name, feature in pooled.items()}
+        return {name: value / value.norm(dim=1, keepdim=True) for name, value in heads.items()}
+
+    with torch.no_grad():
+        maps = [[method.key.module.encoder(clip).abs().sum(1) for clip in view] for view in (view_i, view_j)]
+        found = project(method.key.module, view_i, maps[0][1:])
+        keys = project(method.key.module, view_j, maps[1][1:])
+        queue = {name: method.queues[name].keys for name in keys}
+        ranking = {name: (found[name] @ queue[name].T).softmax(1) for name in ("sv", "dv")}
+        near = {name: value.topk(3).indices for name, value in ranking.items()}
+        near_both = (ranking["sv"] + ranking["dv"]).topk(3).indices
+    query = project(method.query, view_i, maps[0][1:])
+    output = method(batch, draw_of())
+    positives = {"vv": near_both, "vs": near["sv"], "sv": near["sv"], "vd": near["dv"], "dv": near["dv"]}
+    for name, key in {"vv": "vv", "vs": "sv", "sv": "vs", "vd": "dv", "dv": "vd"}.items():
+        logits = torch.cat([(query[name] * keys[key]).sum(1, keepdim=True), query[name] @ queue[key].T], 1) / 0.2
+        share = logits.softmax(1)
+        chosen = share[:, 0] + share[:, 1:].gather(1, positives[name]).sum(1)
+        torch.testing.assert_close(output.losses[name], -chosen.log().mean())
+    across = maps[0][0] - maps[1][1] - maps[1][2]
+    torch.testing.assert_close(output.losses["ac"], across.square().mean())
+    weights = [module.weight for module in method.query.heads.modules() if isinstance(module, nn.Linear)]
+    assert all(0.005 < weight.std() < 0.015 for weight in weights)
+
+
 def test_table_of_defaults():
     config = asdict(DCLRConfig())
     assert config["losses"] == {"vv": 0, "vs": 1, "vd": 1, "sd": 1}
     assert (config["temperature"], config["dim"], config["hidden"], config["denominator"]) == (0.07, 128, 512, "others")
     assert config["search"] == {
         "on": ("d",), "k": 5, "dist": "prior", "start": 10, "refresh": 10, "queue": 2048, "on_refresh": "flush",
-        "exclude_same_video": True, "feat": "proj",
+        "exclude_same_video": True, "feat": "proj", "keep_own": False,
     }  # fmt: skip
     assert config["alignment"] == {"lambda_": 0.5, "reduction": "mean", "start": 0}
+    assert (config["sd_bound"], config["bn"], config["balance"]) == ("anchor", "per_modality", "progress")
     assert config["refine"] == {"s": True, "d": True, "start": 10}
