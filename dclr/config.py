@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
+import tyro
 import yaml
 
 from dclr.augment import AugmentConfig
+from dclr.files import write_or_explain
 from dclr.methods import METHODS, DCLRConfig, MethodConfig, method_name
 from dclr.methods.renamed import current_settings
+from dclr.models import ENCODERS
 from dclr.suggest import nearest
 
 
@@ -22,12 +26,18 @@ class ConfigError(ValueError):
     """A configuration that cannot be used, in one line."""
 
 
+def default_workers() -> int:
+    """Loader processes for this process' share of the machine's cores: one for each, 1 to 4."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
 @dataclass
 class DataConfig:
     """Videos and the clips that are cut from them."""
 
     dataset: str = "ucf101"
-    """ucf101, hmdb51, kinetics400, diving48, or folder."""
+    """A dataset's name, or `folder` for any videos; `dclr check` lists them."""
     root: str = ""
     """Folder of the dataset."""
     annotations: str | None = None
@@ -37,7 +47,9 @@ class DataConfig:
     where: str | None = None
     """Rows of the list to take, as COLUMN=VALUE."""
     split: int = 1
+    """Number of the official split, where the dataset has several."""
     subset: Literal["train", "test"] = "train"
+    """Part of the split."""
     frames: int = 16
     """Frames that the encoder sees; one more is decoded for the frame difference."""
     stride: int = 2
@@ -48,14 +60,15 @@ class DataConfig:
     """Range of the crop's share of the frame's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of the crop's aspect ratio."""
-    workers: int = 4
-    """Loader processes on each rank."""
+    workers: int = field(default_factory=default_workers)
+    """Loader processes on each rank; by default as many as it has cores, at most 4."""
     cache: Literal["memory"] | None = None
     """Keep decoded videos in memory: for sets that fit, with `workers` 0."""
     allow_missing: bool = False
     """Go on without the videos that the split names but the folder lacks, and report their number."""
     max_failed_share: float = 0.01
-    """Stop when more than this share of the videos could not be decoded; others stand in for them until then."""
+    """Stop when more than this share of the videos could not be decoded, and more than 5; others stand in for them
+    until then. 0 allows none."""
 
     def __post_init__(self) -> None:
         at_least("data", self, frames=1, stride=1, size=1, workers=0, max_failed_share=0)
@@ -70,12 +83,15 @@ class OptimConfig:
     """Optimiser and learning rate."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Stochastic gradient descent with momentum, or Adam with decoupled weight decay."""
     lr: float = 0.01
     """Learning rate."""
     scale_lr: bool = False
     """Take `lr` as that of a global batch of 64, and scale it linearly with the batch."""
     momentum: float = 0.9
+    """Of SGD: share of the last update that the next one repeats."""
     weight_decay: float = 1e-4
+    """Share of each weight, times the rate, that a step takes away."""
     schedule: Literal["step", "cosine", "constant"] = "step"
     """How the rate falls from epoch to epoch."""
     milestones: tuple[float, ...] = (0.6, 0.8)
@@ -100,12 +116,15 @@ class TrainConfig:
     """The run."""
 
     epochs: int = 200
+    """Passes over the videos, with one batch entry of each."""
     batch: int = 64
     """Videos in the global batch."""
     accumulate: int = 1
     """Forward and backward passes whose gradients make one step; each sees batch / accumulate videos."""
     seed: int = 0
+    """Of all random numbers; the same seed on the same machine gives the same run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 runs the encoder under autocast; auto is bf16 on GPUs."""
     sync_bn: bool = True
@@ -129,10 +148,13 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = True
+    """Also write the metrics as TensorBoard events."""
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch": 1, "accumulate": 1, "seed": 0, "threads": 0}
         at_least("train", self, **least, checkpoint_every=1, save_every=1, log_every=1)
+        if self.seed >= 2**64:
+            raise ConfigError(f"train.seed: got {self.seed}, expected less than 2^64")
         if self.batch % self.accumulate:
             raise ConfigError(
                 f"train.accumulate: got {self.accumulate}, expected a divisor of train.batch {self.batch}"
@@ -153,13 +175,18 @@ class PretrainConfig(Generic[AnyMethodConfig]):
 
     output: str = "runs/pretrain"
     """Run folder: configuration, metrics, checkpoints, TensorBoard events."""
-    encoder: str = "r2plus1d_vcop"
+    encoder: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(ENCODERS)}}}")] = "r2plus1d_vcop"
     """Name of the video encoder, as of `dclr.models.ENCODERS`."""
     data: DataConfig = field(default_factory=DataConfig)
+    """Videos and clips."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of the clips."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and learning rate."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """The run."""
     method: AnyMethodConfig = field(default_factory=DCLRConfig)
+    """What is learned; its class says which method."""
 
 
 def at_least(section: str, config: Any, **least: float) -> None:
@@ -190,7 +217,10 @@ def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where or 'configuration'}: got {values!r}, expected keys and values")
-    values = current_settings(values) if where == "method" else dict(values)
+    try:
+        values = current_settings(values) if where == "method" else dict(values)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if where == "method":
         config = _named_method(config, values.pop("name", method_name(config)))
     fields = {f.name.rstrip("_"): f for f in dataclasses.fields(config)}
@@ -245,13 +275,15 @@ def _converted(value: Any, hint: Any, path: str) -> Any:
 
 def save(config: PretrainConfig, path: Path, **extra: Any) -> None:
     """Write the resolved configuration as YAML; `extra` (versions, commit) goes under `run`, which loading ignores."""
-    Path(path).write_text(yaml.safe_dump({**to_dict(config), "run": extra}, sort_keys=False))
+    write_or_explain(Path(path), yaml.safe_dump({**to_dict(config), "run": extra}, sort_keys=False).encode())
 
 
 def load(path: str | Path, base: PretrainConfig | None = None) -> PretrainConfig:
     """Configuration of a YAML file over `base` (default: the defaults)."""
     try:
-        values = yaml.safe_load(Path(path).expanduser().read_text()) or {}
+        values = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8")) or {}
+    except RecursionError:
+        raise ConfigError(f"{path}: cannot be read as a configuration: it is nested too deeply") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

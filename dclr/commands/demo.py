@@ -82,7 +82,7 @@ def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = 
     """
     run = _run(row, epochs)
     run.output, run.train.seed, run.data.root = str(output), seed, str(root)
-    pretrain(run, resume=True)
+    pretrain(run, resume="or_start")
     method = load_method(output).method
     last = [record for record in read_metrics(output) if "loss" in record][-1]
     result = {

@@ -211,9 +211,10 @@ def _protocol(config: FinetuneConfig, run: PretrainConfig, features: Features) -
     train, optim, data = run.train, run.optim, run.data
     steps = ",".join(f"{share * train.epochs:g}" for share in optim.milestones)
     schedule = f"x0.1 at {steps}" if optim.schedule == "step" else optim.schedule
+    rate = base_rate(optim, train.batch)
     averaged = "logits" if config.average == "logits" else "softmax probabilities"
     return (
-        f"finetuned whole from {_start(config)}: {optim.optimizer} lr {base_rate(optim, train.batch):g} wd {optim.weight_decay:g} "
+        f"finetuned whole from {_start(config)}: {optim.optimizer} lr {rate:g} wd {optim.weight_decay:g} "
         f"m {optim.momentum:g} batch {train.batch}, {train.epochs} epochs of one random clip a video, "
         f"{data.scale[0]:g} to {data.scale[1]:g} of the frame, {schedule}, dropout {run.method.dropout:g}, seed "
         f"{train.seed}; "

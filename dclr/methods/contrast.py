@@ -90,19 +90,19 @@ def in_batch_loss(term: Term, temperature: float, denominator: Denominator = "ot
 
 def sum_over_views(losses: Tensor, term: Term, denominator: Denominator) -> Tensor:
     """The sum of the means over each view, which is twice the mean over the 2n anchors, of I (2n,), bounded: ()."""
-    chance = chance_level(len(term.key) // 2, denominator)
+    end = chance(len(term.key) // 2, denominator) / 2
     if term.bound == "anchor":
-        losses = losses.clamp(max=chance)
+        losses = losses.clamp(max=end)
     mean = losses.mean()
     if term.bound == "batch":  # the global one
-        mean = torch.where(mean_over_ranks(mean) < chance, mean, chance)
+        mean = torch.where(mean_over_ranks(mean) < end, mean, end)
     return 2 * mean
 
 
-def chance_level(videos: int, denominator: Denominator) -> float:
-    """I where all cosines are equal: the logarithm of the number of keys, for a batch of `videos` videos."""
-    keys = {"others": 2 * videos - 1, "literal": 2 * videos - 1, "all": 2 * videos, "joint": 4 * videos - 3}
-    return math.log(keys[denominator])
+def chance(videos: int, denominator: Denominator = "others") -> float:
+    """`in_batch_loss` where all similarities are the same: 2 x the log of the candidates, in a batch of `videos`."""
+    candidates = {"others": 2 * videos - 1, "literal": 2 * videos - 1, "all": 2 * videos, "joint": 4 * videos - 3}
+    return 2 * math.log(candidates[denominator])
 
 
 def cross_video_loss(term: CrossTerm, temperature: float) -> Tensor:

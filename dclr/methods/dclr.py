@@ -27,7 +27,7 @@ from dclr.methods.contrast import (
     CrossTerm,
     Denominator,
     Term,
-    chance_level,
+    chance,
     gather_views,
     reference_losses,
     similarities,
@@ -144,6 +144,8 @@ class DCLR(Method):
         augment: flip and colour augmentation.
     """
 
+    pushed_apart = frozenset({"sd"})
+
     def __init__(self, config: DCLRConfig, encoder: nn.Module, augment: AugmentConfig) -> None:
         super().__init__()
         self.config, self.encoder = config, encoder
@@ -169,6 +171,11 @@ class DCLR(Method):
         weights = asdict(self.config.losses)
         signed = {name: -weights[name] if name == "sd" else weights[name] for name in self.terms}
         return {**signed, "ac": self.config.alignment.lambda_} if self.aligning else signed
+
+    def chance(self, global_batch: int) -> dict[str, float]:
+        each = chance(global_batch, self.config.denominator)
+        both = {"vs", "vd"} if self.config.symmetric else set()
+        return {name: 2 * each if name in both else each for name in self.terms}
 
     def check(self, global_batch: int, steps_per_epoch: int) -> None:
         if self.search is not None:
@@ -203,11 +210,10 @@ class DCLR(Method):
         losses = self._contrast(projected, gathered, crossing, statistics)
         attracting = {name: loss for name, loss in losses.items() if name != "sd"}
         if self.config.balance == "progress" and len(attracting) > 1:
-            videos = len(batch.video_id) * world()
-            losses |= by_progress(attracting, {name: self._chance(name, videos) for name in attracting})
+            losses |= by_progress(attracting, self.chance(len(batch.video_id) * world()))
         if self.aligning:
             losses["ac"] = alignment
-        return Output(losses, {**statistics, **self.augment.statistics})
+        return Output(losses, {**statistics, **self.augment.statistics}, pooled["vv"].detach())
 
     def after_step(self) -> None:
         for modality, entries in self._pending:
@@ -259,11 +265,6 @@ class DCLR(Method):
             "d": pools.difference,
         }
         return pooled, alignment
-
-    def _chance(self, term: str, videos: int) -> float:
-        """Value of a term that knows nothing, in a global batch of `videos` videos."""
-        directions = 2 if self.config.symmetric and term in ("vs", "vd") else 1
-        return 2 * directions * chance_level(videos, self.config.denominator)
 
     def _contrast(
         self,

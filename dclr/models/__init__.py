@@ -1,4 +1,4 @@
-"""Video encoders by name or from an exported file, their faster forward passes, and projection heads."""
+"""Video encoders by name or from an exported file, their faster forms, and projection heads."""
 
 import difflib
 import inspect
@@ -15,6 +15,7 @@ from dclr.models.i3d import i3d
 from dclr.models.r2plus1d import r2plus1d_18, r2plus1d_micro, r2plus1d_tiny, r2plus1d_tv1111, r2plus1d_vcop
 from dclr.models.resnet3d import mc3_18, r2d3d18, r3d18_hara, r3d_18, r3d_vcop
 from dclr.models.s3d import s3d, s3dg
+from dclr.models.vit import vit_base, vit_small, vit_tiny
 
 __all__ = ["ENCODERS", "ProjectionHead", "accelerate", "average_pool", "build_encoder", "load_encoder"]
 
@@ -33,6 +34,9 @@ _BUILDERS = (
     s3d,
     s3dg,
     i3d,
+    vit_small,
+    vit_base,
+    vit_tiny,
 )
 ENCODERS: dict[str, Callable[..., nn.Module]] = {build.__name__: build for build in _BUILDERS}
 
@@ -60,8 +64,8 @@ def build_encoder(name: str, **options) -> nn.Module:
 def load_encoder(path: str | os.PathLike) -> nn.Module:
     """The encoder in a file of `dclr export`, in evaluation mode on the CPU.
 
-    It takes clips (B, 3, T, H, W) in [0, 1], minus `mean`, over `std`; both stand in the file's metadata, with the
-    frames, stride and size of the pretraining.
+    Its input is (clip - mean) / std of clips (B, 3, T, H, W) in [0, 1]. The file's metadata has `mean` and `std`, and
+    the frames, stride and size of the pretraining.
 
     Raises:
         OSError: the file cannot be read.
