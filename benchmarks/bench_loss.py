@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dclr.methods.contrast import CrossTerm, Term, contrast
-from dclr.methods.search import left_out
+from dclr.methods.contrast import CrossTerm, Term
+from dclr.methods.packing import packed_losses
+from dclr.methods.search import non_negative_rows
 
 from .harness import COMPILED, OURS, REFERENCE, Problem, compiled, with_gradients
 
@@ -58,11 +59,11 @@ def problem(size: Size, device: torch.device, measuring: bool) -> Problem:
     weight = torch.rand(n, size.entries, generator=generator).to(device)
     # Of the retrieved videos every other one is in the batch.
     video = torch.randint(2 * n, (n, size.entries), generator=generator)
-    exclude = left_out(video, torch.arange(n), 0).to(device)
+    exclude = non_negative_rows(video, torch.arange(n), 0).to(device)
 
     def ours(vs: Tensor, vd: Tensor, s: Tensor, d: Tensor) -> Tensor:
         crossing = CrossTerm(vd, d, rgb, mode, weight, exclude)
-        static, apart, difference = contrast(
+        static, apart, difference = packed_losses(
             [Term(vs, s), Term(s, d, same_view=True)], TEMPERATURE, crossing=[crossing]
         ).unbind()
         return static - apart + difference

@@ -27,6 +27,7 @@ def pytest_addoption(parser):
     )
     group.addoption("--seconds", type=float, default=2.0, help="time spent on each problem (default: %(default)s)")
     group.addoption("--variants", help="measure ours and those whose names have one of these comma-separated parts")
+    group.addoption("--sizes", choices=("tiny", "cpu", "cuda"), help="sizes of another mode than the device's")
     group.addoption("--results", help="JSON file (default: benchmarks/results/DEVICE/DATE.json)")
 
 
@@ -35,21 +36,24 @@ def pytest_configure(config):
     config.stash[LEFT_OUT] = {}
 
 
-def mode(config) -> str:
-    """Key into a benchmark's `SIZES`."""
-    if not config.getoption("--benchmark"):
-        return "tiny"
+def present() -> str:
+    """The kind of device that is measured."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def sizes(config) -> str:
+    """Key into a benchmark's `SIZES`."""
+    return config.getoption("--sizes") or (present() if config.getoption("--benchmark") else "tiny")
 
 
 def pytest_generate_tests(metafunc):
     if "size" in metafunc.fixturenames:
-        metafunc.parametrize("size", metafunc.module.SIZES[mode(metafunc.config)], ids=str)
+        metafunc.parametrize("size", metafunc.module.SIZES[sizes(metafunc.config)], ids=str)
 
 
 @pytest.fixture
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(present())
 
 
 @pytest.fixture
@@ -101,7 +105,7 @@ def _record(benchmark, problem, rows):
 
 def _write(config) -> tuple[dict, Path]:
     """The report so far, and the file that has it."""
-    device = mode(config)
+    device = present()
     report = harness.report(config.stash[ROWS], device) | {"left_out": config.stash[LEFT_OUT]}
     path = Path(config.getoption("--results") or harness.results_path(device))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +114,7 @@ def _write(config) -> tuple[dict, Path]:
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    rows, device = config.stash[ROWS], mode(config)
+    rows, device = config.stash[ROWS], present()
     if not rows:
         return
     report, path = _write(config)

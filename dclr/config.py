@@ -13,7 +13,8 @@ from typing import Any, Generic, Literal, TypeVar
 import yaml
 
 from dclr.augment import AugmentConfig
-from dclr.methods import METHODS, DCLRConfig, method_name
+from dclr.methods import METHODS, DCLRConfig, MethodConfig, method_name
+from dclr.methods.renamed import current_settings
 from dclr.suggest import nearest
 
 
@@ -70,7 +71,9 @@ class OptimConfig:
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
-    """For a global batch of 64; scaled linearly with it."""
+    """Learning rate."""
+    scale_lr: bool = False
+    """Take `lr` as that of a global batch of 64, and scale it linearly with the batch."""
     momentum: float = 0.9
     weight_decay: float = 1e-4
     schedule: Literal["step", "cosine", "constant"] = "step"
@@ -143,21 +146,22 @@ class TrainConfig:
             )
 
 
-MethodConfig = TypeVar("MethodConfig")
+AnyMethodConfig = TypeVar("AnyMethodConfig", bound=MethodConfig)
 
 
 @dataclass
-class PretrainConfig(Generic[MethodConfig]):
+class PretrainConfig(Generic[AnyMethodConfig]):
     """Everything of a pretraining run; saved resolved in its folder as config.yaml."""
 
     output: str = "runs/pretrain"
     """Run folder: configuration, metrics, checkpoints, TensorBoard events."""
     encoder: str = "r2plus1d_vcop"
+    """Name of the video encoder, as of `dclr.models.ENCODERS`."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    method: MethodConfig = field(default_factory=DCLRConfig)
+    method: AnyMethodConfig = field(default_factory=DCLRConfig)
 
 
 def at_least(section: str, config: Any, **least: float) -> None:
@@ -188,7 +192,7 @@ def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where or 'configuration'}: got {values!r}, expected keys and values")
-    values = dict(values)
+    values = current_settings(values) if where == "method" else dict(values)
     if where == "method":
         config = _named_method(config, values.pop("name", method_name(config)))
     fields = {f.name.rstrip("_"): f for f in dataclasses.fields(config)}

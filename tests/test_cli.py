@@ -44,12 +44,13 @@ def failing(capsys, *argv):
         (["pretrain", "--preset", "dclr_ufc101"], 2, "dclr: unknown preset 'dclr_ufc101'; did you mean dclr_ucf101?"),
         (["pretrain", "--train.epohcs", "3"], 2,
          "dclr: unknown argument '--train.epohcs'; did you mean --train.epochs?"),
-        (["pretrain", "--method.ac.lamda=3"], 2,
-         "dclr: unknown argument '--method.ac.lamda'; did you mean --method.ac.lambda?"),
+        (["pretrain", "--method.alignment.lamda=3"], 2,
+         "dclr: unknown argument '--method.alignment.lamda'; did you mean --method.alignment.lambda?"),
         (["pretrain", "--train.epochs", "x"], 2,
          "dclr: --train.epochs: invalid literal for int() with base 10: 'x'"),
         (["pretrain", "--train.epochs", "0"], 2, "dclr: train.epochs: got 0, expected at least 1"),
-        (["pretrain", "--method.tau", "0"], 2, "dclr: method.tau: got 0.0, expected a temperature above 0"),
+        (["pretrain", "--method.temperature", "0"], 2,
+         "dclr: method.temperature: got 0.0, expected a temperature above 0"),
         (["pretrain", "--method", "smclr"], 2, "dclr: unknown method smclr; did you mean simclr?"),
         (["pretrain", "--preset"], 2, "dclr: --preset: expected a value"),
         (["pretrain", "--list-presets", "stray"], 2, "dclr: unknown argument 'stray'"),
@@ -109,16 +110,16 @@ def test_help_and_presets(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["pretrain", "--preset", "simclr_ucf101", "--help"])
     out = capsys.readouterr().out
-    assert stop.value.code == 0 and "--method.tau" in out and "--method.search" not in out
+    assert stop.value.code == 0 and "--method.temperature" in out and "--method.search" not in out
 
 
 def test_flags_win_over_file_and_file_over_preset(tmp_path, videos):
-    (tmp_path / "run.yaml").write_text("train: {epochs: 7, seed: 5}\nmethod: {tau: 0.3}\n")
+    (tmp_path / "run.yaml").write_text("train: {epochs: 7, seed: 5}\nmethod: {temperature: 0.3}\n")
     run = tmp_path / "run"
     argv = ["--preset", "simclr_ucf101", "--config", str(tmp_path / "run.yaml"), *SMALL]
     main(["pretrain", *argv, "--train.epochs=1", "--output", str(run), "--data.root", str(videos)])
     _, config, position = load_method(run)
-    assert (config.train.epochs, config.train.seed, config.method.tau) == (1, 5, 0.3)
+    assert (config.train.epochs, config.train.seed, config.method.temperature) == (1, 5, 0.3)
     assert position["epoch"] == 1
 
 

@@ -36,11 +36,11 @@ def test_everything_survives_yaml(tmp_path):
         optim=OptimConfig("adamw", 3e-4, milestones=(), schedule="cosine", warmup=7),
         train=TrainConfig(epochs=3, batch=12, accumulate=3, precision="bf16", compile="default", threads=2),
         method=DCLRConfig(losses=LossWeights(1, 0, 0.5, 2), search=SearchConfig(on=("s", "d")),
-                          ac=AlignmentConfig(0.1)),
+                          alignment=AlignmentConfig(0.1)),
     )  # fmt: skip
     save(config, tmp_path / "config.yaml")
     assert load(tmp_path / "config.yaml") == config
-    assert to_dict(config)["method"]["ac"]["lambda"] == 0.1
+    assert to_dict(config)["method"]["alignment"]["lambda"] == 0.1
 
 
 def test_the_demo_preset_takes_the_videos_of_the_demo():
@@ -55,9 +55,9 @@ def written(tmp_path, text):
 
 
 def test_a_file_overlays_a_preset(tmp_path):
-    path = written(tmp_path, "optim: {lr: 1e-3}\nmethod: {tau: 1, search: {k: 10}}\ndata: {scale: [0.5, 1]}\n")
+    path = written(tmp_path, "optim: {lr: 1e-3}\nmethod: {temperature: 1, search: {k: 10}}\ndata: {scale: [0.5, 1]}\n")
     config = load(path, PRESETS["dclr_k400"]())
-    assert (config.optim.lr, config.method.tau, config.method.search.k) == (0.001, 1.0, 10)
+    assert (config.optim.lr, config.method.temperature, config.method.search.k) == (0.001, 1.0, 10)
     assert (config.method.search.queue, config.train.epochs) == (16384, 100)
     assert config.data.scale == (0.5, 1.0)
     assert load(written(tmp_path, "")) == PretrainConfig()
@@ -75,8 +75,8 @@ def test_a_key_that_yaml_reads_as_true(tmp_path, key):
 
 
 def test_a_file_can_name_another_method(tmp_path):
-    config = load(written(tmp_path, "method: {name: simclr, tau: 0.2}"), PRESETS["dclr_k400"]())
-    assert isinstance(config.method, SimCLRConfig) and config.method.tau == 0.2
+    config = load(written(tmp_path, "method: {name: simclr, temperature: 0.2}"), PRESETS["dclr_k400"]())
+    assert isinstance(config.method, SimCLRConfig) and config.method.temperature == 0.2
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_file_can_name_another_method(tmp_path):
         ("data: {scale: [0.5, 0.2]}", r"data\.scale: got \(0\.5, 0\.2\)"),
         ("data: {ratio: [0, 1]}", r"data\.ratio: got \(0\.0, 1\.0\), expected two aspect ratios"),
         ("data: {ratio: [2, 1]}", r"data\.ratio: got \(2\.0, 1\.0\)"),
-        ("method: {tau: 0}", r"method\.tau: got 0\.0"),
+        ("method: {temperature: 0}", r"method\.temperature: got 0\.0"),
     ],
 )
 def test_wrong_files(tmp_path, text, message):

@@ -3,12 +3,14 @@
 from dclr.augment.color import augment_color
 from dclr.augment.draws import AugmentConfig, ColorDraw, Draw, color_table, draw_color
 from dclr.augment.foreground import ForegroundConfig
-from dclr.augment.streams import Augment, Streams
+from dclr.augment.streams import Augment, Difference, DifferenceSource, Streams
 
 __all__ = [
     "Augment",
     "AugmentConfig",
     "ColorDraw",
+    "Difference",
+    "DifferenceSource",
     "Draw",
     "ForegroundConfig",
     "Streams",

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from dclr.augment.draws import AugmentConfig, ColorDraw
 from dclr.augment.foreground import blur_size
+from dclr.kernels.augment import LUMA
 
-LUMA = (0.299, 0.587, 0.114)
 
-
-def _where(mask_b: Tensor, changed: Tensor, clip_bcthw: Tensor) -> Tensor:
+def _where_drawn(mask_b: Tensor, changed: Tensor, clip_bcthw: Tensor) -> Tensor:
     return torch.where(mask_b.view(-1, 1, 1, 1, 1), changed, clip_bcthw)
 
 
-def _luma(clip_bcthw: Tensor) -> Tensor:
+def _brightness_of(clip_bcthw: Tensor) -> Tensor:
     weights = torch.tensor(LUMA, device=clip_bcthw.device, dtype=clip_bcthw.dtype).view(1, 3, 1, 1, 1)
     return (clip_bcthw * weights).sum(1, keepdim=True)
 
@@ -34,7 +33,7 @@ def _jitter(clip_bcthw: Tensor, config: AugmentConfig, params: ColorDraw) -> Ten
     if config.brightness:
         out = (out * params.brightness.view(-1, 1, 1, 1, 1)).clamp(0, 1)
     if config.contrast:
-        mean = _luma(out).mean((1, 2, 3, 4), keepdim=True)
+        mean = _brightness_of(out).mean((1, 2, 3, 4), keepdim=True)
         out = (mean + (out - mean) * params.contrast.view(-1, 1, 1, 1, 1)).clamp(0, 1)
     tall = out.reshape(b, c, t * h, w)  # pointwise steps need no notion of frames
     if config.saturation:
@@ -64,9 +63,9 @@ def augment_color(clip_bcthw: Tensor, config: AugmentConfig, params: ColorDraw) 
     params = ColorDraw(*(value.to(clip_bcthw.device, non_blocking=True) for value in params))
     out = clip_bcthw
     if config.grayscale:
-        out = _where(params.grayscale, _luma(out).expand_as(out), out)
+        out = _where_drawn(params.grayscale, _brightness_of(out).expand_as(out), out)
     if config.jitter:
-        out = _where(params.jitter, _jitter(out, config, params), out)
+        out = _where_drawn(params.jitter, _jitter(out, config, params), out)
     if config.blur and blur_size(out.shape[-2]) > 1:  # a kernel of one pixel is the identity
-        out = _where(params.blur, _blur(out, params.sigma), out)
+        out = _where_drawn(params.blur, _blur(out, params.sigma), out)
     return out

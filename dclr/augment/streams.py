@@ -6,7 +6,7 @@ Shapes: b clips, c = 3 channels, t frames, h x w pixels; a batch of n videos has
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from dclr.augment.foreground import blur_size, foreground_mask
 from dclr.kernels import Augmented, augment_clip, decouple, merge_foreground
 from dclr.kernels._common import runs_triton
 from dclr.phases import phase
+
+Difference = Literal["forward", "backward_cyclic"]
+DifferenceSource = Literal["raw", "augmented"]
 
 
 class Streams(NamedTuple):
@@ -37,13 +40,15 @@ class Augment:
 
     Args:
         config: flip and colour augmentation.
-        diff: `forward17`: x_{t+1} - x_t over T+1 frames (DCLR Eq. 4); `roll16`: x_t - x_{t-1} over T frames, the
-            first minus the last (the released code).
-        diff_source: difference of the `raw` clip or of the colour-`augmented` one.
+        difference: `forward`: x_{t+1} - x_t over T+1 frames (DCLR Eq. 4); `backward_cyclic`: x_t - x_{t-1} over T
+            frames, the first minus the last (the released code).
+        difference_source: difference of the `raw` clip or of the colour-`augmented` one.
     """
 
-    def __init__(self, config: AugmentConfig, diff: str = "forward17", diff_source: str = "raw") -> None:
-        self.config, self.diff, self.diff_source = config, diff, diff_source
+    def __init__(
+        self, config: AugmentConfig, difference: Difference = "forward", difference_source: DifferenceSource = "raw"
+    ) -> None:
+        self.config, self.difference, self.difference_source = config, difference, difference_source
         #: Of the last clips merged, for the log: the share in which nothing moves, so that a mask says nothing.
         self.statistics: dict[str, Tensor] = {}
 
@@ -87,7 +92,7 @@ class Augment:
         background = self._background(views, n, draw)
 
         whole, flip = self._merged(_clips_bcthw(clips), flip, background)
-        as_published = (self.diff, self.diff_source) == ("forward17", "raw")
+        as_published = (self.difference, self.difference_source) == ("forward", "raw")
         if as_published and static_clips is None and runs_triton(whole):
             rgb, static, difference = self._fused(whole, flip, colors, index, static_colors)
             return Streams(rgb, static.expand_as(rgb), difference)
@@ -161,8 +166,8 @@ class Augment:
     def _difference_variant(self, raw_bcthw: Tensor, colors: ColorDraw) -> tuple[Tensor, Tensor]:
         """Colour-augmented rgb (T frames) and the difference of the source and kind that were asked for."""
         augmented = augment_color(raw_bcthw, self.config, colors)
-        source = augmented if self.diff_source == "augmented" else raw_bcthw
-        if self.diff == "roll16":
+        source = augmented if self.difference_source == "augmented" else raw_bcthw
+        if self.difference == "backward_cyclic":
             difference = source[:, :, :-1] - source[:, :, :-1].roll(1, dims=2)
         else:
             difference = source[:, :, 1:] - source[:, :, :-1]

@@ -22,6 +22,7 @@ from dclr.commands.pretrain import pretrain
 from dclr.config import ConfigError, PretrainConfig
 from dclr.data.synth import SynthConfig
 from dclr.distributed import choose_device
+from dclr.methods.dclr_release import DCLRReleaseConfig
 from dclr.presets import PRESETS
 from dclr.presets.demo import demo_vanilla
 from dclr.suggest import nearest
@@ -142,18 +143,17 @@ def _adapted(preset: PretrainConfig, size: Size, epochs: int, batch: int, train_
     """
     method = preset.method
     changes = {
-        "tau": 0.1,
+        "temperature": 0.1,
         "dim": size.dim,
         "hidden": size.hidden,
-        "center": True,
+        "center": not isinstance(method, DCLRReleaseConfig),
         "momentum": size.momentum,
         "queue": max(train_videos // 4, 2 * batch),
     }
     quarter = max(1, epochs // 4)
     if hasattr(method, "search"):
-        # The released recipe's is a queue of negatives, which must hold a batch; a flushed one must fill anew.
-        released = method.variant == "official_release"
-        queue = changes["queue"] if released else max(train_videos // 4, method.search.k)
+        # Unlike a queue of negatives, it need not hold a batch, but must fill anew after each refresh.
+        queue = max(train_videos // 4, method.search.k)
         start = quarter if method.search.start else 0
         changes["search"] = dataclasses.replace(method.search, queue=queue, start=start, refresh=quarter)
         changes["refine"] = dataclasses.replace(method.refine, start=quarter if method.refine.start else 0)

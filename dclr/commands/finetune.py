@@ -21,6 +21,7 @@ from dclr.evaluation.dataset import EvaluationDataConfig, encode, load_subsets
 from dclr.evaluation.linear import top1, video_scores
 from dclr.methods import ClassifierConfig
 from dclr.training import find_checkpoint, load_method, ready_trainer
+from dclr.training.schedule import base_rate
 
 SETTINGS = "finetune.yaml"
 
@@ -64,7 +65,7 @@ def fame_recipe() -> FinetuneConfig:
         "",
         data=EvaluationDataConfig(test_crop="native"),
         augment=AugmentConfig(blur=0),
-        optim=OptimConfig(lr=0.0125, milestones=(0.4, 0.8)),
+        optim=OptimConfig(lr=0.025, milestones=(0.4, 0.8)),
         train=TrainConfig(epochs=150, batch=128),
     )
 
@@ -77,7 +78,7 @@ def _dualvar_recipe(epochs: int, *milestones: int) -> FinetuneConfig:
         ratio=SQUEEZED_RATIO,
         augment=AugmentConfig(grayscale=0, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0),
         dropout=0.0,
-        optim=OptimConfig(lr=0.2, weight_decay=1e-3, milestones=tuple(epoch / epochs for epoch in milestones)),
+        optim=OptimConfig(lr=0.05, weight_decay=1e-3, milestones=tuple(epoch / epochs for epoch in milestones)),
         train=TrainConfig(epochs=epochs, batch=16),
         average="prob",
     )
@@ -211,9 +212,8 @@ def _protocol(config: FinetuneConfig, run: PretrainConfig, features: Features) -
     steps = ",".join(f"{share * train.epochs:g}" for share in optim.milestones)
     schedule = f"x0.1 at {steps}" if optim.schedule == "step" else optim.schedule
     averaged = "logits" if config.average == "logits" else "softmax probabilities"
-    rate = optim.lr * train.batch / 64
     return (
-        f"finetuned whole from {_start(config)}: {optim.optimizer} lr {rate:g} wd {optim.weight_decay:g} "
+        f"finetuned whole from {_start(config)}: {optim.optimizer} lr {base_rate(optim, train.batch):g} wd {optim.weight_decay:g} "
         f"m {optim.momentum:g} batch {train.batch}, {train.epochs} epochs of one random clip a video, "
         f"{data.scale[0]:g} to {data.scale[1]:g} of the frame, {schedule}, dropout {run.method.dropout:g}, seed "
         f"{train.seed}; "

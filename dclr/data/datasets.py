@@ -5,6 +5,7 @@ a transcoded copy in the same layout works as the original does.
 """
 
 import difflib
+import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -42,6 +43,24 @@ class VideoDataset:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def digest(self) -> str:
+        """Names the videos in their order, by paths below their common folder, and their labels: 64 hex digits.
+
+        The same wherever the folder lies; another for other, renamed, relabelled or reordered videos.
+        """
+        folders = {os.path.dirname(path) for path in self.paths}
+        common = os.path.commonpath([os.path.abspath(folder) for folder in folders or ("",)])
+        below = {folder: os.path.relpath(folder, common) for folder in folders}
+        total = hashlib.sha256()
+        for path, label in zip(self.paths, self.labels):
+            folder, name = os.path.split(path)
+            # A zero byte ends each part: no path holds one.
+            total.update(b"%s\0%d\0" % (os.fsencode(os.path.join(below[folder], name)), label))
+        for name in self.classes:
+            total.update(name.encode(errors="surrogateescape") + b"\0")
+        return total.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dclr.augment import Augment, AugmentConfig, Draw
 from dclr.data.clips import Batch
-from dclr.methods.base import Method, Output
+from dclr.methods.base import Method, MethodConfig, Output
+from dclr.models import average_pool
 
 
 @dataclass
-class ClassifierConfig:
+class ClassifierConfig(MethodConfig):
     """The classifier; `dclr finetune` trains it on a pretrained encoder."""
 
     classes: int = 0
@@ -22,11 +22,11 @@ class ClassifierConfig:
     dropout: float = 0.7
     """Share of the pooled feature that is dropped in training."""
 
-    views = crops = 1
+    views = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"method.dropout: got {self.dropout}, expected a share in [0, 1)")
+        self.require("classes", self.classes >= 0, "the number of classes of the dataset")
+        self.require("dropout", 0 <= self.dropout < 1, "a share in [0, 1)")
 
 
 class Classifier(Method):
@@ -56,7 +56,7 @@ class Classifier(Method):
         return {"cross_entropy": 1.0}
 
     def forward(self, batch: Batch, draw: Draw) -> Output:
-        pooled = self.encode(self.augment.rgb(batch.clips, draw)).mean((2, 3, 4), dtype=torch.float32)
+        pooled = average_pool(self.encode(self.augment.rgb(batch.clips, draw)))
         logits = self.layer(self.dropout(pooled)).float()
         label = batch.label.repeat(len(batch.clips))
         top1 = 100 * (logits.detach().argmax(1) == label).float().mean()

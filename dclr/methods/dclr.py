@@ -17,15 +17,16 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from dclr.augment import Augment, AugmentConfig, Draw, Streams
+from dclr.augment import Augment, AugmentConfig, Difference, DifferenceSource, Draw, Streams
 from dclr.data.clips import Batch
 from dclr.distributed import gather_rows, mean_over_ranks, rank
 from dclr.kernels import decoupled_pool
-from dclr.methods.base import Method, Output
-from dclr.methods.contrast import CrossTerm, Denominator, Term, contrast, gather_views, similarities
-from dclr.methods.search import CrossVideoSearch, Entries, Mode, SearchConfig, left_out
-from dclr.models import ProjectionHead
-from dclr.models.still import StillResNet
+from dclr.methods.base import ContrastiveConfig, Method, Output
+from dclr.methods.contrast import CrossTerm, Denominator, Term, gather_views, reference_losses, similarities
+from dclr.methods.packing import packed_losses
+from dclr.methods.search import CrossVideoSearch, Entries, Modality, SearchConfig, non_negative_rows
+from dclr.models import ProjectionHead, average_pool
+from dclr.models.static_once import StaticOnceResNet
 
 
 @dataclass
@@ -33,19 +34,27 @@ class LossWeights:
     """Weights of the contrastive terms; 0 leaves a term out. L_SD is maximised: its weight is subtracted."""
 
     vv: float = 0.0
+    """L_VV: a clip and another clip of its video."""
     vs: float = 1.0
+    """L_VS: a clip and a static frame."""
     vd: float = 1.0
+    """L_VD: a clip and a frame difference."""
     sd: float = 1.0
+    """L_SD: a static frame and a frame difference, pushed apart."""
 
 
 @dataclass
 class LossStart:
-    """First epoch of each contrastive term: the curriculum."""
+    """First epoch of each contrastive term, counted from 0: the curriculum."""
 
     vv: int = 0
+    """First epoch of L_VV."""
     vs: int = 0
+    """First epoch of L_VS."""
     vd: int = 0
+    """First epoch of L_VD."""
     sd: int = 0
+    """First epoch of L_SD."""
 
 
 @dataclass
@@ -57,6 +66,7 @@ class AlignmentConfig:
     reduction: Literal["mean", "sum"] = "mean"
     """Over the positions of a map."""
     start: int = 0
+    """First epoch of the term."""
 
 
 @dataclass
@@ -64,54 +74,62 @@ class RefineConfig:
     """Refined pooling of the clip's features by the activation of s and of d (DCLR Eq. 13-15)."""
 
     s: bool = True
+    """Pool the clip of L_VS by the activation of its static frame."""
     d: bool = True
+    """Pool the clip of L_VD by the activation of its frame difference."""
     start: int = 10
+    """First epoch of refined pooling; average pooling before."""
 
 
 @dataclass
-class DCLRConfig:
+class DCLRConfig(ContrastiveConfig):
     """Dual contrastive learning; the defaults are the paper's on UCF-101, and ours where it is silent."""
 
     losses: LossWeights = field(default_factory=LossWeights)
+    """Weights of the contrastive terms."""
     loss_start: LossStart = field(default_factory=LossStart)
+    """First epochs of the contrastive terms."""
     same_view: bool = False
     """Positives of L_VS and L_VD from the same view instead of the other."""
     search: SearchConfig = field(default_factory=SearchConfig)
-    ac: AlignmentConfig = field(default_factory=AlignmentConfig)
+    """Positives from other videos."""
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    """Activation alignment L_ac."""
     refine: RefineConfig = field(default_factory=RefineConfig)
-    tau: float = 0.07
-    dim: int = 128
-    hidden: int = 512
-    denom: Denominator = "others"
+    """Refined pooling."""
+    denominator: Denominator = "others"
+    """Keys in the denominator of a term: the positive and those of other videos; every key but the anchor's own row
+    (Eq. 2 as printed); all; or others and those of other videos in the anchor's modality."""
     symmetric: bool = False
     """Add the reverse directions s -> v and d -> v to L_VS and L_VD."""
     balance: float = 0.0
     """Power of a term's value that L_VV, L_VS and L_VD are also weighted by, so that the harder one gets more of the
     gradient; 0 is off. Not in the paper, for short runs."""
     heads: Literal["separate", "shared"] = "separate"
-    center: bool = False
-    """Standardise the input of the heads over the batch; not in the paper, for short runs."""
+    """A projection head for each operand of the terms, or one for all."""
     bn: Literal["mixed", "per_modality"] = "mixed"
     """One encoder forward for v, s and d, whose batch statistics mix, or one for each."""
     static_crop: Literal["shared", "independent"] = "shared"
-    diff: Literal["forward17", "roll16"] = "forward17"
-    diff_source: Literal["raw", "augmented"] = "raw"
-    variant: Literal["paper", "official_release"] = "paper"
+    """Whether the static frame has the crop and flip of its clip, or its own."""
+    difference: Difference = "forward"
+    """forward: each frame's difference to the next one (Eq. 4), which takes one frame more than a clip has;
+    backward_cyclic: each frame less the one before, the first less the last (the released code)."""
+    difference_source: DifferenceSource = "raw"
+    """Whether differences are of the frames before or after colour augmentation."""
+    reference: bool = False
+    """Compute the contrastive terms one by one, by the equations as printed, instead of in one kernel launch: equal
+    but slower, and for reading and checking."""
 
     def __post_init__(self) -> None:
-        if self.tau <= 0:
-            raise ValueError(f"method.tau: got {self.tau}, expected a temperature above 0")
-        if self.balance < 0:
-            raise ValueError(f"method.balance: got {self.balance}, expected a power of at least 0")
+        super().__post_init__()
+        self.require("balance", self.balance >= 0, "a power of at least 0")
         if not any(asdict(self.losses).values()):
             raise ValueError("method.losses: every weight is 0, expected at least one term")
 
-    views = 2
-
     @property
     def crops(self) -> int:
-        """Independent spatial crops that each view of a video needs from the loader."""
-        return 2 if self.static_crop == "independent" or self.variant == "official_release" else 1
+        """A second crop of each view where the static frame has its own."""
+        return 2 if self.static_crop == "independent" else 1
 
 
 # Projection heads of each term: that of its anchor and that of its key (paper Sec. 3.1; the released code's names).
@@ -155,7 +173,7 @@ class DCLR(Method):
     def __init__(self, config: DCLRConfig, encoder: nn.Module, augment: AugmentConfig) -> None:
         super().__init__()
         self.config, self.encoder = config, encoder
-        self.augment = Augment(augment, config.diff, config.diff_source)
+        self.augment = Augment(augment, config.difference, config.difference_source)
         weights = asdict(config.losses)
         self.terms = [name for name in HEADS if weights[name]]
         names = sorted({head for term in self.terms for head in HEADS[term]})
@@ -164,21 +182,21 @@ class DCLR(Method):
         self.heads = nn.ModuleDict(
             {name: ProjectionHead(encoder.feature_dim, config.hidden, config.dim, config.center) for name in names}
         )
-        searched: list[Mode] = [mode for mode in config.search.on if f"v{mode}" in self.terms]
+        searched: list[Modality] = [modality for modality in config.search.on if f"v{modality}" in self.terms]
         self.search = None
         if searched:
-            head = {mode: self._head_name(mode) for mode in searched}
+            head = {modality: self._head_name(modality) for modality in searched}
             self.search = CrossVideoSearch(config.search, encoder, self.heads, head, encoder.feature_dim, config.dim)
         starts = asdict(config.loss_start)
         self.conditional = any(starts[term] for term in self.terms)
-        self._pending: list[tuple[Mode, Entries]] = []
+        self._pending: list[tuple[Modality, Entries]] = []
         self.start_epoch(0, resumed=True)
 
     @property
     def loss_weights(self) -> dict[str, float]:
         weights = asdict(self.config.losses)
         signed = {name: -weights[name] if name == "sd" else weights[name] for name in self.active}
-        return {**signed, "ac": self.config.ac.lambda_} if self.aligning else signed
+        return {**signed, "ac": self.config.alignment.lambda_} if self.aligning else signed
 
     def check(self, global_batch: int, steps_per_epoch: int) -> None:
         if self.search is not None:
@@ -190,7 +208,7 @@ class DCLR(Method):
         self.active = [term for term in self.terms if epoch >= starts[term]]
         if not self.active:
             raise ValueError(f"method.loss_start: no term is active in epoch {epoch}, expected one to start at epoch 0")
-        self.aligning = bool(config.ac.lambda_) and epoch >= config.ac.start
+        self.aligning = bool(config.alignment.lambda_) and epoch >= config.alignment.start
         refining = epoch >= config.refine.start
         self.refine_static, self.refine_difference = refining and config.refine.s, refining and config.refine.d
         if self.search is not None:
@@ -219,8 +237,8 @@ class DCLR(Method):
         return Output(losses, {**statistics, **self.augment.statistics})
 
     def after_step(self) -> None:
-        for mode, entries in self._pending:
-            self.search.enqueue(mode, entries)
+        for modality, entries in self._pending:
+            self.search.enqueue(modality, entries)
         self._pending.clear()
 
     def _head_name(self, name: str) -> str:
@@ -249,7 +267,7 @@ class DCLR(Method):
                 with nullcontext() if name == "v" else _running_statistics_kept(self.encoder):
                     features[name] = self.encode(clip)
             return features
-        if "s" in used and isinstance(self.encoder, StillResNet):
+        if "s" in used and isinstance(self.encoder, StaticOnceResNet):
             frame = used.pop("s")[:, :, :1]
             features = self.encode(torch.cat(list(used.values())), frame)
             return dict(zip([*used, "s"], features.chunk(len(used) + 1)))
@@ -262,11 +280,11 @@ class DCLR(Method):
         f_s(v) and f_d(v) (DCLR Eq. 13-15) feed the heads `vs` and `vd` once refinement has started.
         """
         if not (self.aligning or self.refine_static or self.refine_difference):
-            average = {name: feature.mean((2, 3, 4), dtype=torch.float32) for name, feature in features.items()}
+            average = {name: average_pool(feature) for name, feature in features.items()}
             return {**average, **dict.fromkeys(("vv", "vs", "vd"), average["v"])}, None
         pools = decoupled_pool(features["v"], features["s"], features["d"])
         alignment = pools.alignment.mean()
-        if self.config.ac.reduction == "sum":
+        if self.config.alignment.reduction == "sum":
             alignment = alignment * features["v"].shape[2:].numel()
         pooled = {
             "vv": pools.rgb,
@@ -296,8 +314,9 @@ class DCLR(Method):
             terms.append((name, term))
             if self.config.symmetric and name in ("vs", "vd"):
                 terms.append((name, Term(projected[key], gathered[anchor], same_view)))
-        values = contrast(
-            [term for _, term in terms], self.config.tau, self.config.denom, list(crossing.values())
+        compute = reference_losses if self.config.reference else packed_losses
+        values = compute(
+            [term for _, term in terms], self.config.temperature, self.config.denominator, list(crossing.values())
         ).unbind()
         losses: dict[str, Tensor] = {}
         for name, value in zip([*(name for name, _ in terms), *crossing], values):
@@ -315,21 +334,21 @@ class DCLR(Method):
         """Terms of Eq. 10 for view i where the queue is full; the entries of view j wait for the end of the step."""
         n = batch.video_id.shape[0]
         crossing: dict[str, CrossTerm] = {}
-        for mode, clip in (("s", streams.static), ("d", streams.difference)):
-            term = f"v{mode}"
-            if mode not in self.search.queues or term not in self.active:
+        for modality, clip in (("s", streams.static), ("d", streams.difference)):
+            term = f"v{modality}"
+            if modality not in self.search.queues or term not in self.active:
                 continue
-            described = self.search.describe(mode, clip)
-            queue = self.search.queues[mode]
-            if self.search.ready(mode):
+            described = self.search.describe(modality, clip)
+            queue = self.search.queues[modality]
+            if self.search.ready(modality):
                 found = queue.retrieve(described[:n], self.config.search, batch.video_id)
-                exclude = left_out(found.video_id, gather_rows(batch.video_id, dim=0), rank() * n)
-                stored = found.rgb, found.mode, found.weight
-                crossing[term] = CrossTerm(projected[term], gathered[mode], *stored, exclude)
+                exclude = non_negative_rows(found.video_id, gather_rows(batch.video_id, dim=0), rank() * n)
+                stored = found.rgb_projection, found.modality_projection, found.weight
+                crossing[term] = CrossTerm(projected[term], gathered[modality], *stored, exclude)
                 known = (found.video_id >= 0) & (batch.label[:, None] >= 0)
                 hits = (found.label == batch.label[:, None]) & known
                 statistics[f"search/{term}_hit_rate"] = hits.sum() / known.sum().clamp(min=1)
             statistics[f"search/{term}_queue_fill"] = queue.fill.clone()
-            view_j = (value[n:].detach() for value in (described, projected[term], projected[mode]))
-            self._pending.append((mode, Entries(*view_j, batch.video_id, batch.label)))
+            view_j = (value[n:].detach() for value in (described, projected[term], projected[modality]))
+            self._pending.append((modality, Entries(*view_j, batch.video_id, batch.label)))
         return crossing

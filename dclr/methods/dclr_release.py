@@ -1,4 +1,4 @@
-"""DCLR as its released code meant to run, with the least repair (`method.variant = official_release`).
+"""DCLR as its released code meant to run, with the least repair.
 
 Unlike the paper: momentum keys and a queue of negatives per head instead of in-batch negatives; L_VV and the reverse
 directions, no L_SD; the masks come from the momentum encoder and refine from the first step; each step's five nearest
@@ -10,7 +10,7 @@ Shapes: n videos on this rank. View i gives queries, view j keys.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,29 +20,46 @@ from dclr.augment import Augment, AugmentConfig, Draw, Streams
 from dclr.data.clips import Batch
 from dclr.distributed import gather_rows
 from dclr.kernels import activation_map, topk_similarity, weighted_pool
-from dclr.methods.base import Method, Output
+from dclr.kernels.topk import MAX_K
+from dclr.methods.base import ContrastiveConfig, Method, Output
 from dclr.methods.momentum import KeyQueue, MomentumCopy, multi_positive_loss
-from dclr.models import ProjectionHead
-
-if TYPE_CHECKING:
-    from dclr.methods.dclr import DCLRConfig
+from dclr.models import ProjectionHead, average_pool
 
 MOMENTUM = 0.999
 # Query head -> head of its key: v against v, s, d and back.
 PAIRS = {"vv": "vv", "vs": "sv", "sv": "vs", "vd": "dv", "dv": "vd"}
 
 
+@dataclass
+class DCLRReleaseConfig(ContrastiveConfig):
+    """The released recipe of DCLR."""
+
+    k: int = 5
+    """Entries nearest to a key that are further positives of its query."""
+    queue: int = 2048
+    """Keys of earlier steps, of each head, that serve as negatives and are searched."""
+
+    #: The static frame has a crop of its own.
+    crops = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("k", 1 <= self.k <= MAX_K, f"1 to {MAX_K}")
+        self.require("queue", self.queue >= self.k, f"at least the {self.k} entries that are retrieved")
+
+
 class Branch(nn.Module):
     """Encoder and its five projection heads, of the queries or of the keys."""
 
-    def __init__(self, encoder: nn.Module, hidden: int, dim: int) -> None:
+    def __init__(self, encoder: nn.Module, config: DCLRReleaseConfig) -> None:
         super().__init__()
         self.encoder = encoder
-        self.heads = nn.ModuleDict({name: ProjectionHead(encoder.feature_dim, hidden, dim) for name in PAIRS})
+        widths = encoder.feature_dim, config.hidden, config.dim
+        self.heads = nn.ModuleDict({name: ProjectionHead(*widths, config.center) for name in PAIRS})
 
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
         """l2-normalised projections (n, d) of feature maps v, s, d, with v refined by the masks of s and d."""
-        average = {name: feature.mean((2, 3, 4), dtype=torch.float32) for name, feature in features.items()}
+        average = {name: average_pool(feature) for name, feature in features.items()}
         pooled = {
             "vv": average["v"],
             "vs": weighted_pool(features["v"], masks["s"]),
@@ -54,16 +71,21 @@ class Branch(nn.Module):
 
 
 class DCLRRelease(Method):
-    """The released recipe; same arguments as `DCLR`, of whose configuration it reads `tau`, `dim`, `hidden`,
-    `search.k` and `search.queue`."""
+    """The released recipe.
 
-    def __init__(self, config: DCLRConfig, encoder: nn.Module, augment: AugmentConfig) -> None:
+    Args:
+        config: temperature, heads and queue.
+        encoder: (b, 3, T, h, w) to (b, C, T', h', w'), with `feature_dim`.
+        augment: flip and colour augmentation.
+    """
+
+    def __init__(self, config: DCLRReleaseConfig, encoder: nn.Module, augment: AugmentConfig) -> None:
         super().__init__()
         self.config = config
-        self.augment = Augment(augment, diff="roll16", diff_source="augmented")
-        self.query = Branch(encoder, config.hidden, config.dim)
+        self.augment = Augment(augment, "backward_cyclic", "augmented")
+        self.query = Branch(encoder, config)
         self.key = MomentumCopy(self.query, MOMENTUM)
-        self.queues = nn.ModuleDict({name: KeyQueue(config.search.queue, config.dim) for name in PAIRS})
+        self.queues = nn.ModuleDict({name: KeyQueue(config.queue, config.dim) for name in PAIRS})
         self._pending: list[dict[str, Tensor]] = []
 
     @property
@@ -112,7 +134,7 @@ class DCLRRelease(Method):
 
     def _positives(self, keys: dict[str, Tensor]) -> dict[str, Tensor]:
         """Queue rows (n, K) that count as positives of each term: nearest by s, by d, and by both for L_VV."""
-        k = self.config.search.k
+        k = self.config.k
         nearest = {name: topk_similarity(keys[name], self.queues[name].keys, k).indices for name in ("sv", "dv")}
         joint = sum((keys[name] @ self.queues[name].keys.T).softmax(1) for name in ("sv", "dv"))
         by_both = joint.topk(k, dim=1).indices
@@ -125,4 +147,4 @@ class DCLRRelease(Method):
         chosen = torch.zeros_like(logits, dtype=torch.bool)
         chosen[:, 0] = True
         chosen.scatter_(1, positive + 1, True)
-        return multi_positive_loss(logits / self.config.tau, chosen)
+        return multi_positive_loss(logits / self.config.temperature, chosen)

@@ -21,14 +21,15 @@ from torch.nn.functional import cross_entropy, normalize, softplus
 from dclr.augment import Augment, AugmentConfig, Draw
 from dclr.data.clips import Batch
 from dclr.distributed import gather_rows
-from dclr.methods.base import Method, Output
-from dclr.methods.contrast import Term, contrast, gather_views, own_rows, similarities
+from dclr.methods.base import ContrastiveConfig, Method, Output
+from dclr.methods.contrast import Term, gather_views, own_rows, similarities
 from dclr.methods.momentum import KeyQueue, MomentumCopy, check_queue, queue_contrast, queue_similarities
-from dclr.models import ProjectionHead
+from dclr.methods.packing import packed_losses
+from dclr.models import ProjectionHead, average_pool
 
 
 @dataclass
-class DualVarConfig:
+class DualVarConfig(ContrastiveConfig):
     """Clip contrast, temporal coherent contrast and shuffle-rank; the defaults are the released code's."""
 
     form: Literal["simclr", "moco"] = "simclr"
@@ -38,48 +39,38 @@ class DualVarConfig:
     segments: int = 2
     """Segments of a clip, of equal length."""
     segment_dim: int = 64
-    tau: float = 0.07
-    """Temperature of the clip contrast."""
-    tc_tau: float = 0.07
+    """Features of a segment's projection."""
+    tc_temperature: float = 0.07
     """Temperature of the temporal coherent contrast."""
-    theta: float = 0.05
-    """Temperature of the shuffle-rank loss."""
+    sr_temperature: float = 0.05
+    """Temperature of the shuffle-rank loss, theta."""
     sr_clip: float | None = 5.0
-    """Upper bound of a gap in the shuffle-rank loss, in units of theta; beyond it there is no gradient."""
+    """Upper bound of a gap in the shuffle-rank loss, in units of its temperature; beyond it there is no gradient."""
     perm: Literal["uniform", "non_identity"] = "uniform"
     """Orders that segments are shuffled to: all alike, or all but their own."""
     reverse: float = 0.5
     """Probability that all clips of a video run backwards."""
     crop_only: float = 0.2
     """Probability that clip 0 has no grayscale, jitter or blur."""
-    dim: int = 128
-    hidden: int = 512
     momentum: float = 0.999
     """Form moco: share that the key encoder keeps of itself at each step."""
     queue: int = 16384
     """Form moco: keys of earlier steps that serve as negatives."""
-    center: bool = False
-    """Standardise the input of the heads over the batch; not in the paper, for short runs."""
 
     def __post_init__(self) -> None:
-        for name in ("tau", "tc_tau", "theta"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"method.{name}: got {getattr(self, name)}, expected a temperature above 0")
+        super().__post_init__()
+        for name in ("tc_temperature", "sr_temperature"):
+            self.require(name, getattr(self, name) > 0, "a temperature above 0")
         for name in ("momentum", "reverse", "crop_only"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"method.{name}: got {getattr(self, name)}, expected a share in [0, 1]")
-        if not 2 <= self.segments <= 8:
-            raise ValueError(f"method.segments: got {self.segments}, expected 2 to 8")
-        if self.sr_clip is not None and not self.sr_clip > 0:
-            raise ValueError(f"method.sr_clip: got {self.sr_clip}, expected a bound above 0, or none")
-        if self.queue < 1:
-            raise ValueError(f"method.queue: got {self.queue}, expected at least 1")
-
-    views = 2
+            self.require(name, 0 <= getattr(self, name) <= 1, "a share in [0, 1]")
+        self.require("segments", 2 <= self.segments <= 8, "2 to 8")
+        self.require("segment_dim", self.segment_dim >= 1, "at least 1")
+        self.require("sr_clip", self.sr_clip is None or self.sr_clip > 0, "a bound above 0, or none")
+        self.require("queue", self.queue >= 1, "at least 1")
 
     @property
     def crops(self) -> int:
-        """Crops of each view that it needs from the loader: clip 2 is the second one of view 0."""
+        """A second crop of each view where segments are ranked: clip 2 is that of view 0."""
         return 1 if self.mode == "clip" else 2
 
 
@@ -88,7 +79,7 @@ class DualVarConfig:
 
 def clip_contrast(projected: Tensor, temperature: float) -> Tensor:
     """NT-Xent of clips (2n, d), clip 0 of each video before clip 1: the mean over both (half of DCLR Eq. 1)."""
-    return contrast([Term(projected, gather_views(projected))], temperature)[0] / 2
+    return packed_losses([Term(projected, gather_views(projected))], temperature)[0] / 2
 
 
 def temporal_coherent_contrast(segments_bsd: Tensor, temperature: float) -> Tensor:
@@ -156,15 +147,15 @@ def draw_order(draw: Draw, n: int, segments: int, perm: str = "uniform") -> Tens
 def shuffle_segments(clip_bcthw: Tensor, order_bs: Tensor) -> Tensor:
     """Clips whose segments stand in the drawn order."""
     parts = clip_bcthw.unflatten(2, (order_bs.shape[1], -1)).transpose(1, 2)
-    return _rows(parts, order_bs).transpose(1, 2).flatten(2, 3)
+    return _reordered(parts, order_bs).transpose(1, 2).flatten(2, 3)
 
 
 def realign(shuffled_bsd: Tensor, order_bs: Tensor) -> Tensor:
     """Embeddings of the slots of shuffled clips, back in the order of the segments."""
-    return _rows(shuffled_bsd, order_bs.argsort(1))
+    return _reordered(shuffled_bsd, order_bs.argsort(1))
 
 
-def _rows(parts_bs: Tensor, order_bs: Tensor) -> Tensor:
+def _reordered(parts_bs: Tensor, order_bs: Tensor) -> Tensor:
     return parts_bs[torch.arange(len(parts_bs), device=parts_bs.device)[:, None], order_bs]
 
 
@@ -253,7 +244,7 @@ class DualVar(Method):
         return [first, *others]
 
     def _pool(self, clip_bcthw: Tensor) -> Tensor:
-        return self.encode(clip_bcthw).mean((2, 3, 4), dtype=torch.float32)
+        return average_pool(self.encode(clip_bcthw))
 
     def _segments(self, pooled: Tensor, heads: nn.Module) -> Tensor:
         """Unit embeddings (b, S, d) float32: each segment has its own part of the head's output."""
@@ -263,30 +254,30 @@ class DualVar(Method):
     def _in_batch(self, pooled: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses between clips 0 and 1, (2n, C), and those of other videos; statistics."""
         projected = self.heads["clip"](pooled).float()
-        losses = {"clip": clip_contrast(projected, self.config.tau)}
+        losses = {"clip": clip_contrast(projected, self.config.temperature)}
         if self.coherent:
-            losses["tc"] = temporal_coherent_contrast(self._segments(pooled, self.heads), self.config.tc_tau)
-        return losses, _statistics(similarities(Term(projected, gather_views(projected))))
+            losses["tc"] = temporal_coherent_contrast(self._segments(pooled, self.heads), self.config.tc_temperature)
+        return losses, _clip_statistics(similarities(Term(projected, gather_views(projected))))
 
     def _queued(self, pooled: Tensor, key_clip: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses between clip 0, (n, C), the momentum encoder's clip 1, and the queues; statistics."""
         query, keys = self.heads["clip"](pooled).float(), self._encode_keys(key_clip)
         queues = {name: queue.keys for name, queue in self.queues.items()}
-        losses = {"clip": queue_contrast(query, keys["clip"], queues["clip"], self.config.tau)}
+        losses = {"clip": queue_contrast(query, keys["clip"], queues["clip"], self.config.temperature)}
         if self.coherent:
             segments = self._segments(pooled, self.heads)
             losses["tc"] = temporal_coherent_queue_contrast(
-                segments, keys["segment"], queues["segment"], self.config.tc_tau
+                segments, keys["segment"], queues["segment"], self.config.tc_temperature
             )
         self._pending.append(keys)
-        return losses, _statistics(queue_similarities(query, keys["clip"], queues["clip"]))
+        return losses, _clip_statistics(queue_similarities(query, keys["clip"], queues["clip"]))
 
     @torch.no_grad()
     def _encode_keys(self, clip_bcthw: Tensor) -> dict[str, Tensor]:
         """Keys of each queue: unit projections of clips, and their mean segments, which is all that L_tc asks for."""
         encoder, heads = self.key_encoder.module, self.key_heads.module
         clip = clip_bcthw.contiguous(memory_format=torch.channels_last_3d)
-        pooled = encoder(clip).mean((2, 3, 4), dtype=torch.float32)
+        pooled = average_pool(encoder(clip))
         keys = {"clip": normalize(heads["clip"](pooled).float(), dim=1)}
         if self.coherent:
             keys["segment"] = self._segments(pooled, heads).mean(1)
@@ -296,9 +287,9 @@ class DualVar(Method):
         """The shuffled clip 2 against clip 0 and against clip 2, which differ in their augmentation."""
         clip_0, clip_2, shuffled = self._segments(torch.cat(pooled), self.heads).chunk(3)
         realigned = realign(shuffled, order_bs)
-        theta, bound = self.config.theta, self.config.sr_clip
+        theta, bound = self.config.sr_temperature, self.config.sr_clip
         return (shuffle_rank(clip_0, realigned, theta, bound) + shuffle_rank(clip_2, realigned, theta, bound)) / 2
 
 
-def _statistics(similarities: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+def _clip_statistics(similarities: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     return {"similarity/clip_positive": similarities[0], "similarity/clip_negative": similarities[1]}

@@ -14,9 +14,12 @@ from dclr.methods.moco import MoCo, MoCoConfig
 class FAMEConfig(MoCoConfig):
     """MoCo in both directions, and the masks; any other method takes them from `augment.foreground`."""
 
-    tau: float = 0.1
+    temperature: float = 0.1
+    """Cosines are divided by it in the loss; the smaller, the more the hardest negatives count."""
     symmetric: bool = True
+    """Also contrast queries of view j with keys of view i; the loss is the mean of both."""
     foreground: ForegroundConfig = field(default_factory=lambda: ForegroundConfig(mask="fame"))
+    """The masks, and where the backgrounds come from."""
 
 
 class FAME(MoCo):

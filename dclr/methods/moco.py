@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from dclr.augment import Augment, AugmentConfig, Draw
 from dclr.data.clips import Batch
 from dclr.distributed import gather_rows, world
-from dclr.methods.base import Method, Output
+from dclr.methods.base import ContrastiveConfig, Method, Output
 from dclr.methods.momentum import (
     KeyQueue,
     MomentumCopy,
@@ -24,16 +24,13 @@ from dclr.methods.momentum import (
     queue_contrast,
     queue_similarities,
 )
-from dclr.models import ProjectionHead
+from dclr.models import ProjectionHead, average_pool
 
 
 @dataclass
-class MoCoConfig:
+class MoCoConfig(ContrastiveConfig):
     """Momentum contrast; the queue's length is that of DCLR's and FAME's releases on UCF-101."""
 
-    tau: float = 0.07
-    dim: int = 128
-    hidden: int = 512
     momentum: float = 0.999
     """Share that the key encoder keeps of itself at each step."""
     queue: int = 2048
@@ -43,18 +40,11 @@ class MoCoConfig:
     key_bn: Literal["shuffle", "sync", "plain"] = "shuffle"
     """Videos that the key encoder's BatchNorm sees: a random share of the global batch, all of it (GPUs only), or the
     process' own. `train.sync_bn` makes it all of it in any case."""
-    center: bool = False
-    """Standardise the input of the head over the batch; not in the paper, for short runs."""
-
-    views, crops = 2, 1
 
     def __post_init__(self) -> None:
-        if not self.tau > 0:
-            raise ValueError(f"method.tau: got {self.tau}, expected a temperature above 0")
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"method.momentum: got {self.momentum}, expected a share in [0, 1]")
-        if self.queue < 1:
-            raise ValueError(f"method.queue: got {self.queue}, expected at least 1")
+        super().__post_init__()
+        self.require("momentum", 0 <= self.momentum <= 1, "a share in [0, 1]")
+        self.require("queue", self.queue >= 1, "at least 1")
 
 
 class MoCo(Method):
@@ -103,18 +93,18 @@ class MoCo(Method):
 
     def _contrast(self, query_clip: Tensor, key_clip: Tensor, draw: Draw) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Loss of one direction, and its mean positive and negative similarity."""
-        query = self.head(self.encode(query_clip).mean((2, 3, 4), dtype=torch.float32)).float()
+        query = self.head(average_pool(self.encode(query_clip))).float()
         shuffled = self.config.key_bn == "shuffle" and world() > 1 and not self._synchronised()
         key = encode_shuffled(self._encode_keys, key_clip, draw) if shuffled else self._encode_keys(key_clip)
         self._pending.append(key)
-        loss = queue_contrast(query, key, self.queue.keys, self.config.tau)
+        loss = queue_contrast(query, key, self.queue.keys, self.config.temperature)
         return loss, queue_similarities(query, key, self.queue.keys)
 
     @torch.no_grad()
     def _encode_keys(self, clip_bcthw: Tensor) -> Tensor:
         """Unit keys (n, d) float32 of the momentum encoder."""
         clip = clip_bcthw.contiguous(memory_format=torch.channels_last_3d)
-        pooled = self.key_encoder.module(clip).mean((2, 3, 4), dtype=torch.float32)
+        pooled = average_pool(self.key_encoder.module(clip))
         return normalize(self.key_head.module(pooled).float(), dim=1)
 
     def _synchronised(self) -> bool:

@@ -19,17 +19,19 @@ from torch import Tensor, nn
 from dclr.distributed import gather_rows
 from dclr.kernels import topk_similarity
 from dclr.kernels.topk import MAX_K
+from dclr.models import average_pool
 
-Mode = Literal["s", "d"]
+Modality = Literal["s", "d"]
 
 
 @dataclass
 class SearchConfig:
     """Cross-video search."""
 
-    on: tuple[Mode, ...] = ("d",)
+    on: tuple[Modality, ...] = ("d",)
     """Search by the static clip (s, replaces L_VS), by the difference clip (d, replaces L_VD), both, or neither."""
     k: int = 5
+    """Entries that are retrieved for each clip."""
     dist: Literal["prior", "uniform"] = "prior"
     """Weights of the K retrieved entries: their similarity (the paper's p_k), or 1 / K."""
     start: int = 10
@@ -41,6 +43,7 @@ class SearchConfig:
     on_refresh: Literal["flush", "keep"] = "flush"
     """What becomes of the entries that the slow encoder described before its refresh."""
     exclude_same_video: bool = True
+    """Never retrieve an entry of the clip's own video."""
     feat: Literal["proj", "backbone"] = "proj"
     """Search by the slow encoder's projection, or by its pooled features."""
 
@@ -56,20 +59,32 @@ class SearchConfig:
 
 
 class Entries(NamedTuple):
-    """Queue entries, or what is to become some: `key` (m, e), `rgb` and `mode` (m, d), `video_id`, `label` (m,)."""
+    """Entries of a queue, one for each clip.
 
-    key: Tensor
-    rgb: Tensor
-    mode: Tensor
+    Attributes:
+        descriptor: (m, e) f~ of the static or difference clip, which a search compares.
+        rgb_projection, modality_projection: (m, d) projections of the clip and of its static frame or difference.
+        video_id, label: (m,) int64.
+    """
+
+    descriptor: Tensor
+    rgb_projection: Tensor
+    modality_projection: Tensor
     video_id: Tensor
     label: Tensor
 
 
 class Retrieved(NamedTuple):
-    """`rgb`, `mode` (n, K, d) projections of the retrieved entries, `video_id`, `label` (n, K), `weight` p_k (n, K)."""
+    """The K entries nearest to each of n clips.
 
-    rgb: Tensor
-    mode: Tensor
+    Attributes:
+        rgb_projection, modality_projection: (n, K, d), as in `Entries`.
+        video_id, label: (n, K) int64; video -1 where the queue has fewer than K entries.
+        weight: (n, K) p_k.
+    """
+
+    rgb_projection: Tensor
+    modality_projection: Tensor
     video_id: Tensor
     label: Tensor
     weight: Tensor
@@ -78,11 +93,12 @@ class Retrieved(NamedTuple):
 class SearchQueue(nn.Module):
     """First in, first out; filled from row 0, so that the valid entries are always the first `size`."""
 
-    def __init__(self, length: int, key_dim: int, dim: int) -> None:
+    def __init__(self, length: int, descriptor_dim: int, dim: int) -> None:
         super().__init__()
         self.length = length
-        for name, width in (("key", key_dim), ("rgb", dim), ("mode", dim)):
-            self.register_buffer(name, torch.zeros(length, width))
+        self.register_buffer("descriptor", torch.zeros(length, descriptor_dim))
+        self.register_buffer("rgb_projection", torch.zeros(length, dim))
+        self.register_buffer("modality_projection", torch.zeros(length, dim))
         self.register_buffer("video_id", torch.full((length,), -1))
         self.register_buffer("label", torch.full((length,), -1))
         #: Share of the rows that are valid, for the log.
@@ -109,8 +125,8 @@ class SearchQueue(nn.Module):
     def enqueue(self, entries: Entries) -> None:
         """Overwrite the oldest entries, wrapping at the end. Of more than `length` entries the last remain."""
         entries = Entries(*(value[-self.length :] for value in entries))
-        count = entries.key.shape[0]
-        rows = (self.pointer + torch.arange(count, device=self.key.device)) % self.length
+        count = len(entries.video_id)
+        rows = (self.pointer + torch.arange(count, device=self.video_id.device)) % self.length
         for name, value in entries._asdict().items():
             buffer = getattr(self, name)
             buffer.index_copy_(0, rows, value.to(buffer.dtype))
@@ -120,7 +136,9 @@ class SearchQueue(nn.Module):
     def retrieve(self, query: Tensor, config: SearchConfig, video_id: Tensor) -> Retrieved:
         """The K entries nearest to each query by cosine, with the prior p_k = max(S_k, 0) / sum max(S, 0)."""
         own = {"query_id": video_id, "queue_id": self.video_id} if config.exclude_same_video else {}
-        similarity, index = topk_similarity(query, self.key, config.k, size=None if self.full else self.size, **own)
+        similarity, index = topk_similarity(
+            query, self.descriptor, config.k, size=None if self.full else self.size, **own
+        )
         found = index >= 0
         row = index.clamp(min=0)
         uniform = found / found.sum(1, keepdim=True).clamp(min=1)
@@ -129,7 +147,7 @@ class SearchQueue(nn.Module):
         prior = torch.where(total > 1e-8, positive / total.clamp(min=1e-8), uniform)
         weight = prior if config.dist == "prior" else uniform
         video_id = self.video_id[row].where(found, -1)
-        return Retrieved(self.rgb[row], self.mode[row], video_id, self.label[row], weight)
+        return Retrieved(self.rgb_projection[row], self.modality_projection[row], video_id, self.label[row], weight)
 
 
 class SlowEncoder(nn.Module):
@@ -152,11 +170,11 @@ class SlowEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, clip_bcthw: Tensor, head: str | None) -> Tensor:
         """Pooled features (b, e), or their projection by `head`."""
-        pooled = self.encoder(clip_bcthw).mean((2, 3, 4), dtype=torch.float32)
+        pooled = average_pool(self.encoder(clip_bcthw))
         return (pooled if head is None else self.heads[head](pooled)).float()
 
 
-def left_out(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:
+def non_negative_rows(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:
     """The rows of the batch that are no negatives of an entry: both views of the own video and of the retrieved one.
 
     Args:
@@ -175,11 +193,11 @@ def left_out(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:
 
 
 class CrossVideoSearch(nn.Module):
-    """Slow encoder and one queue per searched mode.
+    """Slow encoder, and a queue for each searched modality.
 
     Args:
         encoder, heads: copied into the slow encoder.
-        head: mode -> name of its projection head in `heads`.
+        head: modality -> name of its projection head in `heads`.
         feature_dim, dim: widths of the encoder's and of the projected features.
     """
 
@@ -188,15 +206,16 @@ class CrossVideoSearch(nn.Module):
         config: SearchConfig,
         encoder: nn.Module,
         heads: nn.ModuleDict,
-        head: dict[Mode, str],
+        head: dict[Modality, str],
         feature_dim: int,
         dim: int,
     ) -> None:
         super().__init__()
         self.config, self.head = config, head
         self.slow = SlowEncoder(encoder, heads)
-        key_dim = dim if config.feat == "proj" else feature_dim
-        self.queues = nn.ModuleDict({mode: SearchQueue(config.queue, key_dim, dim) for mode in config.on})
+        descriptor_dim = dim if config.feat == "proj" else feature_dim
+        queues = {modality: SearchQueue(config.queue, descriptor_dim, dim) for modality in config.on}
+        self.queues = nn.ModuleDict(queues)
         self.filling = self.allowed = False
 
     def check(self, global_batch: int, steps_per_epoch: int) -> None:
@@ -220,14 +239,14 @@ class CrossVideoSearch(nn.Module):
                 for queue in self.queues.values():
                     queue.flush()
 
-    def ready(self, mode: Mode) -> bool:
+    def ready(self, modality: Modality) -> bool:
         """Whether Eq. 10 replaces the in-batch term: the start epoch is reached and the queue is full."""
-        return self.allowed and mode in self.queues and self.queues[mode].full
+        return self.allowed and modality in self.queues and self.queues[modality].full
 
-    def describe(self, mode: Mode, clip_bcthw: Tensor) -> Tensor:
+    def describe(self, modality: Modality, clip_bcthw: Tensor) -> Tensor:
         """f~ of static or difference clips: (b, e)."""
-        return self.slow(clip_bcthw, self.head[mode] if self.config.feat == "proj" else None)
+        return self.slow(clip_bcthw, self.head[modality] if self.config.feat == "proj" else None)
 
-    def enqueue(self, mode: Mode, entries: Entries) -> None:
+    def enqueue(self, modality: Modality, entries: Entries) -> None:
         """Append the entries of every rank, in rank order, so that all ranks hold the same queue."""
-        self.queues[mode].enqueue(Entries(*(gather_rows(value.detach(), dim=0) for value in entries)))
+        self.queues[modality].enqueue(Entries(*(gather_rows(value.detach(), dim=0) for value in entries)))

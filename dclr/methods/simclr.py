@@ -4,31 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from dclr.augment import Augment, AugmentConfig, Draw
 from dclr.data.clips import Batch
-from dclr.methods.base import Method, Output
-from dclr.methods.contrast import Term, contrast, gather_views, similarities
-from dclr.models import ProjectionHead
+from dclr.methods.base import ContrastiveConfig, Method, Output
+from dclr.methods.contrast import Term, gather_views, reference_losses, similarities
+from dclr.methods.packing import packed_losses
+from dclr.models import ProjectionHead, average_pool
 
 
 @dataclass
-class SimCLRConfig:
+class SimCLRConfig(ContrastiveConfig):
     """The vanilla baseline, L_VV alone."""
 
-    tau: float = 0.07
-    dim: int = 128
-    hidden: int = 512
-    center: bool = False
-    """Standardise the input of the head over the batch; not in the paper, for short runs."""
-
-    views, crops = 2, 1
-
-    def __post_init__(self) -> None:
-        if self.tau <= 0:
-            raise ValueError(f"method.tau: got {self.tau}, expected a temperature above 0")
+    reference: bool = False
+    """Compute the loss by the equation as printed, instead of by the kernel: equal but slower."""
 
 
 class SimCLR(Method):
@@ -50,9 +41,11 @@ class SimCLR(Method):
         return {"vv": 1.0}
 
     def forward(self, batch: Batch, draw: Draw) -> Output:
-        pooled = self.encode(self.augment.rgb(batch.clips, draw)).mean((2, 3, 4), dtype=torch.float32)
+        pooled = average_pool(self.encode(self.augment.rgb(batch.clips, draw)))
         projected = self.head(pooled)
         term = Term(projected, gather_views(projected))
         positive, negative = similarities(term)
         statistics = {"similarity/vv_positive": positive, "similarity/vv_negative": negative}
-        return Output({"vv": contrast([term], self.config.tau).squeeze(0)}, {**statistics, **self.augment.statistics})
+        compute = reference_losses if self.config.reference else packed_losses
+        loss = compute([term], self.config.temperature).squeeze(0)
+        return Output({"vv": loss}, {**statistics, **self.augment.statistics})

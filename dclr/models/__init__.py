@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from dclr.models.c3d import c3d
 from dclr.models.fast import accelerate
-from dclr.models.heads import ProjectionHead
+from dclr.models.heads import ProjectionHead, average_pool
 from dclr.models.i3d import i3d
 from dclr.models.r2plus1d import r2plus1d_18, r2plus1d_tiny, r2plus1d_tv1111, r2plus1d_vcop
 from dclr.models.resnet3d import mc3_18, r2d3d18, r3d18_hara, r3d_18, r3d_vcop
 from dclr.models.s3d import s3d, s3dg
 
-__all__ = ["ENCODERS", "ProjectionHead", "accelerate", "build_encoder", "load_encoder"]
+__all__ = ["ENCODERS", "ProjectionHead", "accelerate", "average_pool", "build_encoder", "load_encoder"]
 
 _BUILDERS = (
     r2plus1d_vcop,

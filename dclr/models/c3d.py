@@ -10,22 +10,22 @@ class C3D(nn.Sequential):
 
     def __init__(self):
         super().__init__(
-            *_conv(3, 64),
+            *_conv_norm_relu(3, 64),
             nn.MaxPool3d((1, 2, 2)),
-            *_conv(64, 128),
+            *_conv_norm_relu(64, 128),
             nn.MaxPool3d(2),
-            *_conv(128, 256),
-            *_conv(256, 256),
+            *_conv_norm_relu(128, 256),
+            *_conv_norm_relu(256, 256),
             nn.MaxPool3d(2),
-            *_conv(256, 512),
-            *_conv(512, 512),
+            *_conv_norm_relu(256, 512),
+            *_conv_norm_relu(512, 512),
             nn.MaxPool3d(2),
-            *_conv(512, 512),
-            *_conv(512, 512),
+            *_conv_norm_relu(512, 512),
+            *_conv_norm_relu(512, 512),
         )
 
 
-def _conv(channels: int, width: int) -> tuple[nn.Module, ...]:
+def _conv_norm_relu(channels: int, width: int) -> tuple[nn.Module, ...]:
     return nn.Conv3d(channels, width, 3, padding=1), nn.BatchNorm3d(width), nn.ReLU(inplace=True)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from dclr.models.resnet3d import VideoResNet
 from dclr.models.rewrites import FoldedConv3d, PaddedUnit, folds, has_odd_width
-from dclr.models.still import StillResNet
+from dclr.models.static_once import StaticOnceResNet
 
 
 def accelerate(encoder: nn.Module, *, fold: bool = False, pad: bool = False, static_once: bool = False) -> nn.Module:
@@ -19,7 +19,7 @@ def accelerate(encoder: nn.Module, *, fold: bool = False, pad: bool = False, sta
     Args:
         fold: compute (1, k, k) and (k, 1, 1) convolutions as 2D convolutions (`FoldedConv3d`).
         pad: compute mid-channels that are no multiple of 8 as if there were more, of zeros (`PaddedUnit`).
-        static_once: let a `VideoResNet` take a clip of one repeated frame as that frame (`StillResNet`).
+        static_once: let a `VideoResNet` take a clip of one repeated frame as that frame (`StaticOnceResNet`).
 
     Returns:
         `encoder`.
@@ -30,5 +30,5 @@ def accelerate(encoder: nn.Module, *, fold: bool = False, pad: bool = False, sta
         elif pad and isinstance(module, nn.Sequential) and has_odd_width(module):
             module.__class__ = PaddedUnit
         elif static_once and type(module) is VideoResNet:
-            module.__class__ = StillResNet
+            module.__class__ = StaticOnceResNet
     return encoder

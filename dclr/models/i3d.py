@@ -2,21 +2,22 @@
 
 from torch import nn
 
-from dclr.models.inception import InceptionEncoder, Triple
+from dclr.models.inception import InceptionEncoder
+from dclr.models.resnet3d import Triple
 
 
 def i3d() -> InceptionEncoder:
     """I3D on RGB: 12,287,264 parameters, 1024 channels."""
-    return InceptionEncoder(_unit, _pool)
+    return InceptionEncoder(_same_unit, _same_pool)
 
 
-def _unit(channels: int, width: int, kernel: int, stride: int) -> nn.Sequential:
+def _same_unit(channels: int, width: int, kernel: int, stride: int) -> nn.Sequential:
     conv = nn.Conv3d(channels, width, kernel, stride, bias=False)
     padding = _same_padding((kernel,) * 3, (stride,) * 3)
     return nn.Sequential(padding, conv, nn.BatchNorm3d(width), nn.ReLU(inplace=True))
 
 
-def _pool(kernel: Triple, stride: Triple) -> nn.Sequential:
+def _same_pool(kernel: Triple, stride: Triple) -> nn.Sequential:
     return nn.Sequential(_same_padding(kernel, stride), nn.MaxPool3d(kernel, stride, ceil_mode=True))
 
 

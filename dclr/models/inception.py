@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-Triple = tuple[int, int, int]
+from dclr.models.resnet3d import Triple
+
 # (input channels, output channels, kernel size, stride) -> unit with norm and ReLU
 UnitBuilder = Callable[[int, int, int, int], nn.Module]
 # (kernel, stride) -> max-pool

@@ -50,10 +50,10 @@ class VideoResNet(nn.Module):
     ):
         super().__init__()
         self.stem = stem
-        self.layer1 = _stage(builders[0], widths[0], widths[0], 1, blocks[0])
-        self.layer2 = _stage(builders[1], widths[0], widths[1], 2, blocks[1])
-        self.layer3 = _stage(builders[2], widths[1], widths[2], 2, blocks[2])
-        self.layer4 = _stage(builders[3], widths[2], widths[3], 2, blocks[3])
+        self.layer1 = _residual_stage(builders[0], widths[0], widths[0], 1, blocks[0])
+        self.layer2 = _residual_stage(builders[1], widths[0], widths[1], 2, blocks[1])
+        self.layer3 = _residual_stage(builders[2], widths[1], widths[2], 2, blocks[2])
+        self.layer4 = _residual_stage(builders[3], widths[2], widths[3], 2, blocks[3])
         self.feature_dim = widths[3]
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class VideoResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(x)))
 
 
-def _stage(build: BlockBuilder, channels: int, width: int, stride: int, blocks: int) -> nn.Sequential:
+def _residual_stage(build: BlockBuilder, channels: int, width: int, stride: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(build(channels, width, stride), *(build(width, width, 1) for _ in range(blocks - 1)))
 
 
@@ -100,18 +100,18 @@ def init_kaiming(encoder: nn.Module) -> nn.Module:
 
 def r3d_18() -> VideoResNet:
     """Torchvision's `r3d_18` without its classifier: 33,166,272 parameters, the same state-dict keys."""
-    return init_kaiming(VideoResNet(_stem((3, 7, 7)), [conv_block] * 4, (2, 2, 2, 2)))
+    return init_kaiming(VideoResNet(_plain_stem((3, 7, 7)), [conv_block] * 4, (2, 2, 2, 2)))
 
 
 def mc3_18() -> VideoResNet:
     """Torchvision's `mc3_18` without its classifier: 3D convolutions in the first stage, 2D in the others."""
     builders = [conv_block, frame_block, frame_block, frame_block]
-    return init_kaiming(VideoResNet(_stem((3, 7, 7)), builders, (2, 2, 2, 2)))
+    return init_kaiming(VideoResNet(_plain_stem((3, 7, 7)), builders, (2, 2, 2, 2)))
 
 
 def r3d_vcop() -> VideoResNet:
     """R3D with one block a stage and PyTorch's default initialisation (Xu et al., VCOP, CVPR 2019)."""
-    return VideoResNet(_stem((3, 7, 7)), [conv_block] * 4, (1, 1, 1, 1))
+    return VideoResNet(_plain_stem((3, 7, 7)), [conv_block] * 4, (1, 1, 1, 1))
 
 
 def r3d18_hara() -> VideoResNet:
@@ -130,11 +130,11 @@ def r2d3d18() -> VideoResNet:
     return encoder
 
 
-def _stem(kernel: Triple) -> nn.Sequential:
+def _plain_stem(kernel: Triple) -> nn.Sequential:
     width = WIDTHS[0]
     return nn.Sequential(conv(3, width, kernel, (1, 2, 2)), nn.BatchNorm3d(width), nn.ReLU(inplace=True))
 
 
 def _pooled_stem(kernel: Triple) -> nn.Sequential:
     pool = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
-    return nn.Sequential(*_stem(kernel), pool)
+    return nn.Sequential(*_plain_stem(kernel), pool)

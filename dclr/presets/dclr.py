@@ -11,6 +11,7 @@ from functools import partial
 
 from dclr.config import DataConfig, PretrainConfig, TrainConfig
 from dclr.methods.dclr import AlignmentConfig, DCLRConfig, LossWeights, RefineConfig
+from dclr.methods.dclr_release import DCLRReleaseConfig
 from dclr.methods.search import SearchConfig
 from dclr.methods.simclr import SimCLRConfig
 
@@ -33,15 +34,8 @@ def simclr_ucf101() -> PretrainConfig:
 
 def official_release() -> PretrainConfig:
     """DCLR as the released code meant to run: MoCo queue, top-5 multi-positive, no L_SD, smaller encoder."""
-    method = DCLRConfig(
-        variant="official_release",
-        static_crop="independent",
-        diff="roll16",
-        diff_source="augmented",
-        refine=RefineConfig(start=0),
-        search=SearchConfig(on=("s", "d"), start=0),
-    )
-    return PretrainConfig(data=DataConfig(dataset="ucf101"), encoder="r2plus1d_tv1111", method=method)
+    data = DataConfig(dataset="ucf101")
+    return PretrainConfig(data=data, encoder="r2plus1d_tv1111", method=DCLRReleaseConfig())
 
 
 # Losses (vv, vs, vd, sd) of Table 4's rows, which have no search, alignment or refinement; paper's UCF-101 top-1.
@@ -83,7 +77,7 @@ def _table_4_row(losses: tuple[float, ...], same_view: bool) -> PretrainConfig:
         losses=LossWeights(*losses),
         same_view=same_view,
         search=SearchConfig(on=()),
-        ac=AlignmentConfig(0),
+        alignment=AlignmentConfig(0),
         refine=RefineConfig(False, False),
     )
     return PretrainConfig(data=DataConfig(dataset="ucf101"), method=method)
@@ -94,13 +88,13 @@ def _table_5_to_7_row(
 ) -> PretrainConfig:
     method = DCLRConfig(
         search=SearchConfig(on=on, k=k, dist=dist),
-        ac=AlignmentConfig(0.5 if aligned else 0.0),
+        alignment=AlignmentConfig(0.5 if aligned else 0.0),
         refine=RefineConfig(refine_s, refine_d),
     )
     return PretrainConfig(data=DataConfig(dataset="ucf101"), method=method)
 
 
-def _rows() -> dict[str, Callable[[], PretrainConfig]]:
+def _table_rows() -> dict[str, Callable[[], PretrainConfig]]:
     rows = {}
     for name, (losses, same_view, top1) in TABLE_4.items():
         rows[name] = partial(_table_4_row, losses, same_view)
@@ -122,5 +116,5 @@ PRESETS: dict[str, Callable[[], PretrainConfig]] = {
     "dclr_k400": dclr_k400,
     "simclr_ucf101": simclr_ucf101,
     "official_release": official_release,
-    **_rows(),
+    **_table_rows(),
 }

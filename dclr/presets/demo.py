@@ -22,7 +22,7 @@ def _demo(method: DCLRConfig | SimCLRConfig) -> PretrainConfig:
             size=32, scale=(0.5, 1.0), workers=0, cache="memory",
         ),
         augment=AugmentConfig(flip=0, hue=0, blur=0),
-        optim=OptimConfig(optimizer="adamw", lr=0.006, milestones=(0.75,), warmup=20),
+        optim=OptimConfig(optimizer="adamw", lr=0.003, milestones=(0.75,), warmup=20),
         train=TrainConfig(epochs=28, batch=32, checkpoint_every=2, tensorboard=False, static_once=True),
         method=method,
     )  # fmt: skip
@@ -33,9 +33,9 @@ def _demo_terms(vs: float, vd: float, sd: float, vs_start: int = 0, sd_start: in
         losses=LossWeights(vv=0, vs=vs, vd=vd, sd=sd),
         loss_start=LossStart(vs=vs_start, sd=sd_start),
         search=SearchConfig(on=()),
-        ac=AlignmentConfig(0),
+        alignment=AlignmentConfig(0),
         refine=RefineConfig(False, False),
-        tau=0.1,
+        temperature=0.1,
         dim=64,
         hidden=96,
         center=True,
@@ -43,7 +43,7 @@ def _demo_terms(vs: float, vd: float, sd: float, vs_start: int = 0, sd_start: in
     return _demo(method)
 
 
-def demo() -> PretrainConfig:
+def demo_dclr() -> PretrainConfig:
     """The demo's DCLR: L_VD alone first, then L_VS joins, balanced and with clipped gradients."""
     run = _demo_terms(vs=8, vd=1, sd=0, vs_start=10)
     # The first gradients of L_VS are dozens of times longer than those before: one step along them would undo L_VD.
@@ -54,7 +54,7 @@ def demo() -> PretrainConfig:
 
 def demo_vanilla() -> PretrainConfig:
     """The demo's vanilla contrast, L_VV."""
-    return _demo(SimCLRConfig(tau=0.1, dim=64, hidden=96, center=True))
+    return _demo(SimCLRConfig(temperature=0.1, dim=64, hidden=96, center=True))
 
 
 def demo_vs() -> PretrainConfig:
@@ -72,11 +72,11 @@ DEMO_ROWS: dict[str, Callable[[], PretrainConfig]] = {
     "vanilla": demo_vanilla,
     "vs": demo_vs,
     "vd": demo_vd,
-    "dclr": demo,
+    "dclr": demo_dclr,
 }
 
 PRESETS: dict[str, Callable[[], PretrainConfig]] = {
-    "demo": demo,
+    "demo": demo_dclr,
     "demo_vanilla": demo_vanilla,
     "demo_vs": demo_vs,
     "demo_vd": demo_vd,

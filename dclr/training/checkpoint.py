@@ -20,6 +20,7 @@ from dclr.config import PretrainConfig, update
 from dclr.errors import RunError
 from dclr.files import write_whole
 from dclr.methods import Method, build_method
+from dclr.methods.renamed import current_state
 from dclr.models import build_encoder
 
 LAST = "last.pt"
@@ -85,6 +86,7 @@ def load_state(path: Path | str, module: nn.Module, state: Mapping[str, Any]) ->
     Raises:
         CheckpointError: the state is another architecture's: names the first keys or the shape that differ.
     """
+    state = current_state(state)
     reason = mismatch(module.state_dict(), state)
     if reason:
         raise CheckpointError(f"{find_checkpoint(path)}: of another architecture: {reason}")
@@ -128,8 +130,6 @@ def load_method(path: Path | str) -> Pretrained:
         CheckpointError: see `load_checkpoint` and `load_state`.
     """
     state = load_checkpoint(path)
-    # Runs once saved the augmentation's setting as the method's too.
-    state["config"].get("method", {}).pop("color_shared", None)
     try:
         config = update(PretrainConfig(), state["config"])
         method = build_method(config.method, build_encoder(config.encoder), config.augment)

@@ -10,14 +10,19 @@ from torch import nn
 from dclr.config import OptimConfig
 
 
+def base_rate(config: OptimConfig, batch: int) -> float:
+    """The rate that the schedule starts from, for a global batch of `batch` videos."""
+    return config.lr * batch / 64 if config.scale_lr else config.lr
+
+
 def learning_rate(config: OptimConfig, batch: int, epochs: int, epoch: int, step: int, steps_per_epoch: int) -> float:
     """Rate of one step. The schedule goes by epochs: all steps of one have the same rate, but for the warm-up.
 
     Args:
-        batch: global batch; the configured rate is for 64 videos and scales linearly.
+        batch: global batch, with which the rate grows where `config.scale_lr` says so.
         epoch, step: epochs completed, and steps completed within the current one.
     """
-    rate = config.lr * batch / 64
+    rate = base_rate(config, batch)
     if config.warmup:
         rate *= min(1.0, (epoch * steps_per_epoch + step + 1) / config.warmup)
     if config.schedule == "cosine":

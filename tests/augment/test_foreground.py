@@ -269,7 +269,7 @@ def test_every_stream_has_the_same_background():
 
 
 @pytest.mark.parametrize("source", ["raw", "augmented"])
-@pytest.mark.parametrize("diff", ["forward17", "roll16"])
+@pytest.mark.parametrize("diff", ["forward", "backward_cyclic"])
 def test_flipped_once_before_the_merge(source, diff):
     """A clip that is mirrored for the merge is not mirrored again: all three streams are those of mirrored clips."""
     foreground = ForegroundConfig(mask="seed", views="both")

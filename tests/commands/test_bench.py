@@ -186,8 +186,9 @@ for op, (modules, benchmark) in bench.TUNABLE.items():
 
 def test_gpu_check_without_a_gpu():
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "DCLR_PYTHON": sys.executable}
-    command = ["bash", str(ROOT / "scripts" / "gpu_check.sh")]
+    command = ["bash", str(ROOT / "scripts" / "gpu_check.sh"), "--stage", "correct"]
     done = subprocess.run(command, env=hidden, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
-    message = f"gpu_check: needs a GPU, and torch.cuda.is_available() is not True in {sys.executable}"
+    reason = f"torch.cuda.is_available() is not True in {sys.executable}"
+    message = f"gpu_check: needs a GPU, and {reason} (--device cpu rehearses without one)"
     assert done.stderr.strip() == message

@@ -16,6 +16,7 @@ from dclr.data.video import count_frames
 from dclr.evaluation.dataset import EvaluationDataConfig
 from dclr.methods import SimCLRConfig
 from dclr.training import Stopped, Trainer, load_checkpoint, load_method, read_metrics
+from dclr.training.schedule import base_rate
 
 TRAIN = TrainConfig(epochs=3, batch=8, device="cpu", tensorboard=False, log_every=1, checkpoint_every=1)
 AUGMENT = AugmentConfig(mean=(0.4, 0.5, 0.6))
@@ -130,7 +131,7 @@ def test_recipes_run(name, run, tmp_path):
 def test_recipes_are_the_published_ones(name, rate, batch, epochs, drops, decay):
     recipe = RECIPES[name]()
     optim, train = recipe.optim, recipe.train
-    assert optim.lr * train.batch / 64 == pytest.approx(rate)
+    assert base_rate(optim, train.batch) == rate
     assert tuple(share * train.epochs for share in optim.milestones) == pytest.approx(drops)
     assert (train.batch, train.epochs, optim.weight_decay, optim.momentum) == (batch, epochs, decay, 0.9)
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from dclr.data import DatasetError, lists, load_dataset
+from dclr.data import DatasetError, VideoDataset, lists, load_dataset
 
 UCF_CLASSES = ("Archery", "Basketball", "YoYo")
 UCF_TRAIN = (
@@ -41,6 +41,26 @@ def ucf(tmp_path):
         write(splits / f"trainlist0{split}.txt", *train)
         write(splits / f"testlist0{split}.txt", *UCF_TEST)
     return tmp_path
+
+
+def videos(root, *names, labels=(0, 1, 1), classes=("a", "b")):
+    return VideoDataset("test", tuple(f"{root}/{name}" for name in names), labels, classes)
+
+
+def test_the_digest_goes_by_videos_and_labels_not_by_their_place():
+    names = ("x/1.mp4", "x/2.mp4", "y/\udce9.mp4")
+    digest = videos("/data", *names).digest
+    assert len(digest) == 64 and digest == videos("/other/place", *names).digest == videos("there", *names).digest
+    others = [
+        videos("/data", "x/1.mp4", "x/2.mp4", "y/3.mp4"),
+        videos("/data", *names[::-1]),
+        videos("/data", *names, labels=(0, 0, 1)),
+        videos("/data", *names, classes=("a", "c")),
+        videos("/data", *names[:2], labels=(0, 1)),
+        videos("/data", "x/1.mp4", "x/2.mp4", "z/\udce9.mp4"),
+        videos("/data"),
+    ]
+    assert len({digest, *(other.digest for other in others)}) == 1 + len(others)
 
 
 @pytest.mark.parametrize("root", ["", "UCF-101"])

@@ -6,15 +6,17 @@ import pytest
 import torch
 
 from dclr.kernels import info_nce
-from dclr.methods.contrast import Term, contrast, own_rows, similarities
+from dclr.methods.contrast import Term, in_batch_loss, own_rows, reference_losses, similarities
+from dclr.methods.packing import packed_losses
 
 from .fixtures import TAU, D, S, V
 
 
-def loss(anchor, key, same_view=False, denominator="others"):
-    return contrast([Term(anchor, key, same_view)], TAU, denominator).item()
+def loss(anchor, key, same_view=False, denominator="others", compute=packed_losses):
+    return compute([Term(anchor, key, same_view)], TAU, denominator).item()
 
 
+@pytest.mark.parametrize("compute", [reference_losses, packed_losses])
 @pytest.mark.parametrize(
     ("anchor", "key", "same_view", "denominator", "expected"),
     [
@@ -31,8 +33,8 @@ def loss(anchor, key, same_view=False, denominator="others"):
         (V, S, True, "literal", 2.066811),
     ],
 )
-def test_worked_example(anchor, key, same_view, denominator, expected):
-    assert loss(anchor, key, same_view, denominator) == pytest.approx(expected, abs=1e-6)
+def test_worked_example(anchor, key, same_view, denominator, expected, compute):
+    assert loss(anchor, key, same_view, denominator, compute) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -51,24 +53,36 @@ def test_worked_example_by_row(anchor, key, same_view, expected):
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
-def test_objective_of_the_worked_example():
-    terms = contrast([Term(V, S), Term(V, D), Term(S, D, same_view=True)], TAU)
+@pytest.mark.parametrize("compute", [reference_losses, packed_losses])
+def test_objective_of_the_worked_example(compute):
+    terms = compute([Term(V, S), Term(V, D), Term(S, D, same_view=True)], TAU)
     assert (terms[0] + terms[1] - terms[2]).item() == pytest.approx(1.276318, abs=1e-6)
 
 
-def test_terms_together_equal_terms_alone():
+@pytest.mark.parametrize("denominator", ["others", "literal", "all", "joint"])
+def test_one_launch_equals_the_equations(denominator):
+    """Losses and gradients of three terms that share tensors."""
     torch.manual_seed(0)
-    a, b, c = (torch.randn(14, 5, dtype=torch.float64) for _ in range(3))
-    for denominator in ("others", "literal", "all", "joint"):
-        terms = [Term(a, b), Term(a, c), Term(b, c, same_view=True)]
-        together = contrast(terms, 0.07, denominator)
-        alone = torch.cat([contrast([term], 0.07, denominator) for term in terms])
-        torch.testing.assert_close(together, alone)
+    a, b, c = (torch.randn(14, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    terms = [Term(a, b), Term(a, c), Term(b, c, same_view=True)]
+    together = packed_losses(terms, 0.07, denominator)
+    alone = torch.stack([in_batch_loss(term, 0.07, denominator) for term in terms])
+    torch.testing.assert_close(together, alone)
+    weight = torch.tensor([1.0, 2, -1], dtype=torch.float64)
+    got, expected = (torch.autograd.grad(weight @ losses, (a, b, c)) for losses in (together, alone))
+    torch.testing.assert_close(got, expected)
 
 
-def test_one_video_has_no_negatives():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equations_are_at_least_float32(dtype):
+    term = Term(*(torch.randn(6, 4).to(dtype) for _ in range(2)))
+    assert reference_losses([term], 0.07).dtype == torch.float32
+
+
+@pytest.mark.parametrize("compute", [reference_losses, packed_losses])
+def test_one_video_has_no_negatives(compute):
     anchor = torch.randn(2, 4, requires_grad=True)
-    value = contrast([Term(anchor, torch.randn(2, 4))], 0.07)
+    value = compute([Term(anchor, torch.randn(2, 4))], 0.07)
     value.sum().backward()
     assert value.item() == 0
     assert torch.equal(anchor.grad, torch.zeros(2, 4))

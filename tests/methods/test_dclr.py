@@ -8,7 +8,7 @@ from torch import nn
 
 from dclr.augment import AugmentConfig, Draw
 from dclr.data.clips import Batch
-from dclr.methods import DCLR, DCLRConfig, DCLRRelease, SimCLR, SimCLRConfig, build_method
+from dclr.methods import DCLR, DCLRConfig, DCLRRelease, DCLRReleaseConfig, SimCLR, SimCLRConfig, build_method
 from dclr.methods.dclr import AlignmentConfig, LossStart, LossWeights, RefineConfig, balanced
 from dclr.methods.search import SearchConfig
 
@@ -71,11 +71,11 @@ def test_one_head_has_the_papers_size():
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("heads", ["separate", "shared"])
 @pytest.mark.parametrize("bn", ["mixed", "per_modality"])
-@pytest.mark.parametrize("denom", ["others", "literal", "all", "joint"])
-def test_switches_train(same_view, symmetric, heads, bn, denom):
+@pytest.mark.parametrize("denominator", ["others", "literal", "all", "joint"])
+def test_switches_train(same_view, symmetric, heads, bn, denominator):
     config = DCLRConfig(
-        losses=LossWeights(1, 1, 1, 1), same_view=same_view, symmetric=symmetric, heads=heads, bn=bn, denom=denom,
-        hidden=8, dim=4,
+        losses=LossWeights(1, 1, 1, 1), same_view=same_view, symmetric=symmetric, heads=heads, bn=bn,
+        denominator=denominator, hidden=8, dim=4,
     )  # fmt: skip
     method = build(config)
     method.start_epoch(10)
@@ -122,7 +122,7 @@ def test_balance_keeps_values_and_moves_gradient_to_the_harder_term():
 
 
 def test_balance_of_the_separation_alone():
-    method = build(DCLRConfig(hidden=8, dim=4, losses=LossWeights(0, 0, 0, 1), balance=1, ac=AlignmentConfig(0)))
+    method = build(DCLRConfig(hidden=8, dim=4, losses=LossWeights(0, 0, 0, 1), balance=1, alignment=AlignmentConfig(0)))
     assert set(method(batch_of(3), draw_of()).losses) == {"sd"}
 
 
@@ -152,7 +152,7 @@ def test_balance_leaves_a_single_term_and_the_separation_alone():
 def test_terms_start_at_their_epochs():
     config = DCLRConfig(
         hidden=8, dim=4, losses=LossWeights(0, 1, 1, 1), loss_start=LossStart(vs=2, sd=3),
-        ac=AlignmentConfig(start=1), refine=RefineConfig(start=2),
+        alignment=AlignmentConfig(start=1), refine=RefineConfig(start=2),
     )  # fmt: skip
     method = build(config)
     expected = {0: {"vd"}, 1: {"vd", "ac"}, 2: {"vd", "vs", "ac"}, 3: {"vd", "vs", "sd", "ac"}}
@@ -226,7 +226,7 @@ def test_state_dict_holds_queue_and_slow_encoder():
 def test_simclr_equals_the_vanilla_term_of_dclr():
     simclr = build(SimCLRConfig(hidden=8, dim=4))
     assert isinstance(simclr, SimCLR)
-    off = {"ac": AlignmentConfig(0), "search": SearchConfig(on=()), "refine": RefineConfig(False, False)}
+    off = {"alignment": AlignmentConfig(0), "search": SearchConfig(on=()), "refine": RefineConfig(False, False)}
     dclr = build(DCLRConfig(hidden=8, dim=4, losses=LossWeights(1, 0, 0, 0), **off))
     assert isinstance(dclr, DCLR)
     dclr.load_state_dict({name.replace("head.", "heads.vv."): v for name, v in simclr.state_dict().items()})
@@ -237,7 +237,7 @@ def test_simclr_equals_the_vanilla_term_of_dclr():
 
 
 def test_official_release_runs_end_to_end():
-    config = DCLRConfig(hidden=8, dim=4, variant="official_release", search=SearchConfig(queue=10, k=3))
+    config = DCLRReleaseConfig(hidden=8, dim=4, queue=10, k=3)
     method = build(config, AugmentConfig())
     assert isinstance(method, DCLRRelease)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
@@ -258,10 +258,10 @@ def test_official_release_runs_end_to_end():
 def test_table_of_defaults():
     config = asdict(DCLRConfig())
     assert config["losses"] == {"vv": 0, "vs": 1, "vd": 1, "sd": 1}
-    assert (config["tau"], config["dim"], config["hidden"], config["denom"]) == (0.07, 128, 512, "others")
+    assert (config["temperature"], config["dim"], config["hidden"], config["denominator"]) == (0.07, 128, 512, "others")
     assert config["search"] == {
         "on": ("d",), "k": 5, "dist": "prior", "start": 10, "refresh": 10, "queue": 2048, "on_refresh": "flush",
         "exclude_same_video": True, "feat": "proj",
     }  # fmt: skip
-    assert config["ac"] == {"lambda_": 0.5, "reduction": "mean", "start": 0}
+    assert config["alignment"] == {"lambda_": 0.5, "reduction": "mean", "start": 0}
     assert config["refine"] == {"s": True, "d": True, "start": 10}

@@ -343,8 +343,9 @@ def test_frames_that_do_not_divide_into_segments():
 @pytest.mark.parametrize(
     "bad",
     [
-        {"tau": 0.0}, {"tc_tau": -1.0}, {"theta": 0.0}, {"sr_clip": 0.0}, {"segments": 1}, {"segments": 9},
-        {"momentum": 1.5}, {"reverse": -0.1}, {"crop_only": 2.0}, {"queue": 0},
+        {"temperature": 0.0}, {"tc_temperature": -1.0}, {"sr_temperature": 0.0}, {"sr_clip": 0.0},
+        {"segments": 1}, {"segments": 9}, {"segment_dim": 0}, {"momentum": 1.5}, {"reverse": -0.1},
+        {"crop_only": 2.0}, {"queue": 0},
     ],
 )  # fmt: skip
 def test_bad_configuration(bad):

@@ -38,7 +38,7 @@ def test_fame_does_not_drop_masks_of_the_augmentation():
 def test_presets_are_the_released_recipe(name):
     preset = PRESETS[name]()
     method, foreground = preset.method, preset.method.foreground
-    assert (method.tau, method.momentum, method.symmetric, method.key_bn) == (0.1, 0.999, True, "shuffle")
+    assert (method.temperature, method.momentum, method.symmetric, method.key_bn) == (0.1, 0.999, True, "shuffle")
     assert method.queue == {"ucf101": 2048, "kinetics400": 65536}[preset.data.dataset]
     assert not preset.train.sync_bn and preset.optim.schedule == "cosine" and preset.optim.lr == 0.01
     assert method.hidden == {"i3d": 1024, "r2plus1d_18": 512}[preset.encoder]
@@ -51,7 +51,7 @@ def test_presets_are_the_released_recipe(name):
 def test_fame_is_symmetric_moco_on_merged_clips():
     foreground = ForegroundConfig(mask="fame")
     own, output = loss(FAMEConfig(queue=16, dim=8, hidden=8), AugmentConfig())
-    moco = MoCoConfig(tau=0.1, symmetric=True, queue=16, dim=8, hidden=8)
+    moco = MoCoConfig(temperature=0.1, symmetric=True, queue=16, dim=8, hidden=8)
     assert own == loss(moco, AugmentConfig(foreground=foreground))[0]
     assert own != loss(moco, AugmentConfig())[0]
     assert output.statistics["augment/still_clips"] == 0
@@ -65,7 +65,10 @@ METHODS = {
         DCLRConfig(dim=8, hidden=8, search=SearchConfig(on=()), static_crop="independent"),
         4,
     ),
-    "dclr from augmented clips": (DCLRConfig(dim=8, hidden=8, search=SearchConfig(on=()), diff_source="augmented"), 2),
+    "dclr from augmented clips": (
+        DCLRConfig(dim=8, hidden=8, search=SearchConfig(on=()), difference_source="augmented"),
+        2,
+    ),
 }
 
 

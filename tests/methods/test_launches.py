@@ -13,8 +13,9 @@ import torch
 
 from benchmarks.traffic import TorchOps, Traffic
 from dclr.methods.base import Output
-from dclr.methods.contrast import CrossTerm, Term, contrast
-from dclr.methods.search import left_out
+from dclr.methods.contrast import CrossTerm, Term
+from dclr.methods.packing import packed_losses
+from dclr.methods.search import non_negative_rows
 from tests.kernels.aot import recorded_launches
 
 N, DIM, K, TAU = 40, 128, 5, 0.07
@@ -48,7 +49,7 @@ def device_operations(monkeypatch):
 
 
 def in_batch(vs, vd, s, d):
-    values = contrast([Term(vs, s), Term(vd, d), Term(s, d, same_view=True)], TAU)
+    values = packed_losses([Term(vs, s), Term(vd, d), Term(s, d, same_view=True)], TAU)
     return dict(zip(WEIGHTS, values.unbind()))
 
 
@@ -63,11 +64,11 @@ def test_with_a_cross_video_term(device_operations):
     """With Eq. 10 instead of L_VD: the same, and one tensor of weights and one of excluded rows."""
     video_id = torch.arange(N)
     rgb, mode = (torch.randn(N, K, DIM) for _ in range(2))
-    weight, exclude = torch.rand(N, K), left_out(torch.randint(N, (N, K)), video_id, 0)
+    weight, exclude = torch.rand(N, K), non_negative_rows(torch.randint(N, (N, K)), video_id, 0)
 
     def losses(vs, vd, s, d):
         crossing = CrossTerm(vd, d, rgb, mode, weight, exclude)
-        static, apart, difference = contrast(
+        static, apart, difference = packed_losses(
             [Term(vs, s), Term(s, d, same_view=True)], TAU, crossing=[crossing]
         ).unbind()
         return {"vs": static, "vd": difference, "sd": apart}

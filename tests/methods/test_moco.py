@@ -156,7 +156,7 @@ def test_queue_shorter_than_a_step():
         build(dataclasses.replace(SMALL, symmetric=True)).check(global_batch=6, steps_per_epoch=1)
 
 
-@pytest.mark.parametrize("bad", [{"tau": 0.0}, {"momentum": 1.5}, {"momentum": -0.1}, {"queue": 0}])
+@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"momentum": 1.5}, {"momentum": -0.1}, {"queue": 0}])
 def test_bad_configuration(bad):
     with pytest.raises(ValueError, match=rf"method\.{next(iter(bad))}: got"):
         MoCoConfig(**bad)

@@ -7,14 +7,15 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from dclr.methods.contrast import CrossTerm, Term, contrast
+from dclr.methods.contrast import CrossTerm, Term, cross_video_loss, reference_losses
+from dclr.methods.packing import packed_losses
 from dclr.methods.search import (
     CrossVideoSearch,
     Entries,
     SearchConfig,
     SearchQueue,
     SlowEncoder,
-    left_out,
+    non_negative_rows,
 )
 
 from .fixtures import TAU, D, V
@@ -32,16 +33,12 @@ def filled_queue():
     return queue
 
 
-def cross_video_loss(anchor, key, video_id, found):
-    exclude = left_out(found.video_id, video_id, 0)
-    return contrast((), TAU, crossing=[CrossTerm(anchor, key, found.rgb, found.mode, found.weight, exclude)])[0]
-
-
-def eq10(config, video_id=5):
-    """Row 0 of the two-video example as query; the in-batch negatives are rows 1 and 3."""
-    found = filled_queue().retrieve(QUERY, config, torch.tensor([video_id]))
-    found = found._replace(rgb=found.rgb.double(), mode=found.mode.double(), weight=found.weight.double())
-    return cross_video_loss(V[[0, 2]], D, torch.tensor([5, 6]), found).item()
+def eq10(anchor, key, video_id, found, compute=reference_losses):
+    """For view i of the videos of `anchor`, the first ones of the batch."""
+    exclude = non_negative_rows(found.video_id, video_id, 0)
+    projections = found.rgb_projection.double(), found.modality_projection.double()
+    term = CrossTerm(anchor, key, *projections, found.weight.double(), exclude)
+    return compute((), TAU, crossing=[term])[0]
 
 
 def test_prior_of_the_worked_example():
@@ -57,28 +54,35 @@ def test_prior_with_the_own_video():
     torch.testing.assert_close(found.weight, torch.tensor([[0.535714, 0.464286]]), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("compute", [reference_losses, packed_losses])
 @pytest.mark.parametrize(
     ("config", "expected"),
     [(CONFIG, 0.258703), (replace(CONFIG, dist="uniform"), 0.270634), (replace(CONFIG, k=1), 0.187117)],
 )
-def test_eq10_of_the_worked_example(config, expected):
-    assert eq10(config) == pytest.approx(expected, abs=1e-6)
+def test_eq10_of_the_worked_example(config, expected, compute):
+    """Row 0 of the two-video example as query; the in-batch negatives are rows 1 and 3."""
+    found = filled_queue().retrieve(QUERY, config, torch.tensor([5]))
+    value = eq10(V[[0, 2]], D, torch.tensor([5, 6]), found, compute)
+    assert value.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_rows_of_the_retrieved_video_are_no_negatives():
+@pytest.mark.parametrize("compute", [reference_losses, packed_losses])
+def test_rows_of_the_retrieved_video_are_no_negatives(compute):
     """With entry 8's video in the batch too, its rows leave the denominator of its own positive only."""
     found = filled_queue().retrieve(QUERY, CONFIG, torch.tensor([5]))
-    found = found._replace(rgb=found.rgb.double(), mode=found.mode.double(), weight=found.weight.double())
     torch.manual_seed(0)
     key, rgb = torch.randn(6, 2, dtype=torch.float64), V[[0, 2]]
     ids = torch.tensor([5, 6, 8])
-    assert left_out(found.video_id, ids, 0).tolist() == [[[0, 3, 2, 5], [0, 3, -1, -1]]]
-    got = cross_video_loss(rgb, key, ids, found)
+    assert non_negative_rows(found.video_id, ids, 0).tolist() == [[[0, 3, 2, 5], [0, 3, -1, -1]]]
+    got = eq10(rgb, key, ids, found, compute)
     expected = 0.0
     unit = lambda x: normalize(x, dim=-1)  # noqa: E731
     for entry, weight in enumerate(found.weight[0]):
         negative = [row for row in range(6) if ids[row % 3] not in (5, found.video_id[0, entry])]
-        for anchor, positive in ((rgb[0], found.mode[0, entry]), (found.rgb[0, entry], key[0])):
+        for anchor, positive in (
+            (rgb[0], found.modality_projection[0, entry].double()),
+            (found.rgb_projection[0, entry].double(), key[0]),
+        ):
             logits = unit(torch.stack([positive, *key[negative]])) @ unit(anchor) / TAU
             expected += weight * (logits.logsumexp(0) - logits[0])
     torch.testing.assert_close(got, expected)
@@ -86,7 +90,7 @@ def test_rows_of_the_retrieved_video_are_no_negatives():
 
 @pytest.mark.parametrize("denominator", ["others", "literal", "all", "joint"])
 def test_in_batch_terms_in_the_same_launch(denominator):
-    """Two terms of each kind, with as many and with other numbers of entries, together as each alone."""
+    """Two terms of each kind, with as many and with other numbers of entries, together as each by its equation."""
     torch.manual_seed(0)
     n = 3
     v, s, d = (torch.randn(2 * n, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
@@ -94,15 +98,11 @@ def test_in_batch_terms_in_the_same_launch(denominator):
     crossing = []
     for key, entries in ((d, 2), (s, 4)):
         stored = (torch.randn(n, entries, 5, dtype=torch.float64) for _ in range(2))
-        exclude = left_out(torch.randint(n, (n, entries)), torch.arange(n), 0)
+        exclude = non_negative_rows(torch.randint(n, (n, entries)), torch.arange(n), 0)
         crossing.append(CrossTerm(v, key, *stored, torch.rand(n, entries, dtype=torch.float64), exclude))
-    together = contrast(terms, TAU, denominator, crossing)
-    alone = torch.cat(
-        [
-            *(contrast([term], TAU, denominator) for term in terms),
-            *(contrast((), TAU, crossing=[term]) for term in crossing),
-        ]
-    )
+    together = packed_losses(terms, TAU, denominator, crossing)
+    alone = reference_losses(terms, TAU, denominator, crossing)
+    torch.testing.assert_close(alone[2], cross_video_loss(crossing[0], TAU))
     torch.testing.assert_close(together, alone)
     weight = torch.tensor([1.0, -1, 2, 0.5], dtype=torch.float64)
     got, expected = (torch.autograd.grad(weight @ losses, (v, s, d)) for losses in (together, alone))

@@ -16,8 +16,8 @@ from .test_dclr import TinyEncoder, batch_of
 VIDEOS, STEPS = 4, 3
 CONFIGS = {
     "dclr": DCLRConfig(hidden=8, dim=4, search=SearchConfig(on=("s", "d"), queue=8, start=0, refresh=1, k=3)),
-    "joint": DCLRConfig(hidden=8, dim=4, denom="joint", symmetric=True, balance=2.0, search=SearchConfig(on=())),
-    "literal": DCLRConfig(hidden=8, dim=4, denom="literal", same_view=True, search=SearchConfig(on=())),
+    "joint": DCLRConfig(hidden=8, dim=4, denominator="joint", symmetric=True, balance=2.0, search=SearchConfig(on=())),
+    "literal": DCLRConfig(hidden=8, dim=4, denominator="literal", same_view=True, search=SearchConfig(on=())),
     "simclr": SimCLRConfig(hidden=8, dim=4),
 }
 

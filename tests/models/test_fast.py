@@ -18,7 +18,7 @@ from dclr.models import ENCODERS, accelerate, build_encoder, rewrites
 from dclr.models.r2plus1d import Conv2Plus1d
 from dclr.models.resnet3d import VideoResNet, conv, conv_block, frame_block
 from dclr.models.rewrites import FoldedConv3d, PaddedUnit
-from dclr.models.still import Mixed, Still, StillResNet, _add, _window
+from dclr.models.static_once import MixedClips, StaticClips, StaticOnceResNet, _add, _window
 
 SWITCHES = [{"fold": True}, {"pad": True}, {"fold": True, "pad": True}]
 # Odd T, odd H and W, a batch of 1, fewer positions than a kernel.
@@ -227,7 +227,7 @@ def test_static_frame_in_residual_encoders_of_plain_convolutions(build):
 def test_static_frame_alone_is_an_ordinary_clip():
     plain = tiny()
     fast = accelerate(copy.deepcopy(plain), static_once=True)
-    assert isinstance(fast, StillResNet)
+    assert isinstance(fast, StaticOnceResNet)
     x = clips(2, 3, 5, 16, 16)
     assert_equal_passes(measured(fast, x), measured(plain, x))
 
@@ -307,13 +307,13 @@ def test_windows_of_every_kernel_and_stride():
     """Against a convolution of the written-out clip, wherever the repeated frames stand."""
     cases = itertools.product((1, 2, 3, 5), (1, 2, 3), (0, 1, 2), (0, 1, 3), (1, 2, 5, 8, 9), (0, 2))
     for kernel, stride, padding, left, times, right in cases:
-        still = Still(clips(1, 1, left + 1 + right, 1, 1), left, times)
+        still = StaticClips(clips(1, 1, left + 1 + right, 1, 1), left, times)
         full = still.written_out()
         if full.shape[2] + 2 * padding < kernel or padding > kernel // 2:
             continue
         weight = clips(1, 1, kernel, 1, 1, seed=4)
         frames, place, count = _window(still, kernel, stride, padding)
-        out = Still(nn.functional.conv3d(frames, weight, None, (stride, 1, 1), (padding, 0, 0)), place, count)
+        out = StaticClips(nn.functional.conv3d(frames, weight, None, (stride, 1, 1), (padding, 0, 0)), place, count)
         expected = nn.functional.conv3d(full, weight, None, (stride, 1, 1), (padding, 0, 0))
         torch.testing.assert_close(out.written_out(), expected)
 
@@ -321,8 +321,10 @@ def test_windows_of_every_kernel_and_stride():
 def test_sums_of_clips_repeated_at_different_places():
     moving = clips(1, 1, 8, 1, 1)
     for (p, r), (q, s) in itertools.product([(0, 8), (2, 4), (5, 3), (0, 1), (7, 1), (0, 3)], repeat=2):
-        a, b = (Still(clips(1, 1, 9 - times, 1, 1, seed=place), place, times) for place, times in ((p, r), (q, s)))
-        total = _add(Mixed(moving, a), Mixed(moving, b)).still
+        a, b = (
+            StaticClips(clips(1, 1, 9 - times, 1, 1, seed=place), place, times) for place, times in ((p, r), (q, s))
+        )
+        total = _add(MixedClips(moving, a), MixedClips(moving, b)).static
         torch.testing.assert_close(total.written_out(), a.written_out() + b.written_out())
 
 
@@ -331,6 +333,6 @@ def test_every_encoder_takes_every_switch():
         with torch.device("meta"):
             encoder = accelerate(build_encoder(name), fold=True, pad=True, static_once=True)
             assert encoder(torch.empty(2, 3, 16, 64, 64)).shape[1] == encoder.feature_dim
-            if isinstance(encoder, StillResNet):
+            if isinstance(encoder, StaticOnceResNet):
                 features = encoder(torch.empty(2, 3, 16, 64, 64), torch.empty(1, 3, 1, 64, 64))
                 assert features.shape[:2] == (3, encoder.feature_dim)

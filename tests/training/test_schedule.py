@@ -4,7 +4,8 @@ import pytest
 from torch import nn
 
 from dclr.config import OptimConfig
-from dclr.training.schedule import build_optimizer, learning_rate
+from dclr.presets import PRESETS
+from dclr.training.schedule import base_rate, build_optimizer, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -17,8 +18,20 @@ def test_recipe_of_the_paper(epochs, epoch, expected):
         assert learning_rate(OptimConfig(), 64, epochs, epoch, step, 149) == pytest.approx(expected)
 
 
-def test_rate_grows_with_the_batch():
-    assert learning_rate(OptimConfig(), 512, 10, 0, 0, 5) == pytest.approx(0.08)
+def test_the_rate_grows_with_the_batch_where_that_is_asked_for():
+    """Else `optim.lr` is the rate, whatever the batch: DCLR's readme says `-b 40 --lr 0.01`."""
+    assert learning_rate(OptimConfig(), 40, 10, 0, 0, 5) == 0.01
+    assert learning_rate(OptimConfig(scale_lr=True), 512, 10, 0, 0, 5) == pytest.approx(0.08)
+
+
+@pytest.mark.parametrize(
+    ("preset", "batch", "rate"),
+    [("dclr_ucf101", 64, 0.01), ("T4.4", 64, 0.01), ("moco_ucf101", 64, 0.01), ("fame_ucf101", 64, 0.01),
+     ("dualvar_ucf101", 64, 0.003)],
+)  # fmt: skip
+def test_presets_train_at_the_published_rates(preset, batch, rate):
+    config = PRESETS[preset]()
+    assert (config.train.batch, base_rate(config.optim, config.train.batch)) == (batch, rate)
 
 
 def test_cosine_and_warmup():

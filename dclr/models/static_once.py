@@ -23,14 +23,14 @@ from dclr.models.resnet3d import ResidualBlock, VideoResNet
 from dclr.models.rewrites import PaddedUnit
 
 
-class Still(NamedTuple):
+class StaticClips(NamedTuple):
     """Static clips: `frames` (s, C, n, H, W), of which number `place` stands `times` over."""
 
     frames: Tensor
     place: int
     times: int
 
-    def spread(self, before: int, after: int) -> Still:
+    def spread(self, before: int, after: int) -> StaticClips:
         """The same clips with the first `before` and the last `after` of the repeated frames written out."""
         if not before + after:
             return self
@@ -38,7 +38,7 @@ class Still(NamedTuple):
         # Channels last, whatever torch.cat makes of an expanded axis.
         left, middle, rest = self.frames.permute(0, 2, 3, 4, 1).split([self.place, 1, right], dim=1)
         frames = torch.cat([left, middle.expand(-1, before + 1 + after, -1, -1, -1), rest], dim=1)
-        return Still(frames.permute(0, 4, 1, 2, 3), self.place + before, self.times - before - after)
+        return StaticClips(frames.permute(0, 4, 1, 2, 3), self.place + before, self.times - before - after)
 
     def written_out(self) -> Tensor:
         """All T frames."""
@@ -51,14 +51,14 @@ class Still(NamedTuple):
         return counts
 
 
-class Mixed(NamedTuple):
-    """One batch of `moving` clips (m, C, T, H, W) and `still` ones."""
+class MixedClips(NamedTuple):
+    """One batch of `moving` clips (m, C, T, H, W) and `static` ones."""
 
     moving: Tensor
-    still: Still
+    static: StaticClips
 
 
-class StillResNet(VideoResNet):
+class StaticOnceResNet(VideoResNet):
     """`VideoResNet` that also takes static clips as their one frame, equal in result to giving it all clips at once."""
 
     def forward(self, clip_bcthw: Tensor, static_frame: Tensor | None = None) -> Tensor:
@@ -67,23 +67,23 @@ class StillResNet(VideoResNet):
             return super().forward(clip_bcthw)
         if static_frame.shape[2] != 1:
             raise ValueError(f"static_frame: got {static_frame.shape[2]} frames a clip, expected 1")
-        x = Mixed(clip_bcthw, Still(static_frame, 0, clip_bcthw.shape[2]))
+        x = MixedClips(clip_bcthw, StaticClips(static_frame, 0, clip_bcthw.shape[2]))
         for stage in (self.stem, self.layer1, self.layer2, self.layer3, self.layer4):
-            x = _call(stage, x)
-        return torch.cat([x.moving, x.still.written_out()])
+            x = _apply_mixed(stage, x)
+        return torch.cat([x.moving, x.static.written_out()])
 
 
-def _call(module: nn.Module, x: Mixed, state: Mapping[str, Tensor] | None = None) -> Mixed:
+def _apply_mixed(module: nn.Module, x: MixedClips, state: Mapping[str, Tensor] | None = None) -> MixedClips:
     """What `module` makes of a mixed batch; `state` takes the place of its own tensors."""
     if isinstance(module, PaddedUnit):
-        return module(x, _call)
+        return module(x, _apply_mixed)
     if isinstance(module, nn.Sequential):
         for child in module:
-            x = _call(child, x)
+            x = _apply_mixed(child, x)
         return x
     if isinstance(module, ResidualBlock):
-        residual = x if module.downsample is None else _call(module.downsample, x)
-        return _call(module.relu, _add(_call(module.conv2, _call(module.conv1, x)), residual))
+        residual = x if module.downsample is None else _apply_mixed(module.downsample, x)
+        return _apply_mixed(module.relu, _add(_apply_mixed(module.conv2, _apply_mixed(module.conv1, x)), residual))
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
         return _normalize(module, x, state or {})
 
@@ -91,8 +91,8 @@ def _call(module: nn.Module, x: Mixed, state: Mapping[str, Tensor] | None = None
         return functional_call(module, state, clip) if state else module(clip)
 
     kernel, stride, padding = (_temporal(module, name) for name in ("kernel_size", "stride", "padding"))
-    still, place, times = _window(x.still, kernel, stride, padding)
-    return Mixed(apply(x.moving), Still(apply(still), place, times))
+    static, place, times = _window(x.static, kernel, stride, padding)
+    return MixedClips(apply(x.moving), StaticClips(apply(static), place, times))
 
 
 def _temporal(module: nn.Module, name: str) -> int:
@@ -101,44 +101,44 @@ def _temporal(module: nn.Module, name: str) -> int:
     return value[0] if isinstance(value, tuple) else value
 
 
-def _window(still: Still, kernel: int, stride: int, padding: int) -> tuple[Tensor, int, int]:
+def _window(static: StaticClips, kernel: int, stride: int, padding: int) -> tuple[Tensor, int, int]:
     """Frames on which a convolution over time meets every distinct window, and the place and times of its output.
 
     Of the repeated frames as many are written out as hold one window, and as the stride needs to stay in step.
     """
-    first = -(-(still.place + padding) // stride)  # first window that begins within the repeated frames
-    needed = first * stride - padding + kernel - still.place
-    needed += (still.times - needed) % stride
-    if needed >= still.times:
-        return still.written_out(), 0, 1
-    frames = still._replace(times=needed).written_out()
-    return frames, first, 1 + (still.times - needed) // stride
+    first = -(-(static.place + padding) // stride)  # first window that begins within the repeated frames
+    needed = first * stride - padding + kernel - static.place
+    needed += (static.times - needed) % stride
+    if needed >= static.times:
+        return static.written_out(), 0, 1
+    frames = static._replace(times=needed).written_out()
+    return frames, first, 1 + (static.times - needed) // stride
 
 
-def _add(a: Mixed, b: Mixed) -> Mixed:
+def _add(a: MixedClips, b: MixedClips) -> MixedClips:
     """Sum, with those frames written out that are repeated in one and differ in the other."""
-    ends = [x.still.place + x.still.times for x in (a, b)]
-    place, end = max(a.still.place, b.still.place), min(ends)
+    ends = [x.static.place + x.static.times for x in (a, b)]
+    place, end = max(a.static.place, b.static.place), min(ends)
     if place >= end:
-        frames = a.still.written_out() + b.still.written_out()
-        return Mixed(a.moving + b.moving, Still(frames, 0, 1))
-    left, right = (x.still.spread(place - x.still.place, e - end) for x, e in zip((a, b), ends))
-    return Mixed(a.moving + b.moving, left._replace(frames=left.frames + right.frames))
+        frames = a.static.written_out() + b.static.written_out()
+        return MixedClips(a.moving + b.moving, StaticClips(frames, 0, 1))
+    left, right = (x.static.spread(place - x.static.place, e - end) for x, e in zip((a, b), ends))
+    return MixedClips(a.moving + b.moving, left._replace(frames=left.frames + right.frames))
 
 
-def _normalize(norm: nn.modules.batchnorm._BatchNorm, x: Mixed, state: Mapping[str, Tensor]) -> Mixed:
+def _normalize(norm: nn.modules.batchnorm._BatchNorm, x: MixedClips, state: Mapping[str, Tensor]) -> MixedClips:
     """BatchNorm in training by the statistics of all clips, each frame counted as often as it stands in one."""
     weight, bias, running_mean, running_var = (
         state.get(name, getattr(norm, name)) for name in ("weight", "bias", "running_mean", "running_var")
     )
     over_ranks = isinstance(norm, nn.SyncBatchNorm)
-    moving, frames, mean_c, var_c = _MixedBatchNorm.apply(x.moving, *x.still, weight, bias, norm.eps, over_ranks)
+    moving, frames, mean_c, var_c = _MixedBatchNorm.apply(x.moving, *x.static, weight, bias, norm.eps, over_ranks)
     with torch.no_grad():
         values = _values(x, over_ranks)
         norm.num_batches_tracked.add_(1)
         running_mean.lerp_(mean_c.to(running_mean.dtype), norm.momentum)
         running_var.lerp_((var_c * (values / (values - 1))).to(running_var.dtype), norm.momentum)
-    return Mixed(moving, x.still._replace(frames=frames))
+    return MixedClips(moving, x.static._replace(frames=frames))
 
 
 class _MixedBatchNorm(torch.autograd.Function):
@@ -160,7 +160,7 @@ class _MixedBatchNorm(torch.autograd.Function):
         eps: float,
         over_ranks: bool,
     ) -> tuple[Tensor, ...]:
-        mean_c, var_c = _statistics(Mixed(moving, Still(frames, place, times)), over_ranks)
+        mean_c, var_c = _batch_statistics(MixedClips(moving, StaticClips(frames, place, times)), over_ranks)
         ctx.save_for_backward(moving, frames, weight, mean_c, var_c)
         ctx.place, ctx.times, ctx.eps, ctx.over_ranks = place, times, eps, over_ranks
         ctx.mark_non_differentiable(mean_c, var_c)
@@ -170,7 +170,7 @@ class _MixedBatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         *clips, weight, mean_c, var_c = ctx.saved_tensors
-        x = Mixed(clips[0], Still(clips[1], ctx.place, ctx.times))
+        x = MixedClips(clips[0], StaticClips(clips[1], ctx.place, ctx.times))
         # As if the statistics were constants.
         direct, by_weight, by_bias = zip(
             *(
@@ -188,23 +188,23 @@ class _MixedBatchNorm(torch.autograd.Function):
         slope = -scale * by_weight * inverse
         offset = -scale * by_bias - slope * mean_c
         slope, offset = slope[:, None, None, None], offset[:, None, None, None]
-        count_t11 = x.still.counts(mean_c.dtype)[:, None, None]
+        count_t11 = x.static.counts(mean_c.dtype)[:, None, None]
         moving = torch.addcmul(offset, clips[0], slope).add_(direct[0])
         frames = torch.addcmul(offset, clips[1], slope).mul_(count_t11).add_(direct[1])
         moving, frames = moving.to(clips[0].dtype), frames.to(clips[1].dtype)
         return moving, frames, None, None, *own.to(weight.dtype), None, None
 
 
-def _statistics(x: Mixed, over_ranks: bool) -> tuple[Tensor, Tensor]:
+def _batch_statistics(x: MixedClips, over_ranks: bool) -> tuple[Tensor, Tensor]:
     """Mean (C,) and biased variance (C,), at least float32, of all values of each channel."""
-    moving, frames = x.moving, x.still.frames
+    moving, frames = x.moving, x.static.frames
     moving_mean_c, moving_var_c = _moments(moving)
     dtype = moving_mean_c.dtype
-    counts, number = x.still.counts(dtype), _values(x, False)
+    counts, number = x.static.counts(dtype), _values(x, False)
     share = moving[:, 0].numel() / number
     mean_c = share * moving_mean_c + frames.sum((0, 3, 4), dtype=dtype) @ counts / number
-    still_c = (frames - mean_c[:, None, None, None]).square_().sum((0, 3, 4)) @ counts / number
-    var_c = share * (moving_var_c + (moving_mean_c - mean_c).square()) + still_c
+    static_c = (frames - mean_c[:, None, None, None]).square_().sum((0, 3, 4)) @ counts / number
+    var_c = share * (moving_var_c + (moving_mean_c - mean_c).square()) + static_c
     if over_ranks:  # as many values on every rank
         mean_rc, var_rc = gather_rows(torch.stack([mean_c, var_c])[None]).unbind(1)
         mean_c = mean_rc.mean(0)
@@ -220,8 +220,8 @@ def _moments(clip: Tensor) -> tuple[Tensor, Tensor]:
     return torch.var_mean(clip, (0, 2, 3, 4), correction=0)[::-1]
 
 
-def _values(x: Mixed, over_ranks: bool) -> int:
+def _values(x: MixedClips, over_ranks: bool) -> int:
     """Number of values of each channel."""
-    times = x.still.frames.shape[2] - 1 + x.still.times
-    own = x.moving[:, 0].numel() + x.still.frames[:, 0, 0].numel() * times
+    times = x.static.frames.shape[2] - 1 + x.static.times
+    own = x.moving[:, 0].numel() + x.static.frames[:, 0, 0].numel() * times
     return own * world() if over_ranks else own
