@@ -14,19 +14,13 @@ from typing import NamedTuple
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dclr.data.datasets import SPLIT_FOLDERS, SUBSET_FOLDERS, DatasetError, load_dataset
+from dclr.data.datasets import DatasetError, dataset_spec, load_dataset
 from dclr.data.loader import worker_options
+from dclr.data.own_videos import all_class_folders
 from dclr.data.prepared import count_prepared, write_prepared
 from dclr.data.video import VideoError
 
 UNREADABLE_FILE = "unreadable.txt"
-LISTS = {
-    "ucf101": ("classInd.txt", "trainlist*.txt", "testlist*.txt"),
-    "hmdb51": ("*_test_split?.txt",),
-    "kinetics400": ("train.csv", "val.csv", "validate.csv", "validation.csv", "label_map.txt"),
-    "diving48": ("Diving48_*.json",),
-    "folder": ("*.csv", "*.txt"),
-}
 
 
 @dataclass
@@ -34,7 +28,7 @@ class PrepareConfig:
     """What `dclr prepare` transcodes, and where to."""
 
     dataset: str
-    """ucf101, hmdb51, kinetics400, diving48, or folder."""
+    """A dataset's name, or `folder` for any videos; `dclr check` lists them."""
     root: str
     """Folder of the dataset."""
     out: str
@@ -105,8 +99,7 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Prepared:
 def _videos(config: PrepareConfig, root: Path) -> list[Path]:
     """The videos that any split and subset names and that are there."""
     found, missing, errors = {}, {}, []
-    splits = (1, 2, 3) if config.dataset in ("ucf101", "hmdb51") else (1,)
-    for split, subset in product(splits, SUBSET_FOLDERS):
+    for split, subset in dataset_spec(config.dataset).parts():
         options = {"annotations": config.annotations, "where": config.where, "allow_missing": True}
         try:
             dataset = load_dataset(config.dataset, root, split=split, subset=subset, **options)
@@ -131,10 +124,7 @@ def _folders(config: PrepareConfig, root: Path, out: Path) -> set[Path]:
     """The folders that stand for classes: an empty one counts when the classes are numbered."""
     if config.dataset != "folder":
         return {out}
-    halves = [root / name for names in SUBSET_FOLDERS.values() for name in names]
-    children = [child for base in (root, *filter(Path.is_dir, halves)) for child in base.iterdir()]
-    classes = [child for child in children if child.is_dir() and not child.name.startswith(".")]
-    return {out, *(out / folder.relative_to(root) for folder in classes)}
+    return {out, *(out / folder.relative_to(root) for folder in all_class_folders(root))}
 
 
 def _lists(config: PrepareConfig, root: Path, videos: list[Path]) -> Iterator[tuple[Path, Path]]:
@@ -142,14 +132,15 @@ def _lists(config: PrepareConfig, root: Path, videos: list[Path]) -> Iterator[tu
     shared = set.intersection(*(set(video.parents) for video in videos))
     inside = [folder for folder in shared if folder == root or root in folder.parents]
     bases = inside if config.dataset == "folder" else [*inside, root.parent]
-    patterns = LISTS[config.dataset]
+    spec = dataset_spec(config.dataset)
+    patterns = spec.list_patterns()
     if config.annotations is not None:
         given = Path(config.annotations).expanduser()
         given = Path(os.path.abspath(given if given.exists() else root / given))
         bases = [given if given.is_dir() else given.parent]
         patterns = (*patterns, escape(given.name))
     taken = set()
-    for base, below, pattern in product(bases, SPLIT_FOLDERS, patterns):
+    for base, below, pattern in product(bases, spec.all_list_folders(), patterns):
         for source in filter(Path.is_file, sorted((base / below).glob(pattern))):
             under_root = root in source.parents
             # A list outside of root counts only where root has none of that name.

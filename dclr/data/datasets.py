@@ -1,80 +1,23 @@
-"""Datasets as lists of video files: UCF-101, HMDB-51, Kinetics-400, Diving-48 (V2) and plain folders.
+"""The datasets, an entry each: UCF-101, HMDB-51, Kinetics, Diving-48 (V2), Something-Something V2, and any videos.
 
 Split files are read in the form in which each dataset is distributed. A video is found whatever its suffix, so
-a transcoded copy in the same layout works as the original does.
+a transcoded copy in the same layout works as the original does. To add a dataset, write its loader and its entry.
 """
 
 import difflib
-import hashlib
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from dclr.data import lists
-from dclr.data.lists import DatasetError
+from dclr.data.labels import encode_labels
+from dclr.data.lists import DatasetError, Table
+from dclr.data.own_videos import SUBSET_WORDS, own_videos
+from dclr.data.query import DatasetQuery, DatasetSpec, files_like
+from dclr.data.video_dataset import VideoDataset
 
-SUBSET_FOLDERS = {
-    "train": ("train", "train_256", "videos_train", "training"),
-    "test": ("test", "val", "val_256", "videos_val", "validate", "validation"),
-}
-SPLIT_FOLDERS = (
-    "",
-    "annotations",
-    "splits",
-    "ucfTrainTestlist",
-    "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist",
-    "testTrainMulti_7030_splits",
-    "test_train_splits",
-    "test_train_splits/testTrainMulti_7030_splits",
-)
-VIDEO_SUFFIXES = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"])
-
-
-@dataclass(frozen=True)
-class VideoDataset:
-    """N videos: `paths` (N), `labels` (N, index into `classes`, -1 unknown), and the `missing` that were left out."""
-
-    name: str
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-    classes: tuple[str, ...]
-    missing: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @property
-    def digest(self) -> str:
-        """Names the videos in their order, by paths below their common folder, and their labels: 64 hex digits.
-
-        The same wherever the folder lies; another for other, renamed, relabelled or reordered videos.
-        """
-        folders = {os.path.dirname(path) for path in self.paths}
-        common = os.path.commonpath([os.path.abspath(folder) for folder in folders or ("",)])
-        below = {folder: os.path.relpath(folder, common) for folder in folders}
-        total = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels):
-            folder, name = os.path.split(path)
-            # A zero byte ends each part: no path holds one.
-            total.update(b"%s\0%d\0" % (os.fsencode(os.path.join(below[folder], name)), label))
-        for name in self.classes:
-            total.update(name.encode(errors="surrogateescape") + b"\0")
-        return total.hexdigest()
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `load_dataset` was asked for."""
-
-    name: str
-    root: Path
-    split: int
-    subset: str
-    allow_missing: bool
-    annotations: Path | None
-    label: str | None
-    where: str | None
+KINETICS_PAGE = "https://github.com/cvdfoundation/kinetics-dataset"
 
 
 def load_dataset(
@@ -87,261 +30,244 @@ def load_dataset(
     annotations: str | os.PathLike | None = None,
     label: str | None = None,
     where: str | None = None,
+    holdout: float | None = None,
+    seed: int = 0,
 ) -> VideoDataset:
     """The videos of one subset, "train" or "test", of a dataset in `DATASETS`.
 
     root: the folder of the videos, or one above it.
-    split: 1 to 3, UCF-101 and HMDB-51 only.
+    split: number of the official split, 1 to 3 of UCF-101 and HMDB-51.
+    subset: of `folder` also "val"; where it has nothing for testing, "test" is what it has for validation.
     annotations: the split file or its folder, where it does not lie beside the videos.
-    label, where: `folder` only. The column of the list that holds the labels (default "label" if there is one),
-        and the rows to take, as "column=value" or several joined by commas; default "split=<subset>" where
+    label, where: `folder` only. The column of the list that holds the labels (default: one named label, class or
+        the like), and the rows to take, as "column=value" or several joined by commas; default "split=<subset>" where
         there is a column `split`, else every row.
+    holdout: the share of each class that is for testing in a `folder` that says nothing of a split (see
+        `hold_out`); without effect on those that do, and where `where` chooses. None: all its videos are for training.
+    seed: of the hold-out.
     allow_missing: leave out the videos that are not there and name them in `missing`.
 
-    Raises `DatasetError`.
+    `VideoDataset.split` says which videos these are, `notes` what was left out. Raises `DatasetError`.
     """
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise DatasetError(f"unknown dataset {name!r}{hint} (there are {', '.join(DATASETS)})")
-    if subset not in SUBSET_FOLDERS:
-        raise DatasetError(f'{name}: subset must be "train" or "test", got {subset!r}')
-    if split not in ((1, 2, 3) if name in ("ucf101", "hmdb51") else (1,)):
+    spec = dataset_spec(name)
+    if subset not in spec.lists:
+        known = " or ".join(f'"{known}"' for known in spec.lists)
+        raise DatasetError(f"{name}: subset must be {known}, got {subset!r}")
+    if not 1 <= split <= spec.splits:
         raise DatasetError(f"{name}: there is no split {split}")
-    if name != "folder" and (label or where):
+    if not spec.has_columns and (label or where):
         raise DatasetError(f"{name}: label and where apply to the dataset 'folder' only")
+    if holdout is not None and not 0 < holdout < 1:
+        raise DatasetError(f"{name}: holdout must be a share between 0 and 1, got {holdout}")
     root = Path(root).expanduser()
     if not root.is_dir():
         raise DatasetError(f"{name}: there is no folder {root}")
     annotations = None if annotations is None else Path(annotations).expanduser()
-    request = Request(name, root, split, subset, allow_missing, annotations, label, where)
-    return DATASETS[name](request)
+    return spec.load(
+        DatasetQuery(name, spec, root, split, subset, allow_missing, annotations, label, where, holdout, seed)
+    )
 
 
-def ucf101(request: Request) -> VideoDataset:
+def dataset_spec(name: str) -> DatasetSpec:
+    """The entry of a dataset. Raises `DatasetError` where there is none."""
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise DatasetError(f"unknown dataset {name!r}{hint} (there are {', '.join(DATASETS)})")
+    return DATASETS[name]
+
+
+def ucf101(query: DatasetQuery) -> VideoDataset:
     """UCF-101: `UCF-101/<Class>/v_*.avi`, `classInd.txt`, `trainlist0N.txt`, `testlist0N.txt`."""
-    folders = _descend(request.root, ("UCF-101", "UCF101", "ucf101", "videos"))
-    listing = _split_file(request, folders, f"{request.subset}list{request.split:02d}.txt")
-    index = _split_file(request, folders, "classInd.txt")
-    classes = tuple(name for _, name in lists.fields(index, 2))
+    listing = query.split_file()
+    classes = tuple(name for _, name in lists.fields(query.split_file("classInd.txt"), 2))
     names = [line.split()[0] for line in lists.lines(listing)]
-    labels, _ = lists.encode([os.path.dirname(name) for name in names], listing, classes)
-    return _collect(request, folders[-1], [[name] for name in names], labels, classes)
+    labels, _ = encode_labels([os.path.dirname(name) for name in names], _row_of(listing), classes)
+    return query.collect(query.folders()[-1], ([name] for name in names), labels, classes, f"split {query.split}")
 
 
-def hmdb51(request: Request) -> VideoDataset:
+def hmdb51(query: DatasetQuery) -> VideoDataset:
     """HMDB-51: `<class>/*.avi` and `<class>_test_splitN.txt`, whose marks are 1 train, 2 test, 0 neither."""
-    folders = _descend(request.root, ("hmdb51_org", "hmdb51", "HMDB51", "HMDB-51", "videos", "Videos"))
-    ending = f"_test_split{request.split}.txt"
-    first = _split_file(request, folders, f"*{ending}")
-    listings = sorted(first.parent.glob(f"*{ending}"))
+    ending = f"_test_split{query.split}.txt"
+    folder = query.split_file().parent
+    listings = files_like(folder, f"*{ending}")
     classes = tuple(listing.name.removesuffix(ending) for listing in listings)
-    mark = {"train": "1", "test": "2"}[request.subset]
+    mark = {"train": "1", "test": "2"}[query.subset]
     names, labels = [], []
     for label, listing in enumerate(listings):
         chosen = [name for name, use in lists.fields(listing, 2) if use == mark]
         names += [[f"{classes[label]}/{name}"] for name in chosen]
         labels += [label] * len(chosen)
-    return _collect(request, folders[-1], names, labels, classes)
+    return query.collect(query.folders()[-1], names, labels, classes, f"split {query.split}")
 
 
-def diving48(request: Request) -> VideoDataset:
+def diving48(query: DatasetQuery) -> VideoDataset:
     """Diving-48: `rgb/<vid_name>.mp4`, `Diving48_V2_{train,test}.json`, and `Diving48_vocab.json` where present."""
-    folders = _descend(request.root, ("Diving48", "diving48", "rgb", "videos"))
-    listing = _split_file(request, folders, f"Diving48_V2_{request.subset}.json")
-    entries = lists.read_json(listing)
-    for entry in entries:
-        lists.require(entry, ("vid_name", "label"), listing)
+    listing = query.split_file()
+    entries = lists.read_records(listing, ("vid_name", "label"))
     vocabulary = listing.with_name("Diving48_vocab.json")
-    classes = tuple(str(number) for number in range(48))
+    classes = tuple(map(str, range(48)))
     if vocabulary.is_file():
         classes = tuple("_".join(words) for words in lists.read_json(vocabulary))
-    names = [[entry["vid_name"]] for entry in entries]
-    return _collect(request, folders[-1], names, [entry["label"] for entry in entries], classes)
+    labels, _ = encode_labels([str(entry["label"]) for entry in entries], _row_of(listing, "entry"), classes)
+    names = ([str(entry["vid_name"])] for entry in entries)
+    return query.collect(query.folders()[-1], names, labels, classes, f"list {listing.name}")
 
 
-def kinetics400(request: Request) -> VideoDataset:
-    """Kinetics-400 by its official csv (label, youtube_id, time_start, time_end, split), or a list `path label`.
+def something_v2(query: DatasetQuery) -> VideoDataset:
+    """Something-Something V2: `<id>.webm`, lists with `id` and `template`, and the numbers of the templates.
+
+    A template's brackets are not in the labels: "Holding [something]" is "Holding something".
+    """
+    listing = query.split_file()
+    entries = lists.read_records(listing, ("id", "template"))
+    numbers = lists.read_json(query.split_file("something-something-v2-labels.json", "labels.json"))
+    classes = tuple(sorted(numbers, key=lambda name: int(numbers[name])))
+    templates = [entry["template"].replace("[", "").replace("]", "") for entry in entries]
+    labels, _ = encode_labels(templates, _row_of(listing, "entry"), classes)
+    names = ([str(entry["id"])] for entry in entries)
+    return query.collect(query.folders()[-1], names, labels, classes, f"list {listing.name}")
+
+
+def kinetics(query: DatasetQuery) -> VideoDataset:
+    """Kinetics by its official csv (label, youtube_id, time_start, time_end, split), or a list `path label`.
 
     "test" is the validation set, the one with public labels. Videos lie in `<subset>/<class>/`, `<subset>/`,
     `<class>/` or the root, class names with blanks or underscores, as `<id>_<start>_<end>` (six digits each, or
     plain) or `<id>`.
     """
-    folders = _descend(request.root, ("kinetics400", "kinetics-400", "k400", "videos"))
-    stems = {"train": ("train",), "test": ("val", "validate", "validation")}[request.subset]
-    listing = _split_file(request, folders, *(f"{stem}.csv" for stem in stems))
-    rows = lists.read(listing)
-    official = "youtube_id" in rows[0]
-    lists.require(rows[0], ("label", "time_start", "time_end") if official else ("label",), listing)
-    root = folders[-1]
-    inside = [name for name in SUBSET_FOLDERS[request.subset] if (root / name).is_dir()]
-    label_map = listing.with_name("label_map.txt")
-    classes = tuple(lists.lines(label_map)) if label_map.is_file() else None
-    labels, classes = lists.encode([row["label"] for row in rows], listing, classes)
-    if official:
-        names = [_kinetics_names(row, inside) for row in rows]
+    listing = query.split_file()
+    table = lists.read_table(listing)
+    root = query.folders()[-1]
+    words = SUBSET_WORDS["train" if query.subset == "train" else "val"]
+    subsets = [word for word in words if (root / word).is_dir()]
+    maps = [listing.with_name(name) for name in query.spec.other_lists]
+    classes = next((tuple(lists.lines(path)) for path in maps if path.is_file()), None)
+    labels, classes = encode_labels(table["label"], partial(table.place, column="label"), classes)
+    if "youtube_id" in table.columns:
+        names = _kinetics_names(table, root, subsets)
     else:
-        names = [[row["path"], *(f"{name}/{row['path']}" for name in inside)] for row in rows]
-    return _collect(request, root, names, labels, classes)
+        names = ([path, *(f"{subset}/{path}" for subset in subsets)] for path in table.paths)
+    return query.collect(root, names, labels, classes, f"list {listing.name}")
 
 
-def _kinetics_names(row: dict[str, str], inside: list[str]) -> list[str]:
-    start, end = int(float(row["time_start"])), int(float(row["time_end"]))
-    identifier = row["youtube_id"]
-    stems = f"{identifier}_{start:06d}_{end:06d}", f"{identifier}_{start}_{end}", identifier
-    label_folders = dict.fromkeys((row["label"], row["label"].replace(" ", "_"), ""))
-    return [os.path.join(subset, label, stem) for subset in (*inside, "") for label in label_folders for stem in stems]
+def _kinetics_names(table: Table, root: Path, subsets: Sequence[str]) -> Iterator[Iterator[str]]:
+    """The names that each row's video may have, in the folders that there are."""
+    folders = {}
+    for label in set(table["label"]):
+        spellings = dict.fromkeys((label, label.replace(" ", "_"), ""))
+        below = [os.path.join(subset, spelling) for subset in (*subsets, "") for spelling in spellings]
+        folders[label] = [folder for folder in below if (root / folder).is_dir()]
+    rows = zip(table["label"], table["youtube_id"], table["time_start"], table["time_end"])
+    for number, (label, identifier, start, end) in enumerate(rows):
+        start = _seconds(table, number, "time_start", start)
+        end = _seconds(table, number, "time_end", end)
+        stems = f"{identifier}_{start:06d}_{end:06d}", f"{identifier}_{start}_{end}", identifier
+        yield (os.path.join(folder, stem) for folder in folders[label] for stem in stems)
 
 
-def folder(request: Request) -> VideoDataset:
-    """Any videos: a csv or text list of paths and labels, or one folder a class, below `train` and `test` if split.
+def _seconds(table: Table, row: int, column: str, value: str) -> int:
+    try:
+        return int(float(value))
+    except (ValueError, OverflowError):
+        raise DatasetError(f"{table.place(row, column)}: got {value!r}, expected a number of seconds") from None
 
-    The list is `annotations`, or `<subset>.csv`, `<subset>.txt`, `manifest.csv`, `annotations.csv` or `labels.csv`
-    in the root. A folder that is not split has "train" only.
-    """
-    names = (
-        f"{request.subset}.csv",
-        f"{request.subset}.txt",
-        "manifest.csv",
-        "annotations.csv",
-        "labels.csv",
+
+def _row_of(listing: Path, what: str = "row") -> Callable[[int], str]:
+    """Where the rows of a list stand, for `encode_labels`."""
+    return lambda row: f"{listing}, {what} {row + 1}"
+
+
+def _kinetics_spec(classes: int, *folders: str) -> DatasetSpec:
+    stems = {"train": ("train",), "test": ("val", "validate", "validation")}
+    return DatasetSpec(
+        title=f"Kinetics-{classes}: clips of ten seconds of {classes} human actions",
+        load=kinetics,
+        lists={
+            subset: [name for stem in names for name in (f"{stem}.csv", f"{stem}.txt", f"kinetics*{classes}_{stem}*")]
+            for subset, names in stems.items()
+        },
+        other_lists=[f"label_map_{classes}.txt", f"label_map_k{classes}.txt", "label_map.txt"],
+        folders=(f"kinetics{classes}", f"kinetics-{classes}", f"kinetics_{classes}", f"k{classes}", *folders, "videos"),
+        list_folders=(f"kinetics{classes}",),
+        any_list_name=True,
+        videos_from=KINETICS_PAGE,
+        lists_from=f"{KINETICS_PAGE} (annotations/train.csv and val.csv)",
     )
-    present = [request.root / name for name in names if (request.root / name).is_file()]
-    if request.annotations is not None:
-        return _listed(request, _split_file(request, [request.root], *names))
-    if present:
-        return _listed(request, present[0])
-    if request.label or request.where:
-        raise DatasetError(
-            f"folder: label and where choose from the columns of a list of videos, but {request.root} "
-            f"has none of {', '.join(names)}; name one with annotations"
-        )
-    return _class_folders(request)
 
 
-def _listed(request: Request, listing: Path) -> VideoDataset:
-    rows = lists.read(listing)
-    columns = rows[0].keys()
-    label = request.label or "label"
-    if request.label:
-        lists.require(rows[0], (label,), listing)
-    # Classes come from every row, so that train and test number them alike.
-    labels, classes = lists.encode([row.get(label, "") for row in rows], listing)
-    where = request.where or (f"split={request.subset}" if "split" in columns else "")
-    chosen = lists.select(rows, where, listing)
-    if not chosen:
-        raise DatasetError(f"folder: no row of {listing} has {where or 'a video'}")
-    # A path may be meant from the root or from where the list lies.
-    names = [[rows[i]["path"], os.path.abspath(listing.parent / rows[i]["path"])] for i in chosen]
-    return _collect(request, request.root, names, [labels[i] for i in chosen], classes)
-
-
-def _class_folders(request: Request) -> VideoDataset:
-    split = {name for names in SUBSET_FOLDERS.values() for name in names}
-    halves = [request.root / name for name in sorted(split) if (request.root / name).is_dir()]
-    mine = [half for half in halves if half.name in SUBSET_FOLDERS[request.subset]]
-    if not mine and (halves or request.subset == "test"):
-        raise DatasetError(
-            f"folder: {request.root} has no {request.subset} videos; looked for a folder "
-            f"{', '.join(SUBSET_FOLDERS[request.subset])}, or a list with a column 'split' (annotations)"
-        )
-    found = {half: _class_names(half) for half in halves or [request.root]}
-    classes = tuple(sorted(set().union(*found.values())))
-    paths, labels = [], []
-    for base in mine or [request.root]:
-        for label, name in enumerate(classes) if classes else [(-1, "")]:
-            videos = sorted(str(path) for path in (base / name).rglob("*") if _is_video(path.name))
-            paths += videos
-            labels += [label] * len(videos)
-    if not paths:
-        raise DatasetError(f"folder: no video ({', '.join(sorted(VIDEO_SUFFIXES))}) under {request.root}")
-    return VideoDataset(request.name, tuple(paths), tuple(labels), classes)
-
-
-def _class_names(base: Path) -> set[str]:
-    return {child.name for child in base.iterdir() if child.is_dir() and not child.name.startswith(".")}
-
-
-DATASETS: dict[str, Callable[[Request], VideoDataset]] = {
-    "ucf101": ucf101,
-    "hmdb51": hmdb51,
-    "kinetics400": kinetics400,
-    "diving48": diving48,
-    "folder": folder,
+DATASETS: dict[str, DatasetSpec] = {
+    "ucf101": DatasetSpec(
+        title="UCF-101: 13,320 clips of 101 human actions",
+        load=ucf101,
+        lists={"train": ["trainlist{split:02d}.txt"], "test": ["testlist{split:02d}.txt"]},
+        other_lists=["classInd.txt"],
+        folders=("UCF-101", "UCF101", "ucf101", "videos"),
+        list_folders=("ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist"),
+        splits=3,
+        counts={
+            (1, "train"): 9537,
+            (1, "test"): 3783,
+            (2, "train"): 9586,
+            (2, "test"): 3734,
+            (3, "train"): 9624,
+            (3, "test"): 3696,
+        },
+        videos_from="https://www.crcv.ucf.edu/data/UCF101.php (UCF101.rar)",
+        lists_from="https://www.crcv.ucf.edu/data/UCF101.php (UCF101TrainTestSplits-RecognitionTask.zip)",
+    ),
+    "hmdb51": DatasetSpec(
+        title="HMDB-51: 6,766 clips of 51 human actions",
+        load=hmdb51,
+        lists=dict.fromkeys(("train", "test"), ("*_test_split{split}.txt",)),
+        folders=("hmdb51_org", "hmdb51", "HMDB51", "HMDB-51", "videos", "Videos"),
+        list_folders=(
+            "testTrainMulti_7030_splits",
+            "test_train_splits",
+            "test_train_splits/testTrainMulti_7030_splits",
+        ),
+        splits=3,
+        counts={(split, subset): count for split in (1, 2, 3) for subset, count in (("train", 3570), ("test", 1530))},
+        videos_from="https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database (hmdb51_org.rar)",
+        lists_from=(
+            "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database (test_train_splits.rar)"
+        ),
+    ),
+    "kinetics400": _kinetics_spec(400),
+    "kinetics600": _kinetics_spec(600),
+    "kinetics700": _kinetics_spec(700, "kinetics700_2020", "k700-2020", "700_2020"),
+    "diving48": DatasetSpec(
+        title="Diving-48 (V2): clips of 48 dive sequences",
+        load=diving48,
+        lists={subset: [f"Diving48_V2_{subset}.json"] for subset in ("train", "test")},
+        other_lists=["Diving48_vocab.json"],
+        folders=("Diving48", "diving48", "rgb", "videos"),
+        counts={(1, "train"): 15027, (1, "test"): 1970},
+        any_list_name=True,
+        videos_from="http://www.svcl.ucsd.edu/projects/resound/dataset.html (Diving48_rgb.tar.gz)",
+        lists_from="http://www.svcl.ucsd.edu/projects/resound/dataset.html (V2: the lists of October 2020)",
+    ),
+    "something_v2": DatasetSpec(
+        title="Something-Something V2: clips of 174 actions with everyday objects; test is the validation set",
+        load=something_v2,
+        lists={
+            "train": ["something-something-v2-train.json", "train.json"],
+            "test": ["something-something-v2-validation.json", "validation.json"],
+        },
+        other_lists=["something-something-v2-labels.json", "labels.json"],
+        folders=("something-something-v2", "20bn-something-something-v2", "sthv2", "ssv2", "videos"),
+        list_folders=("something-something-v2-annotations",),
+        counts={(1, "train"): 168913, (1, "test"): 24777},
+        videos_from="https://www.qualcomm.com/developer/software/something-something-v-2-dataset",
+        lists_from="https://www.qualcomm.com/developer/software/something-something-v-2-dataset (labels)",
+    ),
+    "folder": DatasetSpec(
+        title="any videos: a list (csv, tsv, txt) of paths and labels, or a folder a class, also below train and test",
+        load=own_videos,
+        lists=dict.fromkeys(("train", "val", "test"), ("*.csv", "*.tsv", "*.txt")),
+        any_list_name=True,
+        has_columns=True,
+        videos_from="you",
+        lists_from="you",
+    ),
 }
-
-
-def _descend(root: Path, names: Iterable[str]) -> list[Path]:
-    """`root` and the folders below it that lead to the videos, each of one of the `names`."""
-    folders = [root]
-    while below := [folders[-1] / name for name in names if (folders[-1] / name).is_dir()]:
-        folders.append(below[0])
-    return folders
-
-
-def _split_file(request: Request, folders: list[Path], *names: str) -> Path:
-    """The first file of one of the `names` (or patterns): in `annotations` if given, else beside the videos."""
-    given = request.annotations
-    if given is None:
-        folders = [*reversed(folders), request.root.parent]
-    else:
-        given = given if given.exists() else request.root / given
-        if given.is_file() and (request.name == "folder" or any(given.match(name) for name in names)):
-            return given
-        # A file of another subset stands for its folder.
-        folders = [given.parent if given.is_file() else given]
-    for base in folders:
-        for below in SPLIT_FOLDERS:
-            for name in names:
-                found = sorted((base / below).glob(name))
-                if found:
-                    return found[0]
-    if given is not None and given.is_file() and request.name in ("kinetics400", "diving48"):
-        return given
-    raise DatasetError(
-        f"{request.name}: no split file {' or '.join(names)}; looked in {', '.join(map(str, folders))} and "
-        f"their folders {', '.join(SPLIT_FOLDERS[1:])}; name its place with annotations"
-    )
-
-
-def _collect(
-    request: Request, root: Path, names: list[list[str]], labels: list[int], classes: tuple[str, ...]
-) -> VideoDataset:
-    """Finds every video under one of its possible names below `root`."""
-    shelf = _Shelf()
-    found = [next(filter(None, (shelf.find(os.path.join(root, name)) for name in row)), None) for row in names]
-    missing = tuple(row[0] for row, path in zip(names, found) if path is None)
-    if missing and (not request.allow_missing or len(missing) == len(names)):
-        more = ", ..." if len(missing) > 3 else ""
-        raise DatasetError(
-            f"{request.name}: {len(missing)} of {len(names)} {request.subset} videos are not under {root}: "
-            f"{', '.join(missing[:3])}{more}" + ("" if request.allow_missing else " (see allow_missing)")
-        )
-    kept = [(path, label) for path, label in zip(found, labels) if path is not None]
-    paths, labels = zip(*kept) if kept else ((), ())
-    return VideoDataset(request.name, paths, labels, classes, missing)
-
-
-class _Shelf:
-    """Finds videos by path, whatever the suffix, reading each folder once (a look per file is slow on a network)."""
-
-    def __init__(self) -> None:
-        self.folders: dict[str, dict[str, str]] = {}
-
-    def find(self, path: str) -> str | None:
-        folder, name = os.path.split(path)
-        if folder not in self.folders:
-            entries = os.scandir(folder) if os.path.isdir(folder) else ()
-            files = [entry.name for entry in entries if not entry.is_dir()]
-            self.folders[folder] = {_stem(file): file for file in sorted(files) if _is_video(file)}
-            self.folders[folder] |= {file: file for file in files}
-        file = self.folders[folder].get(name) or self.folders[folder].get(_stem(name))
-        return file and os.path.join(folder, file)
-
-
-def _is_video(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0] if _is_video(name) else name

@@ -104,7 +104,7 @@ def packed_losses(
     n, total = len(anchor) // 2, len(key) // 2
     packed = _pack(terms, crossing, denominator == "joint")
     max_excluded = crossing[0].exclude.shape[2] if crossing else 1
-    sizes = Sizes(n, total, rank() * n, len(packed.rows), packed.grad_rows, max_excluded)
+    sizes = n, total, rank() * n, len(packed.rows), packed.grad_rows, max_excluded
     plan = _plan(packed.terms, packed.crossing, denominator, sizes, packed.rows.device)
     exclude, weight = plan.exclude, None
     if crossing:
@@ -162,11 +162,14 @@ def _plan(
     terms: tuple[TermRows, ...],
     crossing: tuple[CrossTermRows, ...],
     denominator: Denominator,
-    sizes: Sizes,
+    sizes: tuple[int, ...],
     device: torch.device,
 ) -> LaunchPlan:
-    """As `_new_plan`; a compiled step holds it as a constant."""
-    return _new_plan(terms, crossing, denominator, sizes, device)
+    """As `_new_plan`; a compiled step holds it as a constant.
+
+    The sizes come as a plain tuple: torch.compile would hand a `Sizes` over without its values.
+    """
+    return _new_plan(terms, crossing, denominator, Sizes(*sizes), device)
 
 
 class _Group(NamedTuple):

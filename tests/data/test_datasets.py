@@ -1,8 +1,10 @@
 import json
+import tracemalloc
 
 import pytest
 
-from dclr.data import DatasetError, VideoDataset, lists, load_dataset
+from dclr.data import DATASETS, DatasetError, VideoDataset, load_dataset
+from tests.data.trees import names_of, touch, write_rows
 
 UCF_CLASSES = ("Archery", "Basketball", "YoYo")
 UCF_TRAIN = (
@@ -13,33 +15,16 @@ UCF_TRAIN = (
 UCF_TEST = ("Basketball/v_Basketball_g01_c01.avi", "YoYo/v_YoYo_g01_c01.avi")
 
 
-def touch(root, *names):
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-def write(path, *rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes("".join(f"{row}\r\n" for row in rows).encode())
-    return path
-
-
-def names_of(dataset, root):
-    return [path.removeprefix(f"{root}/") for path in dataset.paths]
-
-
 @pytest.fixture
 def ucf(tmp_path):
     touch(tmp_path / "UCF-101", *UCF_TRAIN, *UCF_TEST)
     splits = tmp_path / "ucfTrainTestlist"
-    write(splits / "classInd.txt", *(f"{i} {name}" for i, name in enumerate(UCF_CLASSES, 1)))
+    write_rows(splits / "classInd.txt", *(f"{i} {name}" for i, name in enumerate(UCF_CLASSES, 1)))
     for split in (1, 2, 3):
         numbers = {name: i for i, name in enumerate(UCF_CLASSES, 1)}
         train = [f"{name} {numbers[name.split('/')[0]]}" for name in UCF_TRAIN[split - 1 :]]
-        write(splits / f"trainlist0{split}.txt", *train)
-        write(splits / f"testlist0{split}.txt", *UCF_TEST)
+        write_rows(splits / f"trainlist0{split}.txt", *train)
+        write_rows(splits / f"testlist0{split}.txt", *UCF_TEST)
     return tmp_path
 
 
@@ -113,8 +98,9 @@ def test_hmdb51(tmp_path, root, splits):
         marks = {"wave": (1, 2, 0) if split == 1 else (2, 1, 0), "cartwheel": (1,)}
         for name, videos in names.items():
             rows = [f"{video} {mark} " for video, mark in zip(videos, marks[name])]
-            write(tmp_path / splits / f"{name}_test_split{split}.txt", *rows)
+            write_rows(tmp_path / splits / f"{name}_test_split{split}.txt", *rows)
             touch(tmp_path / root / name, *videos)
+        write_rows(tmp_path / splits / f"._wave_test_split{split}.txt", "what a Mac leaves beside each file")
     train = load_dataset("hmdb51", tmp_path)
     assert names_of(train, tmp_path / root) == ["cartwheel/[K]_cartwheel_0.avi", "wave/#20_a b_wave_0.avi"]
     assert (train.labels, train.classes) == ((0, 1), ("cartwheel", "wave"))
@@ -136,7 +122,7 @@ def test_hmdb51(tmp_path, root, splits):
 def test_kinetics400(tmp_path, layout, listing):
     touch(tmp_path, layout, "val/zumba/-x_y_000001_000011.mp4")
     header = "label,youtube_id,time_start,time_end,split"
-    write(tmp_path / listing, header, '"air drumming",abc,10,20,val', "zumba,-x_y,1,11,val")
+    write_rows(tmp_path / listing, header, '"air drumming",abc,10,20,val', "zumba,-x_y,1,11,val")
     test = load_dataset("kinetics400", tmp_path, subset="test")
     assert names_of(test, tmp_path) == [layout, "val/zumba/-x_y_000001_000011.mp4"]
     assert (test.labels, test.classes) == ((0, 1), ("air drumming", "zumba"))
@@ -145,141 +131,118 @@ def test_kinetics400(tmp_path, layout, listing):
 @pytest.mark.parametrize("row", ["zumba/a b_000001_000011.mp4 1", "zumba/a b_000001_000011 300 1"])
 def test_kinetics400_as_a_list_of_paths(tmp_path, row):
     touch(tmp_path, "train/zumba/a b_000001_000011.mp4")
-    listing = write(tmp_path / "lists" / "train.csv", row)
-    write(tmp_path / "lists" / "label_map.txt", "air drumming", "zumba")
+    listing = write_rows(tmp_path / "lists" / "train.csv", row)
+    write_rows(tmp_path / "lists" / "label_map.txt", "air drumming", "zumba")
     train = load_dataset("kinetics400", tmp_path, annotations=listing)
     assert names_of(train, tmp_path) == ["train/zumba/a b_000001_000011.mp4"]
     assert (train.labels, train.classes) == ((1,), ("air drumming", "zumba"))
-    write(listing, row[:-1] + "7")
-    with pytest.raises(DatasetError, match="label '7' is not among the 2 classes"):
+    write_rows(listing, row[:-1] + "7")
+    with pytest.raises(
+        DatasetError, match=r"train.csv, row 1, column 'label': label '7' is not a class number from 0 to 1"
+    ):
         load_dataset("kinetics400", tmp_path, annotations=listing)
 
 
 def test_kinetics400_annotations_of_the_other_subset(tmp_path):
     touch(tmp_path, "train/a.mp4", "val/b.mp4")
     header = "label,youtube_id,time_start,time_end,split"
-    train = write(tmp_path / "lists" / "train.csv", header, "zumba,a,1,11,train")
-    write(tmp_path / "lists" / "val.csv", header, "zumba,b,1,11,val")
+    train = write_rows(tmp_path / "lists" / "train.csv", header, "zumba,a,1,11,train")
+    write_rows(tmp_path / "lists" / "val.csv", header, "zumba,b,1,11,val")
     for subset, name in (("train", "train/a.mp4"), ("test", "val/b.mp4")):
         dataset = load_dataset("kinetics400", tmp_path, subset=subset, annotations=train)
         assert names_of(dataset, tmp_path) == [name]
-    write(train, "youtube_id,time_start,time_end,split", "a,1,11,train")
+    write_rows(train, "youtube_id,time_start,time_end,split", "a,1,11,train")
     with pytest.raises(DatasetError, match=r"train.csv has no column 'label'; it has youtube_id"):
         load_dataset("kinetics400", tmp_path, annotations=train)
-    write(train, header)
+    write_rows(train, header)
     with pytest.raises(DatasetError, match=r"train.csv has a header, but no row"):
         load_dataset("kinetics400", tmp_path, annotations=train)
+
+
+@pytest.mark.parametrize("name, folder", [("kinetics600", "k600"), ("kinetics700", "k700-2020")])
+def test_larger_kinetics(tmp_path, name, folder):
+    touch(tmp_path / folder, "train/fly_tying/a_000001_000011.mp4", "val/b_000001_000011.mp4")
+    for subset, row in (("train", "fly tying,a,1,11,train"), ("val", "fly tying,b,1,11,validate")):
+        write_rows(tmp_path / "annotations" / f"{subset}.txt", "label,youtube_id,time_start,time_end,split", row)
+    found = [load_dataset(name, tmp_path, subset=subset) for subset in ("train", "test")]
+    assert [len(dataset) for dataset in found] == [1, 1] and found[1].split == "list val.txt"
+
+
+@pytest.mark.parametrize("time", ["", "soon", "nan", "inf"])
+def test_kinetics_rows_without_times(tmp_path, time):
+    write_rows(tmp_path / "train.csv", "label,youtube_id,time_start,time_end", "zumba,a,1,11", f"zumba,b,1,{time}")
+    message = f"train.csv, row 3, column 'time_end': got '{time}', expected a number of seconds"
+    with pytest.raises(DatasetError, match=message):
+        load_dataset("kinetics400", tmp_path)
+
+
+def test_a_long_list_takes_little_memory(tmp_path):
+    """Kinetics-400 has 240,000 rows, each with many names that its video may go by."""
+    rows = 5000
+    touch(tmp_path, *(f"train/zumba/{number:011d}_000001_000011.mp4" for number in range(rows)))
+    header = "label,youtube_id,time_start,time_end"
+    write_rows(tmp_path / "train.csv", header, *(f"zumba,{number:011d},1,11" for number in range(rows)))
+    tracemalloc.start()
+    try:
+        dataset = load_dataset("kinetics400", tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(dataset) == rows and peak < 1000 * rows
+
+
+@pytest.mark.parametrize(
+    "train, test, labels",
+    [
+        (
+            "something-something-v2-train.json",
+            "something-something-v2-validation.json",
+            "something-something-v2-labels",
+        ),
+        ("labels/train.json", "labels/validation.json", "labels/labels"),
+    ],
+)
+def test_something_v2(tmp_path, train, test, labels):
+    touch(tmp_path, "20bn-something-something-v2/7.webm", "20bn-something-something-v2/8.webm")
+    write_rows(tmp_path / f"{labels}.json", json.dumps({"Holding something": "1", "Closing something": "0"}))
+    first = {"id": "7", "label": "holding a pen", "template": "Holding [something]", "placeholders": ["a pen"]}
+    write_rows(tmp_path / train, json.dumps([first]))
+    write_rows(tmp_path / test, json.dumps([{"id": 8, "template": "Closing [something]"}]))
+    found = [load_dataset("something_v2", tmp_path, subset=subset) for subset in ("train", "test")]
+    assert [dataset.labels for dataset in found] == [(1,), (0,)]
+    assert found[0].classes == ("Closing something", "Holding something")
+    assert names_of(found[1], tmp_path) == ["20bn-something-something-v2/8.webm"]
+    write_rows(tmp_path / train, json.dumps([first, {"id": "8"}]))
+    with pytest.raises(DatasetError, match=r"train.json, entry 2: has no 'template'; expected id, template"):
+        load_dataset("something_v2", tmp_path)
+    write_rows(tmp_path / train, json.dumps({"id": "8"}))
+    with pytest.raises(DatasetError, match=r"train.json: expected a list of objects, got dict"):
+        load_dataset("something_v2", tmp_path)
 
 
 def test_diving48(tmp_path):
     touch(tmp_path / "rgb", "a_00001.mp4", "b_00002.mp4")
     entry = {"vid_name": "b_00002", "label": 47, "start_frame": 0, "end_frame": 9}
-    write(tmp_path / "Diving48_V2_test.json", json.dumps([entry]))
+    write_rows(tmp_path / "Diving48_V2_test.json", json.dumps([entry]))
     test = load_dataset("diving48", tmp_path, subset="test")
     assert names_of(test, tmp_path) == ["rgb/b_00002.mp4"] and test.labels == (47,) and len(test.classes) == 48
     vocabulary = [["Back", "15som", "05Twis", str(i)] for i in range(48)]
-    write(tmp_path / "Diving48_vocab.json", json.dumps(vocabulary))
+    write_rows(tmp_path / "Diving48_vocab.json", json.dumps(vocabulary))
     assert load_dataset("diving48", tmp_path, subset="test").classes[47] == "Back_15som_05Twis_47"
-    write(tmp_path / "Diving48_V2_test.json", "[")
+    write_rows(tmp_path / "Diving48_V2_test.json", "[")
     with pytest.raises(DatasetError, match=r"Diving48_V2_test.json is not JSON"):
         load_dataset("diving48", tmp_path, subset="test")
 
 
-@pytest.fixture
-def listed(tmp_path):
-    names = [f"clips/{i}.mp4" for i in range(4)]
-    touch(tmp_path, *names)
-    rows = zip(names, ("up", "down", "up", "left"), ("sea", "sea", "sand", "sky"), ("train", "train", "test", "test"))
-    write(tmp_path / "manifest.csv", "path,motion,scene,split", *(",".join(row) for row in rows))
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "options, numbers, labels",
-    [
-        ({}, [0, 1], (-1, -1)),
-        ({"label": "motion"}, [0, 1], (2, 0)),
-        ({"label": "motion", "subset": "test"}, [2, 3], (2, 1)),
-        ({"label": "scene", "where": "scene=sea"}, [0, 1], (1, 1)),
-        ({"label": "motion", "where": "motion=up"}, [0, 2], (2, 2)),
-        ({"label": "motion", "where": "motion=up, split=test"}, [2], (2,)),
-    ],
-)
-def test_folder_with_columns(listed, options, numbers, labels):
-    dataset = load_dataset("folder", listed, **options)
-    assert names_of(dataset, listed) == [f"clips/{i}.mp4" for i in numbers]
-    assert dataset.labels == labels
-    if options.get("label") == "motion":
-        assert dataset.classes == ("down", "left", "up")
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"label": "speed"}, "manifest.csv has no column 'speed'; it has path, motion, scene, split"),
-        ({"where": "speed=1"}, "manifest.csv has no column 'speed'"),
-        ({"where": "motion"}, "'motion' is not of the form column=value"),
-        ({"where": "motion=round"}, "no row of .*manifest.csv has motion=round"),
-        ({"subset": "val"}, 'subset must be "train" or "test"'),
-        ({"split": 2}, "there is no split 2"),
-        ({"annotations": "nowhere.csv"}, "no split file .*nowhere.csv"),
-    ],
-)
-def test_folder_with_wrong_columns(listed, options, message):
-    with pytest.raises(DatasetError, match=message):
-        load_dataset("folder", listed, **options)
-
-
-def test_folder_with_a_list_beside_the_videos(tmp_path):
-    touch(tmp_path, "videos/a b.mp4", "videos/c.avi")
-    listing = write(tmp_path / "elsewhere.txt", "videos/a b.mp4 1", "videos/c.avi 0")
-    dataset = load_dataset("folder", tmp_path / "videos", annotations=listing)
-    assert names_of(dataset, tmp_path) == ["videos/a b.mp4", "videos/c.avi"] and dataset.labels == (1, 0)
-    write(listing, "videos/c.avi")
-    with pytest.raises(DatasetError, match="not of the form `path label`"):
-        load_dataset("folder", tmp_path, annotations=listing)
-    write(tmp_path / "two.csv", "videos/c.avi,jump", "videos/a b.mp4,run")
-    assert load_dataset("folder", tmp_path, annotations=tmp_path / "two.csv").classes == ("jump", "run")
-    write(tmp_path / "blank.csv", "path,label", ",1", "videos/c.avi,0")
-    with pytest.raises(DatasetError, match="1 of 2 train videos are not under"):
-        load_dataset("folder", tmp_path / "videos", annotations=tmp_path / "blank.csv")
-    write(tmp_path / "ragged.csv", "path,label", "videos/c.avi")
-    with pytest.raises(DatasetError, match=r"ragged.csv, row 2: 1 columns"):
-        load_dataset("folder", tmp_path, annotations=tmp_path / "ragged.csv")
-
-
-def test_labels_that_are_numbers(tmp_path):
-    listing = tmp_path / "list.csv"
-    assert lists.encode(["2", "-1", ""], listing) == ([2, -1, -1], ("0", "1", "2"))
-    assert lists.encode(["²", "10"], listing) == ([1, 0], ("10", "²"))
-    with pytest.raises(DatasetError, match=r"list.csv: label '100000000000' is no class number: expected at most 9"):
-        lists.encode(["0", "100000000000"], listing)
-
-
-def test_folder_of_class_folders(tmp_path):
-    touch(tmp_path, "run/a.mp4", "jump/b.avi", "jump/c.MOV", "jump/notes.txt")
-    dataset = load_dataset("folder", tmp_path)
-    assert names_of(dataset, tmp_path) == ["jump/b.avi", "jump/c.MOV", "run/a.mp4"]
-    assert (dataset.labels, dataset.classes) == ((0, 0, 1), ("jump", "run"))
-    with pytest.raises(DatasetError, match="has no test videos"):
-        load_dataset("folder", tmp_path, subset="test")
-
-
-def test_folder_split_in_two(tmp_path):
-    touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "val/run/c.mp4")
-    train, test = (load_dataset("folder", tmp_path, subset=subset) for subset in ("train", "test"))
-    assert names_of(test, tmp_path) == ["val/run/c.mp4"]
-    assert test.labels == (1,) and test.classes == train.classes == ("jump", "run")
-
-
-def test_folder_without_classes(tmp_path):
-    touch(tmp_path, "b.mp4", "a.mp4")
-    dataset = load_dataset("folder", tmp_path)
-    assert (names_of(dataset, tmp_path), dataset.labels, dataset.classes) == (
-        ["a.mp4", "b.mp4"],
-        (-1, -1),
-        (),
-    )
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_entry_says_what_it_is_and_where_it_comes_from(name, tmp_path):
+    spec = DATASETS[name]
+    assert spec.title and spec.videos_from and spec.lists_from and set(spec.lists) >= {"train", "test"}
+    assert set(spec.counts) <= set(spec.parts())
+    with pytest.raises(
+        DatasetError, match=r"no video \(" if name == "folder" else f"comes from {spec.lists_from[:20]}"
+    ):
+        load_dataset(name, tmp_path)
 
 
 def test_errors(tmp_path, ucf):
@@ -294,8 +257,8 @@ def test_errors(tmp_path, ucf):
     (tmp_path / "void").mkdir()
     with pytest.raises(DatasetError, match=r"no video .* under .*void"):
         load_dataset("folder", tmp_path / "void")
-    write(ucf / "ucfTrainTestlist" / "classInd.txt", "1 Archery", "2 Basketball")
-    with pytest.raises(DatasetError, match=r"trainlist01.txt: label 'YoYo' is not among the 2 classes"):
+    write_rows(ucf / "ucfTrainTestlist" / "classInd.txt", "1 Archery", "2 Basketball")
+    with pytest.raises(DatasetError, match=r"trainlist01.txt, row 2: label 'YoYo' is not one of the 2 classes"):
         load_dataset("ucf101", ucf)
     (ucf / "ucfTrainTestlist" / "trainlist01.txt").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(DatasetError, match=r"trainlist01.txt cannot be read as text"):
