@@ -23,6 +23,7 @@ setup(
     python_requires=">=3.10,<3.14",
     package_dir={"dclr": "dclr", "dclr.kernels": "kernels"},
     packages=[*find_packages(include=["dclr", "dclr.*"]), "dclr.kernels"],
+    package_data={"dclr": ["py.typed"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",

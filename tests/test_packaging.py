@@ -19,7 +19,8 @@ def test_wheel_holds_the_kernels_inside_the_package(tmp_path):
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*wheel, "-w", tmp_path, source], check=True)
     names = zipfile.ZipFile(next(tmp_path.glob("dclr-*.whl"))).namelist()
-    assert {"dclr/kernels/__init__.py", "dclr/kernels/info_nce.py", "dclr/methods/dclr.py"} <= set(names)
+    there = {"dclr/kernels/__init__.py", "dclr/kernels/info_nce.py", "dclr/methods/dclr.py", "dclr/py.typed"}
+    assert there <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dclr"}
 
 

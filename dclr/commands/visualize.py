@@ -7,14 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
 
 from dclr.config import ConfigError, to_dict
 from dclr.distributed import choose_device
-from dclr.evaluation import Features, retrieval
-from dclr.evaluation.checkpoint import EvaluationConfig, run_folder, usable_folder
-from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, encode, load_subsets
-from dclr.training import find_checkpoint, load_method
+from dclr.evaluation import retrieval
+from dclr.evaluation.checkpoint import (
+    EvaluationConfig,
+    Subject,
+    cached_encoder,
+    load_subject,
+    run_folder,
+    usable_folder,
+)
+from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, load_subsets
+from dclr.methods import Method
+from dclr.training import CheckpointError, load_method
 from dclr.visualize import pictures
 from dclr.visualize.pictures import Look, Subset
 from dclr.visualize.report import Picture, Report, page
@@ -53,7 +61,7 @@ def visualize(config: VisualizeConfig) -> Path:
 
     Raises:
         ConfigError: no run there, or no dataset (`curves_only` goes without).
-        CheckpointError, DatasetError, ValueError: as `dclr.commands.evaluate.retrieve`.
+        OSError, WeightsError, DatasetError, ValueError: as `dclr.commands.evaluate.retrieve`.
     """
     run = read_run(run_folder(config.checkpoint))
     folder = usable_folder(config.output or run.folder)
@@ -73,42 +81,45 @@ def _report_of_folder(config: VisualizeConfig, run: Run) -> Report:
 
 
 def _report_of_encoder(config: VisualizeConfig, run: Run) -> Report:
-    look, position = _look(config)
-    beside = _encoders(config.beside)
+    device = choose_device(config.device)
+    subject = load_subject(config.checkpoint)
+    look = _look(config, subject, device)
+    beside = {run_folder(other).resolve().name: load_subject(other).encoder for other in config.beside}
     shown, left_out = _curves(run)
     shown["activation"] = list(pictures.activations(look))
     shown["retrieval"] = list(pictures.neighbours(look, config.neighbours))
     shown["search"] = list(pictures.searches(look))
-    shown["kernels"] = pictures.kernels(look.method.encoder, look.pretraining, beside)
+    shown["kernels"] = pictures.kernels(look.encoder, look.pretraining, beside)
     shown["masks"] = list(pictures.masks(look))
-    result, unlabelled = _retrieval(look.gallery.features, look.queries.features, look.data)
+    result, unlabelled = _retrieval(look)
     for name, part in (("training", look.gallery), ("test", look.queries)):
         left_out += [f"Unreadable {name} video: {failure}" for failure in part.features.failures]
         left_out += [f"Missing {name} video: {path}" for path in part.videos.missing]
     configuration = run.configuration or to_dict(look.pretraining)
-    return Report(run, configuration, position, shown, result, [*left_out, *unlabelled, *_of_records(run)])
+    return Report(run, configuration, subject.words, shown, result, [*left_out, *unlabelled, *_of_records(run)])
 
 
-def _look(config: VisualizeConfig) -> tuple[Look, str]:
-    """Encoder, features and the videos to show, and in words which state of the run it is."""
-    device = choose_device(config.device)
-    method, pretraining, position = load_method(config.checkpoint)
-    data = config.data.completed(pretraining.data)
+def _look(config: VisualizeConfig, subject: Subject, device: torch.device) -> Look:
+    """What the pictures are made from: encoder, features, and the videos to show."""
+    data = config.data.completed(subject.pretraining.data)
     _require_root(data)
     videos = load_subsets(data)
-    method = method.to(device).eval()
+    encoder = subject.encoder.to(device).eval()
+    encode = cached_encoder(subject, config, data, device)
+    gallery, queries = (Subset(part, encode(part)) for part in videos)
+    chosen = choose(queries.features.labels, config.videos)
+    method = _method(config.checkpoint, device)
+    return Look(encoder, method, subject.pretraining, data, gallery, queries, chosen)
+
+
+def _method(checkpoint: str, device: torch.device) -> Method | None:
+    """The method of a run as it was in its last epoch; None of weights alone."""
+    try:
+        method, _, position = load_method(checkpoint)
+    except CheckpointError:
+        return None
     method.start_epoch(max(position["epoch"] - 1, 0), resumed=True)
-    gallery, queries = (
-        Subset(part, encode(method.encoder, part, data, pretraining.augment, device)) for part in videos
-    )
-    more = f" and {position['step']} steps" if position["step"] else ""
-    where = f"{find_checkpoint(config.checkpoint)}, after {position['epoch']} epochs{more}"
-    return Look(method, pretraining, data, gallery, queries, choose(queries.features.labels, config.videos)), where
-
-
-def _encoders(checkpoints: Sequence[str]) -> dict[str, nn.Module]:
-    """Encoders of other runs, by the runs' names."""
-    return {run_folder(checkpoint).resolve().name: load_method(checkpoint).encoder for checkpoint in checkpoints}
+    return method.to(device).eval()
 
 
 def _require_root(data: EvaluationDataConfig) -> None:
@@ -126,12 +137,13 @@ def _curves(run: Run) -> tuple[dict[str, Sequence[Picture]], list[str]]:
     return {"curves": pictures.curves(run.steps)}, []
 
 
-def _retrieval(gallery: Features, queries: Features, data: EvaluationDataConfig) -> tuple[Mapping, list[str]]:
+def _retrieval(look: Look) -> tuple[Mapping, list[str]]:
     """Figures and protocol of `dclr retrieve`, and why there are none."""
-    if (gallery.labels < 0).any() or (queries.labels < 0).any():
+    searched, asked = look.gallery.features, look.queries.features
+    if (searched.labels < 0).any() or (asked.labels < 0).any():
         return {}, ["R@k: there are videos without a label."]
-    result = retrieval(gallery.clips, gallery.labels, queries.clips, queries.labels)
-    return {**result, "protocol": f"{clip_protocol(data)}; {result['protocol']}"}, []
+    result = retrieval(searched.clips, searched.labels, asked.clips, asked.labels, own=look.own)
+    return {**result, "protocol": f"{clip_protocol(look.data)}; {result['protocol']}"}, []
 
 
 def _of_records(run: Run) -> list[str]:

@@ -1,4 +1,4 @@
-"""The videos of an evaluation, the clips that stand for each, and their features."""
+"""The videos of an evaluation, and the clips that stand for each."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import nn
-
-from dclr.augment import AugmentConfig
 from dclr.config import ConfigError, DataConfig, at_least
 from dclr.data import EvaluationClips, VideoDataset, load_dataset
-from dclr.evaluation.features import Features, extract_features
 
 # What stands for the pretraining's own where it is not given; the source only where no dataset is given.
 CLIP_FIELDS = ("frames", "stride", "size")
@@ -70,7 +65,14 @@ def load_subsets(data: EvaluationDataConfig) -> tuple[VideoDataset, VideoDataset
     train = load_videos(data, data.train_subset, data.train_where)
     test = load_videos(data, data.test_subset, data.test_where)
     if train.classes != test.classes:
-        raise ValueError(f"{data.dataset}: the training and the test videos do not have the same classes")
+        alone = [name for name in (*train.classes, *test.classes) if (name in train.classes) != (name in test.classes)]
+        raise ValueError(
+            f"{data.dataset}: the training and the test videos do not have the same classes: {len(train.classes)} and "
+            f"{len(test.classes)}{f', {alone[0]!r} in one of them alone' if alone else ', in another order'}"
+        )
+    for role, videos in (("training", train), ("test", test)):
+        if not len(videos):
+            raise ValueError(f"{data.dataset}: there are no {role} videos; expected at least one")
     return train, test
 
 
@@ -93,25 +95,21 @@ def load_videos(data: EvaluationDataConfig, subset: str, where: str | None) -> V
     return videos
 
 
-def encode(
-    encoder: nn.Module,
-    videos: VideoDataset,
-    data: EvaluationDataConfig,
-    augment: AugmentConfig,
-    device: torch.device,
-) -> Features:
-    """Features of the clips of videos, normalised with the mean and standard deviation of `augment`."""
+def require_labels(data: EvaluationDataConfig, *subsets: VideoDataset) -> None:
+    """Raises ConfigError where a video has no label."""
+    for role, videos in zip(("training", "test"), subsets):
+        unknown = sum(label < 0 for label in videos.labels)
+        if unknown:
+            raise ConfigError(
+                f"data: {unknown} of the {len(videos)} {role} videos of {data.dataset} have no label, which this "
+                f"evaluation compares; expected class folders, or a list with a column of classes (data.label)"
+            )
+
+
+def evaluation_clips(videos: VideoDataset, data: EvaluationDataConfig) -> EvaluationClips:
+    """The clips that stand for each video."""
     shape = {"frames": data.frames, "stride": data.stride, "size": data.size, "clips": data.clips}
-    return extract_features(
-        encoder,
-        EvaluationClips(videos, **shape, test_crop=data.test_crop),
-        device=device,
-        mean=augment.mean,
-        std=augment.std,
-        batch_videos=data.batch_videos,
-        workers=data.workers,
-        max_failures=data.max_failed_share,
-    )
+    return EvaluationClips(videos, **shape, test_crop=data.test_crop)
 
 
 def clip_protocol(data: EvaluationDataConfig) -> str:

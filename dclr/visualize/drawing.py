@@ -30,6 +30,13 @@ def svg(figure: Figure, name: str) -> str:
     return buffer.getvalue()
 
 
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as PNG, without the name of the software, so that equal pictures are equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
 def inline(document: str) -> str:
     """An SVG document as an element of an HTML page, whose text colour it takes where it was black."""
     element = document[document.index("<svg") :]

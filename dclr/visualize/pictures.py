@@ -17,6 +17,7 @@ from dclr.config import PretrainConfig
 from dclr.data import VideoDataset, count_frames, read_clips
 from dclr.data.clips import centre_crop
 from dclr.evaluation import Features, nearest
+from dclr.evaluation.checkpoint import own_rows
 from dclr.evaluation.dataset import EvaluationDataConfig
 from dclr.methods import Method
 from dclr.models import build_encoder
@@ -52,9 +53,16 @@ class Subset:
 
 @dataclass(frozen=True)
 class Look:
-    """What the pictures of an encoder are made from: videos to show by their rows among the queries, and a gallery."""
+    """What the pictures of an encoder are made from.
 
-    method: Method
+    Attributes:
+        method: of the run that the encoder is of, with its last epoch started; None of weights alone.
+        gallery, queries: videos to search in, and to ask for.
+        chosen: rows of the queries that are shown.
+    """
+
+    encoder: nn.Module
+    method: Method | None
     pretraining: PretrainConfig
     data: EvaluationDataConfig
     gallery: Subset
@@ -66,7 +74,13 @@ class Look:
 
     @property
     def device(self) -> torch.device:
-        return next(self.method.encoder.parameters()).device
+        return next(self.encoder.parameters()).device
+
+    @property
+    def own(self) -> Tensor:
+        """The row of the gallery that is each query's own video, -1 none."""
+        paths = [[part.path(row) for row in range(len(part.features.labels))] for part in (self.gallery, self.queries)]
+        return own_rows(*map(tuple, paths))
 
 
 def picture(name: str, figure: Figure, caption: str) -> Picture:
@@ -85,7 +99,7 @@ def activations(look: Look) -> Iterator[Picture]:
     augment = look.pretraining.augment
     for number, row in enumerate(look.chosen):
         clip = middle_clip(look.queries.path(row), look.data, look.data.frames + 1)
-        maps = activation_maps(look.method.encoder, clip.to(look.device), augment.mean, augment.std)
+        maps = activation_maps(look.encoder, clip.to(look.device), augment.mean, augment.std)
         title = f"{look.queries.class_name(row)}, {Path(look.queries.path(row)).name}"
         yield picture(f"activation_{number}", draw_activation(clip, maps, title), look.caption(row))
 
@@ -93,7 +107,7 @@ def activations(look: Look) -> Iterator[Picture]:
 def neighbours(look: Look, k: int) -> Iterator[Picture]:
     """Each chosen video beside the k nearest of the gallery."""
     # Of all queries, as their mean is part of the protocol.
-    cosines_qk, rows_qk = nearest(look.gallery.features.clips, look.queries.features.clips, k)
+    cosines_qk, rows_qk = nearest(look.gallery.features.clips, look.queries.features.clips, k, own=look.own)
 
     def shown(part: Subset, row: int, cosine: float = 1.0) -> Shown:
         return Shown(middle_clip(part.path(row), look.data, 1)[0].numpy(), part.label(row), cosine)
@@ -107,7 +121,7 @@ def neighbours(look: Look, k: int) -> Iterator[Picture]:
 def searches(look: Look) -> Iterator[Picture]:
     """Two views of each chosen video, and the gallery clip nearest to each by static clip and by difference."""
     augment, frames = look.pretraining.augment, look.data.frames + 1
-    descriptor = Descriptor(look.method, augment.mean, augment.std)
+    descriptor = Descriptor(look.encoder, getattr(look.method, "search", None), augment.mean, augment.std)
     rows = np.unique(np.linspace(0, len(look.gallery.features.clips) - 1, SEARCHED).round().astype(int)).tolist()
     paths = [look.gallery.path(row) for row in rows]
     clips = torch.stack([middle_clip(path, look.data, frames) for path in paths])

@@ -161,14 +161,20 @@ def _evaluations(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 
 
 def _figures(record: Mapping[str, Any]) -> str:
-    return "\n".join(f"{name} {value:.2f}" for name, value in record.items() if isinstance(value, float))
+    """A line for each figure in percent, with its spread over several runs and with chance where the record has them."""
+    spread, chance = record.get("spread", {}), record.get("chance", {})
+    lines = []
+    for name, value in record.items():
+        if isinstance(value, float):
+            more = f" ± {spread[name]:.2f}" if name in spread else ""
+            lines.append(f"{name} {value:.2f}{more}" + (f" (chance {chance[name]:.2f})" if name in chance else ""))
+    return "\n".join(lines)
 
 
 def _retrieval(report: Report) -> str:
     """Figures of the neighbours shown, where they do not stand among the evaluations already."""
     result = report.retrieval
-    listed = {(record["protocol"], _figures(record)) for _, record in report.run.evaluations}
-    if not result or (result["protocol"], _figures(result)) in listed:
+    if not result or any(result.items() <= record.items() for _, record in report.run.evaluations):
         return ""
     figures = escape(_figures(result).replace("\n", ", "))
     return f'<p>{figures} (percent)</p>\n<p class="protocol">{escape(result["protocol"])}</p>\n'

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from dclr.kernels import decouple
-from dclr.methods import Method
 from dclr.methods.search import CrossVideoSearch
 from dclr.visualize.drawing import WIDTH, bare, short
 
@@ -37,15 +36,17 @@ class Descriptor(nn.Module):
     A run whose slow encoder is not in use, or has none, is described by the encoder itself.
 
     Args:
-        method: of the run, with its current epoch started.
+        encoder: (B, 3, T, H, W) -> (B, C, T', H', W'), in evaluation mode.
+        search: of the run, with its current epoch started; None where it has none.
         mean, std: of each channel, those of the pretraining.
     """
 
-    def __init__(self, method: Method, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, encoder: nn.Module, search: nn.Module | None, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         super().__init__()
-        search = getattr(method, "search", None)
         self.search = search if isinstance(search, CrossVideoSearch) and search.filling else None
-        self.encoder = self.search.slow.encoder if self.search else method.encoder
+        self.encoder = self.search.slow.encoder if self.search else encoder
         self.mean, self.std = mean, std
         self.name = "slow encoder" if self.search else "encoder, as this run has no slow one in use"
 

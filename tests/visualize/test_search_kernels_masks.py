@@ -51,7 +51,7 @@ def test_the_slow_encoder_describes_once_it_is_in_use(epoch, slow):
         for parameter in method.search.slow.parameters():
             parameter.add_(0.01)
     clips = clips_of(3)
-    descriptor = Descriptor(method, MEAN, STD)
+    descriptor = Descriptor(method.encoder, method.search, MEAN, STD)
     found = descriptor(clips)
     assert ("slow" in descriptor.name.split()[0]) == slow
     source = method.search.slow.double() if slow else method.double()
@@ -60,8 +60,8 @@ def test_the_slow_encoder_describes_once_it_is_in_use(epoch, slow):
         np.testing.assert_allclose(found[kind], expected[kind], atol=1e-4)
 
 
-def test_any_method_describes_by_its_encoder():
-    found = Descriptor(method_of(SimCLRConfig(dim=8, hidden=8), 0), MEAN, STD)(clips_of(2))
+def test_without_a_search_the_encoder_describes():
+    found = Descriptor(method_of(SimCLRConfig(dim=8, hidden=8), 0).encoder, None, MEAN, STD)(clips_of(2))
     assert found["static"].shape == found["difference"].shape == (2, 96)
 
 

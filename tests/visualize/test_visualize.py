@@ -17,7 +17,7 @@ from dclr.config import ConfigError
 from dclr.data import load_dataset
 from dclr.evaluation import nearest
 from dclr.evaluation.dataset import EvaluationDataConfig
-from dclr.training import CheckpointError, append_metrics, read_metrics
+from dclr.training import append_metrics, read_metrics
 from dclr.visualize import draw_retrieval
 from tests.visualize.conftest import STRANGE
 
@@ -60,7 +60,8 @@ def test_page_and_pictures(run, capsys):
     assert "Not shown" not in shown and "Started from" not in shown
     record = read_metrics(run / "retrieve_folder")[-1]
     # The neighbours' own figures are those of `dclr retrieve`, which the page has already.
-    assert shown.count(html.escape(record["protocol"])) == 1 and shown.count(f"R@1 {record['R@1']:.2f}") == 1
+    figure = f"R@1 {record['R@1']:.2f} (chance {record['chance']['R@1']:.2f})"
+    assert shown.count(html.escape(record["protocol"])) == 1 and shown.count(figure) == 1
 
 
 def test_figures_of_the_neighbours_where_no_evaluation_has_them(run):
@@ -121,17 +122,22 @@ def test_twice_the_same_bytes_and_no_picture_of_an_earlier_call(run):
 
 def test_neighbours_are_those_of_nearest(run, videos, monkeypatch):
     panels, features = [], []
-    encode = dclr.commands.visualize.encode
+    cached_encoder = dclr.commands.visualize.cached_encoder
 
-    def encoded(*arguments):
-        features.append(encode(*arguments))
-        return features[-1]
+    def encoder_of(*arguments):
+        encode = cached_encoder(*arguments)
+
+        def encoded(videos):
+            features.append(encode(videos))
+            return features[-1]
+
+        return encoded
 
     def drawn(*arguments):
         panels.append(arguments)
         return draw_retrieval(*arguments)
 
-    monkeypatch.setattr(dclr.commands.visualize, "encode", encoded)
+    monkeypatch.setattr(dclr.commands.visualize, "cached_encoder", encoder_of)
     monkeypatch.setattr(dclr.visualize.pictures, "draw_retrieval", drawn)
     visualize(config(run, videos=20, neighbours=30))
     gallery, query = features
@@ -251,7 +257,7 @@ def test_bad_input(trained, options, error, message):
 
 
 def test_bad_runs(tmp_path):
-    with pytest.raises(CheckpointError, match=r"last.pt: cannot be read"):
+    with pytest.raises(OSError, match=r"last.pt: cannot be read"):
         visualize(config(tmp_path))
     with pytest.raises(
         ConfigError, match=r"checkpoint: got .*, expected a run: .* has no config.yaml or metrics.jsonl"
