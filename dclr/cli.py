@@ -1,19 +1,24 @@
 """The command line: `dclr VERB`. Words become a configuration, and the verb's function is called with it.
 
 A verb is a file of `dclr.commands`, imported when it is asked for. Exit status: 0 success; 1 an error; 2 a wrong
-command line; 128 + n stopped by signal n with the run saved.
+command line; 128 + n stopped by signal n, with the run saved where there is one.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import dclr
+from dclr import help
 from dclr.errors import RunError, UsageError
 from dclr.suggest import nearest
 
@@ -26,6 +31,7 @@ class Verb(NamedTuple):
         summary: one line of help.
         config: name of its configuration in that file.
         required: fields of the configuration that have no default.
+        help: what `--help` shows, where that is not the list of all flags, which is then `--help-all`.
         call: what is done with the arguments, where it is more than parsing a configuration and calling the verb.
     """
 
@@ -33,22 +39,44 @@ class Verb(NamedTuple):
     summary: str
     config: str = ""
     required: tuple[str, ...] = ()
+    help: str = ""
     call: Callable[[list[str]], None] | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command line (default: the process') and exit with its status."""
+    _repair_streams()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     try:
         run([argument for argument in argv if argument != "--debug"])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough, as `head` has. Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except BaseException as error:
         if debug or isinstance(error, SystemExit):
             raise
         message, status = _explain(error)
         process = f"[process {os.environ['RANK']}] " if "RANK" in os.environ else ""
-        print(f"{process}dclr: {message}", file=sys.stderr)
+        with suppress(OSError):  # of a lost terminal
+            print(f"{process}dclr: {message}", file=sys.stderr)
         sys.exit(status)
+
+
+def _repair_streams() -> None:
+    """What was closed leads nowhere, and a file name that is no text does not stop what prints it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Otherwise the next file opened, a checkpoint say, would get this number, and what libraries print.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def run(argv: list[str]) -> None:
@@ -58,10 +86,31 @@ def run(argv: list[str]) -> None:
     elif argv[0] == "--version":
         print(dclr.__version__)
     elif argv[0] in VERBS:
-        verb = VERBS[argv[0]]
-        (verb.call or _call_of(argv[0]))(argv[1:])
+        name, *rest = argv
+        verb = VERBS[name]
+        if verb.help and ("--help" in rest or "-h" in rest):
+            print(verb.help, end="")
+            return
+        with _Interruptible():
+            _command(name)
+        (verb.call or _call_of(name))(["--help" if argument == "--help-all" else argument for argument in rest])
     else:
         raise UsageError(f"unknown command {argv[0]!r}{nearest(argv[0], VERBS)}")
+
+
+class _Interruptible:
+    """Inside, Ctrl-C ends the process at once; in the midst of an import Python would lose it, or show where it was."""
+
+    def __enter__(self) -> None:
+        self._previous = None
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.getsignal(signal.SIGINT)
+        if self._previous is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def __exit__(self, *error: object) -> None:
+        if self._previous is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._previous)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
@@ -113,15 +162,19 @@ def _pretrain(argv: list[str]) -> None:
     from dclr.flags import take
     from dclr.presets import PRESETS
 
-    options, rest = take(argv, values=("--preset", "--config", "--method"), switches=("--resume", "--list-presets"))
+    switches = ("--list-presets", "--resume", "--resume-or-start", "--allow-changes")
+    options, rest = take(argv, values=("--preset", "--config", "--method"), switches=switches)
     config = _pretrain_config(options, rest, "pretrain")
     if "--list-presets" in options:
         for name, preset in PRESETS.items():
-            print(f"{name:20} {(preset.__doc__ or '').splitlines()[0]}")
+            print(f"{name:20} {(preset.__doc__ or '').partition(chr(10))[0]}".rstrip())
         return
-    folder = _command("pretrain").pretrain(config, resume="--resume" in options)
+    resume = "or_start" if "--resume-or-start" in options else "--resume" in options
+    folder = _command("pretrain").pretrain(config, resume, allow_changes="--allow-changes" in options)
     if os.environ.get("RANK", "0") == "0":  # of processes started together, the first
         _draw_curves(str(folder))
+        run = shlex.quote(str(folder))
+        print(f"Next, what it learned:\n  dclr visualize --checkpoint {run}\n  dclr knn --checkpoint {run}")
 
 
 def _draw_curves(run: str) -> None:
@@ -167,7 +220,7 @@ def _base_config(options: dict[str, str], rest: list[str]) -> Any:
     try:
         if "--config" in options:
             config = load(options["--config"], config)
-        elif "--resume" in options and "--preset" not in options:
+        elif {"--resume", "--resume-or-start"} & options.keys() and "--preset" not in options:
             output = take(rest, values=("--output",))[0].get("--output", config.output)
             saved = Path(output).expanduser() / "config.yaml"
             config = load(saved, config) if saved.exists() else config
@@ -219,6 +272,7 @@ VERBS: dict[str, Verb] = {
     "pretrain": Verb(
         "pretrain",
         "Pretrain an encoder; --preset NAME, then --config run.yaml, then flags; --resume, --list-presets.",
+        help=help.PRETRAIN,
         call=_pretrain,
     ),
     "profile": Verb(

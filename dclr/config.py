@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
+import tyro
 import yaml
 
 from dclr.augment import AugmentConfig
+from dclr.files import write_or_explain
 from dclr.methods import METHODS, DCLRConfig, MethodConfig, method_name
 from dclr.methods.renamed import current_settings
+from dclr.models import ENCODERS
 from dclr.suggest import nearest
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used, in one line."""
+
+
+def default_workers() -> int:
+    """Loader processes for this process' share of the machine's cores: one for each, 1 to 4."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(4, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 @dataclass
@@ -48,14 +58,15 @@ class DataConfig:
     """Range of the crop's share of the frame's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of the crop's aspect ratio."""
-    workers: int = 4
-    """Loader processes on each rank."""
+    workers: int = field(default_factory=default_workers)
+    """Loader processes on each rank; by default as many as it has cores, at most 4."""
     cache: Literal["memory"] | None = None
     """Keep decoded videos in memory: for sets that fit, with `workers` 0."""
     allow_missing: bool = False
     """Go on without the videos that the split names but the folder lacks, and report their number."""
     max_failed_share: float = 0.01
-    """Stop when more than this share of the videos could not be decoded; others stand in for them until then."""
+    """Stop when more than this share of the videos could not be decoded, and more than 5; others stand in for them
+    until then. 0 allows none."""
 
     def __post_init__(self) -> None:
         at_least("data", self, frames=1, stride=1, size=1, workers=0, max_failed_share=0)
@@ -135,6 +146,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch": 1, "accumulate": 1, "seed": 0, "threads": 0}
         at_least("train", self, **least, checkpoint_every=1, save_every=1, log_every=1)
+        if self.seed >= 2**64:
+            raise ConfigError(f"train.seed: got {self.seed}, expected less than 2^64")
         if self.batch % self.accumulate:
             raise ConfigError(
                 f"train.accumulate: got {self.accumulate}, expected a divisor of train.batch {self.batch}"
@@ -155,7 +168,7 @@ class PretrainConfig(Generic[AnyMethodConfig]):
 
     output: str = "runs/pretrain"
     """Run folder: configuration, metrics, checkpoints, TensorBoard events."""
-    encoder: str = "r2plus1d_vcop"
+    encoder: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(ENCODERS)}}}")] = "r2plus1d_vcop"
     """Name of the video encoder, as of `dclr.models.ENCODERS`."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -247,13 +260,15 @@ def _converted(value: Any, hint: Any, path: str) -> Any:
 
 def save(config: PretrainConfig, path: Path, **extra: Any) -> None:
     """Write the resolved configuration as YAML; `extra` (versions, commit) goes under `run`, which loading ignores."""
-    Path(path).write_text(yaml.safe_dump({**to_dict(config), "run": extra}, sort_keys=False))
+    write_or_explain(Path(path), yaml.safe_dump({**to_dict(config), "run": extra}, sort_keys=False).encode())
 
 
 def load(path: str | Path, base: PretrainConfig | None = None) -> PretrainConfig:
     """Configuration of a YAML file over `base` (default: the defaults)."""
     try:
-        values = yaml.safe_load(Path(path).expanduser().read_text()) or {}
+        values = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8")) or {}
+    except RecursionError:
+        raise ConfigError(f"{path}: cannot be read as a configuration: it is nested too deeply") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -1,7 +1,9 @@
 """The command line: whole runs on generated videos, signals, and one clear line for each error."""
 
+import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +12,10 @@ import time
 import pytest
 
 from dclr.cli import main
+from dclr.config import PretrainConfig
 from dclr.data.synth import SynthConfig, synthesize
+from dclr.methods import METHODS
+from dclr.models import ENCODERS
 from dclr.presets import PRESETS
 from dclr.training import load_checkpoint, load_method, read_metrics
 
@@ -82,9 +87,8 @@ def test_wrong_command_lines(capsys, tmp_path, monkeypatch, argv, status, messag
     [
         (["--data.dataset", "ucf110"], "unknown dataset 'ucf110'; did you mean 'ucf101'?"),
         (["--encoder", "r2plus1d_tny"], "unknown encoder 'r2plus1d_tny': did you mean 'r2plus1d_tiny'?"),
-        (["--train.batch", "64"], "train.batch: got 64, expected at most the 9 videos of the dataset"),
         (["--data.frames", "40"], "a clip spans 41 raw frames"),
-        (["--method", "dclr", "--method.search.queue", "4000"], "4000 entries can never fill between refreshes"),
+        (["--resume"], "/run, which has no checkpoints/last.pt; --resume-or-start would start one"),
     ],
 )
 def test_wrong_runs(capsys, tmp_path, videos, argv, message):
@@ -108,9 +112,34 @@ def test_help_and_presets(capsys):
     assert [line.split()[0] for line in lines] == list(PRESETS)
     assert all(len(line.split()) > 3 for line in lines)
     with pytest.raises(SystemExit) as stop:
-        main(["pretrain", "--preset", "simclr_ucf101", "--help"])
+        main(["pretrain", "--preset", "simclr_ucf101", "--help-all"])
     out = capsys.readouterr().out
     assert stop.value.code == 0 and "--method.temperature" in out and "--method.search" not in out
+    assert "--encoder {r2plus1d_vcop," in " ".join(out.split())
+
+
+def test_the_first_help_is_one_screen_and_names_what_there_is(capsys):
+    main(["pretrain", "--preset", "simclr_ucf101", "--help"])
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 100
+    assert all(flag in out for flag in ("--preset", "--method", "--config", "--resume", "--help-all", "dclr pretrain"))
+    words = set(out.split())
+    rows = {name for name in PRESETS if re.match(r"[TF]\d", name)}
+    assert (PRESETS.keys() - rows) | ENCODERS.keys() | (METHODS.keys() - {"classifier"}) <= words
+    for flag in re.findall(r"--((?:data|train|optim)\.[\w-]+)", out):
+        section, name = flag.split(".")
+        assert hasattr(getattr(PretrainConfig(), section), name.replace("-", "_"))
+
+
+def test_help_imports_nothing_slow():
+    """torch alone takes seconds where the disk is slow."""
+    script = (
+        "import sys; from dclr.cli import main; main(['pretrain', '--help']); print([*sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "usage: dclr pretrain" in done.stdout
+    assert not {"torch", "numpy", "yaml", "tyro", "tqdm"} & set(ast.literal_eval(done.stderr))
 
 
 def test_flags_win_over_file_and_file_over_preset(tmp_path, videos):

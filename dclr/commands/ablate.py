@@ -214,7 +214,7 @@ def run_row(row: str, seed: int, config: AblateConfig) -> dict[str, Any]:
         data=dataclasses.replace(run.data, root=str(root)),
         train=dataclasses.replace(run.train, seed=seed),
     )
-    pretrain(run, resume=True)
+    pretrain(run, resume="or_start")
     if synth.turn:
         root = generated_videos(folder / f"straight_{seed}", dataclasses.replace(synth, turn=0.0))
     result = motion_and_scene(load_method(output).method.encoder, run, root)

@@ -79,7 +79,7 @@ def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = 
     """
     run = _run(row, epochs)
     run.output, run.train.seed, run.data.root = str(output), seed, str(root)
-    pretrain(run, resume=True)
+    pretrain(run, resume="or_start")
     kept = output / "checkpoints"
     stages = [epoch for epoch in _stages(run) if (kept / f"epoch_{epoch:04d}.pt").exists()]
     results = [_stage(row, seed, root, run, epoch) for epoch in (*stages, run.train.epochs)]

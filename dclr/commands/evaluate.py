@@ -26,6 +26,7 @@ class LinearOptions:
     """How the linear layer is trained, and how often."""
 
     linear: LinearConfig = field(default_factory=LinearConfig)
+    """Of the linear layer."""
     seeds: tuple[int, ...] = (0,)
     """Of the layer's initial weights and the order of clips; several give mean and spread."""
 
@@ -57,6 +58,7 @@ class KnnOptions:
     clip_l2: bool = True
     """Normalise each clip's feature before the mean over clips."""
     center: Literal["per_split", "train", "none"] = "none"
+    """What is subtracted before the cosine."""
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:
@@ -103,7 +105,9 @@ class EvaluateConfig(LinearOptions, LeaveOneOutConfig):
     protocols: str = "linear,knn,retrieve"
     """Which, with commas between."""
     retrieve: RetrieveOptions = field(default_factory=RetrieveOptions)
+    """Of the retrieval."""
     knn: KnnOptions = field(default_factory=KnnOptions)
+    """Of the nearest-neighbour classification."""
 
 
 class Result(NamedTuple):
@@ -277,4 +281,4 @@ def _record(name: str, features: Evaluated, result: Result, split: int | None) -
     targets = targets_of(name, features.data.dataset, features.subject.pretrained_on)
     published = {"published": [in_words(target) for target in targets]} if targets else {}
     record = {**place, **result.record, **features.subject.record, **published}
-    return add_record(features.folder(name), name, features.data, record, features.train, features.test)
+    return add_record(features.folder(name), name, features.protocol, record, features.train, features.test)

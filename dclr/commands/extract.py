@@ -11,7 +11,6 @@ import numpy as np
 
 from dclr.evaluation import Features
 from dclr.evaluation.checkpoint import EvaluationConfig, features_of
-from dclr.evaluation.dataset import clip_protocol
 from dclr.files import write_or_explain
 
 
@@ -37,7 +36,7 @@ def extract(config: ExtractConfig) -> Path | None:
         return None
     folder = found.folder("extract")
     protocol = (
-        f"{clip_protocol(found.data)}; features of {found.subject.name} in evaluation mode, averaged over time "
+        f"{found.protocol}; features of {found.subject.name} in evaluation mode, averaged over time "
         f"and space, not normalised; {found.subject.words}"
     )
     for name, features, paths in (("train", found.train, found.train_paths), ("test", found.test, found.test_paths)):

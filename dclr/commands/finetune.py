@@ -17,7 +17,7 @@ from dclr.distributed import choose_device, is_first, process_group
 from dclr.evaluation import Features, extract_features
 from dclr.evaluation.checkpoint import load_subject, output_folder
 from dclr.evaluation.classification import classified
-from dclr.evaluation.dataset import EvaluationDataConfig, evaluation_clips, load_subsets, require_labels
+from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, evaluation_clips, load_subsets
 from dclr.evaluation.linear import top1, video_scores
 from dclr.evaluation.records import add_record, add_summary
 from dclr.evaluation.targets import in_words, targets_of
@@ -47,6 +47,7 @@ class FinetuneConfig:
     scratch: bool = False
     """Start from random weights instead of the checkpoint's: what pretraining is measured against."""
     data: EvaluationDataConfig = field(default_factory=EvaluationDataConfig)
+    """Videos to train on and to test, and the test clips."""
     scale: tuple[float, float] = (0.2, 1.0)
     """Range of a training crop's share of the frame's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -56,6 +57,7 @@ class FinetuneConfig:
     dropout: float = 0.7
     """Share of the pooled feature that is dropped in training."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=0.1))
+    """Optimiser and learning rate."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=100))
     """An epoch takes one random clip of each video."""
     average: Literal["logits", "prob"] = "logits"
@@ -181,7 +183,8 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     data = config.data.completed(pretrained.pretraining.data)
     config = replace(config, checkpoint=absolute(config.checkpoint), data=data)
     train, test = load_subsets(data)
-    require_labels(data, train, test)
+    for subset in (train, test):
+        subset.require_labels("finetune")
     run = _run(config, data, pretrained.pretraining, train)
     start, saved = _start(config), _settings_in(Path(run.output)) if config.resume else None
     if saved and _start(saved) != start:
@@ -195,7 +198,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
             save(config, trainer.folder / SETTINGS)
         trainer.run()
     pretrained_on = "nothing" if config.scratch else pretrained.pretrained_on
-    return _test(config, trainer.folder, device, test, pretrained_on) if first else {}
+    return _test(config, trainer.folder, device, (train, test), pretrained_on) if first else {}
 
 
 def saved_settings(config: FinetuneConfig) -> FinetuneConfig | None:
@@ -250,13 +253,17 @@ def _augmentation(augment: AugmentConfig, pretraining: AugmentConfig) -> Augment
 
 
 def _test(
-    config: FinetuneConfig, folder: Path, device: torch.device, test: VideoDataset, pretrained_on: str
+    config: FinetuneConfig,
+    folder: Path,
+    device: torch.device,
+    videos: tuple[VideoDataset, VideoDataset],
+    pretrained_on: str,
 ) -> dict[str, Any]:
     """Figures of the finetuned model on evenly spaced clips; the record of them."""
     method, run, position = load_method(folder)
     features = extract_features(
         method.encoder,
-        evaluation_clips(test, config.data),
+        evaluation_clips(videos[1], config.data),
         device=device,
         mean=run.augment.mean,
         std=run.augment.std,
@@ -268,7 +275,7 @@ def _test(
         logits = method.layer.cpu()(features.clips)
     scores, clip_top1 = video_scores(logits, config.average), top1(logits, features.labels[:, None])
     found = classified(scores, features.labels, _protocol(config, run, features), clip_top1=clip_top1)
-    write_confusion(folder, "finetune", found.guesses, features.labels, test.classes)
+    write_confusion(folder, "finetune", found.guesses, features.labels, videos[1].classes)
     targets = targets_of("finetune", config.data.dataset, pretrained_on)
     record = {
         **found.figures,
@@ -277,7 +284,7 @@ def _test(
         "encoder": run.encoder,
         **({"published": [in_words(target) for target in targets]} if targets else {}),
     }
-    return add_record(folder, "finetune", config.data, record, features)
+    return add_record(folder, "finetune", clip_protocol(config.data, *videos), record, features)
 
 
 def _start(config: FinetuneConfig) -> str:
@@ -288,6 +295,7 @@ def _protocol(config: FinetuneConfig, run: PretrainConfig, features: Features) -
     train, optim, data = run.train, run.optim, run.data
     steps = ",".join(f"{share * train.epochs:g}" for share in optim.milestones)
     schedule = f"x0.1 at {steps}" if optim.schedule == "step" else optim.schedule
+    rate = base_rate(optim, train.batch)
     averaged = "logits" if config.average == "logits" else "softmax probabilities"
     rate = base_rate(optim, train.batch)
     return (

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from dclr.config import PretrainConfig
 from dclr.distributed import choose_device, process_group
-from dclr.training.setup import ready_trainer
+from dclr.training.checkpoint import own_name
+from dclr.training.setup import Resume, ready_trainer
 
 
-def pretrain(config: PretrainConfig, resume: bool = False, encoder: nn.Module | None = None) -> Path:
+def pretrain(
+    config: PretrainConfig, resume: Resume = False, encoder: nn.Module | None = None, allow_changes: bool = False
+) -> Path:
     """Pretrain an encoder as configured; under torchrun, on all of its processes.
 
+    An encoder of your own is any module that maps clips (b, 3, T, h, w), floating, to features (b, C, T', h', w') and
+    says its C as `feature_dim`; it need not know of the method, of pooling or of heads:
+
+        run = pretrain(config, encoder=MyEncoder())
+        trained = load_method(run, encoder=MyEncoder()).encoder
+
     Args:
-        resume: go on from the run folder's last checkpoint, on the same trajectory; start where there is none.
-        encoder: what to start with; by default `config.encoder`, freshly initialised.
+        resume: go on from the run folder's last checkpoint, on the same trajectory; "or_start": where there is one.
+        encoder: what to start with; by default `config.encoder`, freshly initialised. Moved to the device.
+        allow_changes: resume even with settings under which the steps so far would have been others.
 
     Returns:
         The run folder: config.yaml, metrics.jsonl, checkpoints and TensorBoard events.
 
     Raises:
-        ConfigError, ValueError: settings, a dataset or sizes that cannot work.
+        ConfigError, ValueError: settings, a dataset, an encoder or sizes that cannot work; no run to resume.
+        FolderTaken: another run is writing into the folder.
         CheckpointError: one that cannot be read, written or continued.
         NonFiniteLoss, TooManyFailures: the run cannot go on; the last checkpoint is kept.
-        Stopped: Ctrl-C or SIGTERM; the run is saved as it was after the step.
+        Stopped: Ctrl-C, SIGTERM or SIGHUP; the run is saved as it was after the step.
     """
+    if encoder is not None:
+        config = replace(config, encoder=own_name(encoder))
     device = choose_device(config.train.device)
     with process_group(device):
-        trainer = ready_trainer(config, device, resume, encoder)
+        trainer = ready_trainer(config, device, resume, encoder, allow_changes)
         trainer.run()
     return trainer.folder

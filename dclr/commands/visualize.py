@@ -143,7 +143,8 @@ def _retrieval(look: Look) -> tuple[Mapping, list[str]]:
     if (searched.labels < 0).any() or (asked.labels < 0).any():
         return {}, ["R@k: there are videos without a label."]
     result = retrieval(searched.clips, searched.labels, asked.clips, asked.labels, own=look.own)
-    return {**result, "protocol": f"{clip_protocol(look.data)}; {result['protocol']}"}, []
+    protocol = clip_protocol(look.data, look.gallery.videos, look.queries.videos)
+    return {**result, "protocol": f"{protocol}; {result['protocol']}"}, []
 
 
 def _of_records(run: Run) -> list[str]:

@@ -17,9 +17,9 @@ from dclr.distributed import choose_device, is_first, process_group
 from dclr.evaluation.cache import FeatureCache, weights_digest
 from dclr.evaluation.dataset import (
     EvaluationDataConfig,
+    clip_protocol,
     evaluation_clips,
     load_subsets,
-    require_labels,
 )
 from dclr.evaluation.features import Encoding, Features
 from dclr.models import read_encoder
@@ -40,9 +40,11 @@ class EvaluationConfig:
     cache: str | None = None
     """Folder of the features, which are computed once; by default <run>/features."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the encoder runs; auto is a GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 runs the encoder under autocast; auto is bf16 on GPUs."""
     data: EvaluationDataConfig = field(default_factory=EvaluationDataConfig)
+    """Videos and the clips of each."""
 
 
 class Subject(NamedTuple):
@@ -85,19 +87,30 @@ class Evaluated:
     """Features of both subsets, and what they are of.
 
     Attributes:
+        videos: both subsets.
         train_paths, test_paths: the path of each row's video.
         own: (Q,) int64, the training row that a test row's own video is; -1 none.
     """
 
     train: Features
     test: Features
-    classes: tuple[str, ...]
+    videos: tuple[VideoDataset, VideoDataset]
     data: EvaluationDataConfig
     subject: Subject
     train_paths: tuple[str, ...]
     test_paths: tuple[str, ...]
     own: Tensor
     config: EvaluationConfig
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names."""
+        return self.videos[0].classes
+
+    @property
+    def protocol(self) -> str:
+        """Which videos, and which clips of them, in words."""
+        return clip_protocol(self.data, *self.videos)
 
     def folder(self, name: str) -> Path:
         """Folder of the results of the evaluation `name`."""
@@ -145,8 +158,8 @@ def features_of(
         subject = load_subject(config.checkpoint)
         data = config.data.completed(subject.pretraining.data)
         videos = load_subsets(data)
-        if labelled:
-            require_labels(data, *videos)
+        for subset in videos if labelled else ():
+            subset.require_labels(" and ".join(names))
         if leave_one_out:
             videos = (_union(*videos),) * 2
         for name in names:
@@ -161,7 +174,7 @@ def features_of(
         for subset, features in zip(videos, (train, test))
     )
     own = own_rows(train_paths, test_paths)
-    return Evaluated(train, test, videos[0].classes, data, subject, train_paths, test_paths, own, config)
+    return Evaluated(train, test, videos, data, subject, train_paths, test_paths, own, config)
 
 
 def cached_encoder(
@@ -202,7 +215,8 @@ def _union(train: VideoDataset, test: VideoDataset) -> VideoDataset:
     for path, label in zip(test.paths, test.labels):
         labels.setdefault(os.path.realpath(path), (path, label))
     paths, numbers = zip(*labels.values())
-    return replace(train, paths=paths, labels=numbers, missing=train.missing + test.missing)
+    words = train.split if train.split == test.split else f"{train.split} and {test.split}"
+    return replace(train, paths=paths, labels=numbers, missing=train.missing + test.missing, split=words)
 
 
 def output_folder(name: str, checkpoint: str, output: str | None, data: EvaluationDataConfig) -> Path:

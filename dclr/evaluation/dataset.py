@@ -9,6 +9,7 @@ from typing import Literal
 
 from dclr.config import ConfigError, DataConfig, at_least
 from dclr.data import EvaluationClips, VideoDataset, load_dataset
+from dclr.distributed import is_first
 
 # What stands for the pretraining's own where it is not given; the source only where no dataset is given.
 CLIP_FIELDS = ("frames", "stride", "size")
@@ -28,19 +29,31 @@ class EvaluationDataConfig:
     label: str | None = None
     """Column of a `folder` dataset's list with the class."""
     split: int | None = None
-    train_subset: Literal["train", "test"] = "train"
+    """Number of the official split."""
+    holdout: float = 0.2
+    """Share of each class that is for testing, in a `folder` that says nothing of a split."""
+    holdout_seed: int = 0
+    """Chooses which videos those are."""
+    train_subset: Literal["train", "val", "test"] = "train"
+    """Videos to train on, or to search in."""
     train_where: str | None = None
     """Rows of a `folder` dataset's list to train on, or to search in, as COLUMN=VALUE."""
-    test_subset: Literal["train", "test"] = "test"
+    test_subset: Literal["train", "val", "test"] = "test"
+    """Videos to test."""
     test_where: str | None = None
     """Rows of the list to test."""
     frames: int | None = None
+    """Frames that the encoder sees."""
     stride: int | None = None
+    """Raw frames from one frame of a clip to the next."""
     size: int | None = None
+    """Height and width of a clip, pixels."""
     clips: int = 10
     """Evenly spaced clips of each video."""
     test_crop: Literal["square_resize", "native", "short128"] = "square_resize"
+    """Of each frame the largest centred square, resized; its centre as it is; or that of a short side of 128."""
     workers: int = 4
+    """Loader processes on each rank."""
     batch_videos: int = 4
     """Videos in one forward of the encoder."""
     allow_missing: bool = False
@@ -77,7 +90,7 @@ def load_subsets(data: EvaluationDataConfig) -> tuple[VideoDataset, VideoDataset
 
 
 def load_videos(data: EvaluationDataConfig, subset: str, where: str | None) -> VideoDataset:
-    """The videos of a subset; says on stderr how many are missing."""
+    """The videos of a subset; says on stderr what was left out."""
     if not data.root:
         raise ConfigError(f"data.root: expected the folder of the dataset {data.dataset}")
     videos = load_dataset(
@@ -89,21 +102,12 @@ def load_videos(data: EvaluationDataConfig, subset: str, where: str | None) -> V
         annotations=data.annotations,
         label=data.label,
         where=where,
+        holdout=None if where else data.holdout,
+        seed=data.holdout_seed,
     )
-    if videos.missing:
-        print(f"{data.dataset}: going on without {len(videos.missing)} missing {subset} videos", file=sys.stderr)
+    for note in videos.notes if is_first() else ():
+        print(note, file=sys.stderr)
     return videos
-
-
-def require_labels(data: EvaluationDataConfig, *subsets: VideoDataset) -> None:
-    """Raises ConfigError where a video has no label."""
-    for role, videos in zip(("training", "test"), subsets):
-        unknown = sum(label < 0 for label in videos.labels)
-        if unknown:
-            raise ConfigError(
-                f"data: {unknown} of the {len(videos)} {role} videos of {data.dataset} have no label, which this "
-                f"evaluation compares; expected class folders, or a list with a column of classes (data.label)"
-            )
 
 
 def evaluation_clips(videos: VideoDataset, data: EvaluationDataConfig) -> EvaluationClips:
@@ -112,18 +116,10 @@ def evaluation_clips(videos: VideoDataset, data: EvaluationDataConfig) -> Evalua
     return EvaluationClips(videos, **shape, test_crop=data.test_crop)
 
 
-def clip_protocol(data: EvaluationDataConfig) -> str:
+def clip_protocol(data: EvaluationDataConfig, train: VideoDataset, test: VideoDataset) -> str:
     """Which videos, and which clips of them, in words."""
-    subsets = [
-        f"{role} {subset}{f' where {where}' if where else ''}"
-        for role, subset, where in (
-            ("training videos", data.train_subset, data.train_where),
-            ("test videos", data.test_subset, data.test_where),
-        )
-    ]
-    source = data.dataset if data.dataset == "folder" else f"{data.dataset} split {data.split or 1}"
     return (
-        f"{source}{f', label {data.label}' if data.label else ''}, {', '.join(subsets)}; "
-        f"{data.clips} evenly spaced clips of {data.frames} frames, stride {data.stride}, "
+        f"{data.dataset}{f', label {data.label}' if data.label else ''}; training videos: {train.split}; "
+        f"test videos: {test.split}; {data.clips} evenly spaced clips of {data.frames} frames, stride {data.stride}, "
         f"crop {data.test_crop} to {data.size} x {data.size}"
     )

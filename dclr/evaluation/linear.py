@@ -22,7 +22,9 @@ class LinearConfig:
     lr: float = 5.0
     """Learning rate of the first epoch."""
     momentum: float = 0.9
+    """Of SGD."""
     weight_decay: float = 0.0
+    """Of weight and bias."""
     batch: int = 128
     """Clips in a step."""
     epochs: int = 10

@@ -65,10 +65,12 @@ class Output(NamedTuple):
     Attributes:
         losses: name -> () float32 tensor with gradient, unweighted.
         statistics: name -> () tensor without gradient, for the log.
+        features: (b, C) pooled features of clips as evaluation sees them, without gradient, for the log; or None.
     """
 
     losses: dict[str, Tensor]
     statistics: dict[str, Tensor]
+    features: Tensor | None = None
 
     def backward(self, weights: Mapping[str, float], share: float = 1.0) -> Tensor:
         """Add `share` times the gradients of the sum of the losses times their `weights`; returns the sum, ().
@@ -96,11 +98,17 @@ class Method(nn.Module, ABC):
     encoder: nn.Module
     #: Whether some parameters get no gradient in some epochs, because a term of the loss starts later.
     conditional = False
+    #: Losses whose positives are to become no more alike than others.
+    pushed_apart: frozenset[str] = frozenset()
 
     @property
     @abstractmethod
     def loss_weights(self) -> dict[str, float]:
         """Weight of each loss in the sum that is minimised."""
+
+    def chance(self, global_batch: int) -> dict[str, float]:
+        """Value of losses where nothing is told apart: of a contrastive one, the log of its candidates."""
+        return {}
 
     @abstractmethod
     def forward(self, batch: Batch, draw: Draw) -> Output:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -55,9 +56,13 @@ class Classifier(Method):
     def loss_weights(self) -> dict[str, float]:
         return {"cross_entropy": 1.0}
 
+    def chance(self, global_batch: int) -> dict[str, float]:
+        return {"cross_entropy": math.log(self.layer.out_features)}
+
     def forward(self, batch: Batch, draw: Draw) -> Output:
         pooled = average_pool(self.encode(self.augment.rgb(batch.clips, draw)))
         logits = self.layer(self.dropout(pooled)).float()
         label = batch.label.repeat(len(batch.clips))
         top1 = 100 * (logits.detach().argmax(1) == label).float().mean()
-        return Output({"cross_entropy": cross_entropy(logits, label)}, {"top1": top1, **self.augment.statistics})
+        statistics = {"top1": top1, **self.augment.statistics}
+        return Output({"cross_entropy": cross_entropy(logits, label)}, statistics, pooled.detach())

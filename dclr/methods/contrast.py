@@ -9,6 +9,7 @@ view i before view j; keys are gathered from every rank, (2N, d) in the same ord
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -82,6 +83,12 @@ def in_batch_loss(term: Term, temperature: float, denominator: Denominator = "ot
         logits = torch.cat([logits, own_modality.scatter(1, torch.stack(rows, dim=1), -torch.inf)], dim=1)
     # Twice the mean over the 2n anchors is the sum of the means over each view.
     return 2 * (logits.logsumexp(1, keepdim=True) - attracted).mean()
+
+
+def chance(videos: int, denominator: Denominator = "others") -> float:
+    """`in_batch_loss` where all similarities are the same: 2 x the log of the candidates, in a batch of `videos`."""
+    candidates = {"others": 2 * videos - 1, "literal": 2 * videos - 1, "all": 2 * videos, "joint": 4 * videos - 3}
+    return 2 * math.log(candidates[denominator])
 
 
 def cross_video_loss(term: CrossTerm, temperature: float) -> Tensor:

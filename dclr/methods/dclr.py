@@ -22,7 +22,7 @@ from dclr.data.clips import Batch
 from dclr.distributed import gather_rows, mean_over_ranks, rank
 from dclr.kernels import decoupled_pool
 from dclr.methods.base import ContrastiveConfig, Method, Output
-from dclr.methods.contrast import CrossTerm, Denominator, Term, gather_views, reference_losses, similarities
+from dclr.methods.contrast import CrossTerm, Denominator, Term, chance, gather_views, reference_losses, similarities
 from dclr.methods.packing import packed_losses
 from dclr.methods.search import CrossVideoSearch, Entries, Modality, SearchConfig, non_negative_rows
 from dclr.models import ProjectionHead, average_pool
@@ -170,6 +170,8 @@ class DCLR(Method):
         augment: flip and colour augmentation.
     """
 
+    pushed_apart = frozenset({"sd"})
+
     def __init__(self, config: DCLRConfig, encoder: nn.Module, augment: AugmentConfig) -> None:
         super().__init__()
         self.config, self.encoder = config, encoder
@@ -197,6 +199,11 @@ class DCLR(Method):
         weights = asdict(self.config.losses)
         signed = {name: -weights[name] if name == "sd" else weights[name] for name in self.active}
         return {**signed, "ac": self.config.alignment.lambda_} if self.aligning else signed
+
+    def chance(self, global_batch: int) -> dict[str, float]:
+        each = chance(global_batch, self.config.denominator)
+        both = {"vs", "vd"} if self.config.symmetric else set()
+        return {name: 2 * each if name in both else each for name in self.terms}
 
     def check(self, global_batch: int, steps_per_epoch: int) -> None:
         if self.search is not None:
@@ -234,7 +241,7 @@ class DCLR(Method):
             losses |= balanced(attracting, self.config.balance)
         if self.aligning:
             losses["ac"] = alignment
-        return Output(losses, {**statistics, **self.augment.statistics})
+        return Output(losses, {**statistics, **self.augment.statistics}, pooled["vv"].detach())
 
     def after_step(self) -> None:
         for modality, entries in self._pending:

@@ -10,6 +10,7 @@ Shapes: n videos on this rank. View i gives queries, view j keys.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +97,10 @@ class DCLRRelease(Method):
     def loss_weights(self) -> dict[str, float]:
         return {**dict.fromkeys(PAIRS, 1.0), "ac": 0.1}
 
+    def chance(self, global_batch: int) -> dict[str, float]:
+        """Of 1 + queue candidates, 1 + k are positives."""
+        return dict.fromkeys(PAIRS, math.log((1 + self.config.queue) / (1 + self.config.k)))
+
     def forward(self, batch: Batch, draw: Draw) -> Output:
         """Losses of this rank's videos. `batch.clips` is (4, n, T+1, h, w, 3): two views, then their static crops."""
         n = batch.video_id.shape[0]
@@ -117,7 +122,7 @@ class DCLRRelease(Method):
                 f"similarity/{name}_positive": (queries[name] * keys[key]).sum(1).mean() for name, key in PAIRS.items()
             }
         self._pending.append(keys)
-        return Output(losses, similarity)
+        return Output(losses, similarity, average_pool(features["v"].detach()))
 
     def after_step(self) -> None:
         self.key.update(self.query)

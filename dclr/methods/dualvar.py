@@ -10,6 +10,7 @@ of it; clip 2 has the frames of clip 0 under a crop and colours of its own.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -23,7 +24,7 @@ from dclr.data.clips import Batch
 from dclr.distributed import gather_rows
 from dclr.methods.base import ContrastiveConfig, Method, Output
 from dclr.methods.contrast import Term, gather_views, own_rows, similarities
-from dclr.methods.momentum import KeyQueue, MomentumCopy, check_queue, queue_contrast, queue_similarities
+from dclr.methods.momentum import KeyQueue, MomentumCopy, check_queue, queue_chance, queue_contrast, queue_similarities
 from dclr.methods.packing import packed_losses
 from dclr.models import ProjectionHead, average_pool
 
@@ -192,6 +193,11 @@ class DualVar(Method):
     def loss_weights(self) -> dict[str, float]:
         return dict.fromkeys(self.config.mode.split("-"), 1.0)
 
+    def chance(self, global_batch: int) -> dict[str, float]:
+        in_batch = self.config.form == "simclr"
+        contrast = math.log(2 * global_batch - 1) if in_batch else queue_chance(self.config.queue)
+        return {"clip": contrast, "tc": contrast, "sr": math.log(2)}
+
     def check(self, global_batch: int, steps_per_epoch: int) -> None:
         if self.config.form == "moco":
             check_queue(self.config.queue, global_batch)
@@ -210,14 +216,15 @@ class DualVar(Method):
             # The shuffled clips have batch statistics of their own.
             pooled = self._pool(torch.cat(clips)).split(n)
             ranked = [pooled[0], pooled[2], self._pool(extra[1])] if self.ranking else []
-            losses, statistics = self._in_batch(torch.cat(pooled[:2]))
+            clips_pooled = torch.cat(pooled[:2])
+            losses, statistics = self._in_batch(clips_pooled)
         else:
-            pooled = self._pool(clips[0])
-            ranked = [pooled, *self._pool(torch.cat(extra)).split(n)] if self.ranking else []
-            losses, statistics = self._queued(pooled, clips[1])
+            clips_pooled = self._pool(clips[0])
+            ranked = [clips_pooled, *self._pool(torch.cat(extra)).split(n)] if self.ranking else []
+            losses, statistics = self._queued(clips_pooled, clips[1])
         if self.ranking:
             losses["sr"] = self._shuffle_rank(ranked, order)
-        return Output(losses, {**statistics, **self.augment.statistics})
+        return Output(losses, {**statistics, **self.augment.statistics}, clips_pooled.detach())
 
     def after_step(self) -> None:
         if self.config.form == "moco":

@@ -21,6 +21,7 @@ from dclr.methods.momentum import (
     MomentumCopy,
     check_queue,
     encode_shuffled,
+    queue_chance,
     queue_contrast,
     queue_similarities,
 )
@@ -72,16 +73,19 @@ class MoCo(Method):
     def loss_weights(self) -> dict[str, float]:
         return {"vv": 1.0}
 
+    def chance(self, global_batch: int) -> dict[str, float]:
+        return {"vv": queue_chance(self.config.queue)}
+
     def check(self, global_batch: int, steps_per_epoch: int) -> None:
         check_queue(self.config.queue, global_batch * (2 if self.config.symmetric else 1))
 
     def forward(self, batch: Batch, draw: Draw) -> Output:
         view_i, view_j = self.augment.rgb(batch.clips, draw).chunk(2)
         directions = [(view_i, view_j), (view_j, view_i)] if self.config.symmetric else [(view_i, view_j)]
-        losses, similarities = zip(*(self._contrast(*direction, draw) for direction in directions))
+        losses, similarities, pooled = zip(*(self._contrast(*direction, draw) for direction in directions))
         positive, negative = (torch.stack(values).mean() for values in zip(*similarities))
         statistics = {"similarity/vv_positive": positive, "similarity/vv_negative": negative}
-        return Output({"vv": torch.stack(losses).mean()}, {**statistics, **self.augment.statistics})
+        return Output({"vv": torch.stack(losses).mean()}, {**statistics, **self.augment.statistics}, torch.cat(pooled))
 
     def after_step(self) -> None:
         self.key_encoder.update(self.encoder)
@@ -91,14 +95,17 @@ class MoCo(Method):
             self.queue.enqueue(gather_rows(keys))
         self._pending.clear()
 
-    def _contrast(self, query_clip: Tensor, key_clip: Tensor, draw: Draw) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Loss of one direction, and its mean positive and negative similarity."""
-        query = self.head(average_pool(self.encode(query_clip))).float()
+    def _contrast(
+        self, query_clip: Tensor, key_clip: Tensor, draw: Draw
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """Loss of one direction, its mean positive and negative similarity, and the queries' pooled features."""
+        pooled = average_pool(self.encode(query_clip))
+        query = self.head(pooled).float()
         shuffled = self.config.key_bn == "shuffle" and world() > 1 and not self._synchronised()
         key = encode_shuffled(self._encode_keys, key_clip, draw) if shuffled else self._encode_keys(key_clip)
         self._pending.append(key)
         loss = queue_contrast(query, key, self.queue.keys, self.config.temperature)
-        return loss, queue_similarities(query, key, self.queue.keys)
+        return loss, queue_similarities(query, key, self.queue.keys), pooled.detach()
 
     @torch.no_grad()
     def _encode_keys(self, clip_bcthw: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
@@ -45,6 +46,8 @@ class KeyQueue(nn.Module):
         return {"pointer": self.pointer}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
+        if not 0 <= state["pointer"] < len(self.keys):
+            raise ValueError(f"a queue of {len(self.keys)} keys with {state}")
         self.pointer = state["pointer"]
 
     @torch.no_grad()
@@ -89,6 +92,11 @@ def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float
         () mean over the queries.
     """
     return info_nce(query, queue, positive=key.detach()[:, None], temperature=temperature)
+
+
+def queue_chance(length: int) -> float:
+    """`queue_contrast` where all similarities are the same: the log of the candidates."""
+    return math.log(1 + length)
 
 
 @torch.no_grad()

@@ -119,6 +119,8 @@ class SearchQueue(nn.Module):
         return {"pointer": self.pointer, "size": self.size}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
+        if not (0 <= state["pointer"] < self.length and 0 <= state["size"] <= self.length):
+            raise ValueError(f"a queue of {self.length} entries with {state}")
         self._set(state["pointer"], state["size"])
 
     @torch.no_grad()

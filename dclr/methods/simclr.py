@@ -9,7 +9,7 @@ from torch import nn
 from dclr.augment import Augment, AugmentConfig, Draw
 from dclr.data.clips import Batch
 from dclr.methods.base import ContrastiveConfig, Method, Output
-from dclr.methods.contrast import Term, gather_views, reference_losses, similarities
+from dclr.methods.contrast import Term, chance, gather_views, reference_losses, similarities
 from dclr.methods.packing import packed_losses
 from dclr.models import ProjectionHead, average_pool
 
@@ -40,6 +40,9 @@ class SimCLR(Method):
     def loss_weights(self) -> dict[str, float]:
         return {"vv": 1.0}
 
+    def chance(self, global_batch: int) -> dict[str, float]:
+        return {"vv": chance(global_batch)}
+
     def forward(self, batch: Batch, draw: Draw) -> Output:
         pooled = average_pool(self.encode(self.augment.rgb(batch.clips, draw)))
         projected = self.head(pooled)
@@ -48,4 +51,4 @@ class SimCLR(Method):
         statistics = {"similarity/vv_positive": positive, "similarity/vv_negative": negative}
         compute = reference_losses if self.config.reference else packed_losses
         loss = compute([term], self.config.temperature).squeeze(0)
-        return Output({"vv": loss}, {**statistics, **self.augment.statistics})
+        return Output({"vv": loss}, {**statistics, **self.augment.statistics}, pooled.detach())

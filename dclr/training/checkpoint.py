@@ -1,14 +1,16 @@
 """Checkpoints: one file holds a whole run, is replaced in one piece and loads without running code.
 
 A file is a dict with "config", "method" (`state_dict()`: encoder, heads, queues, slow encoder), "optimizer",
-"position" (epoch, step within it), "failures", "meter" and "environment". Random numbers and the learning rate need no
-entry: every step draws from generators seeded by the run's seed and the step's number.
+"position" (epoch, step within it, and the videos' digest), "failures", "meter" and "environment". Random numbers and
+the learning rate need no entry: every step draws from generators seeded by the run's seed and the step's number.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -24,6 +26,20 @@ from dclr.methods.renamed import current_state
 from dclr.models import build_encoder
 
 LAST = "last.pt"
+# `PretrainConfig.encoder` of a run whose encoder is no entry of `ENCODERS`, before the name of its class.
+OWN = "own:"
+
+
+def own_name(encoder: nn.Module) -> str:
+    """What stands for a module of the caller's in a configuration.
+
+    Raises:
+        ValueError: it does not say its number of channels.
+    """
+    channels = getattr(encoder, "feature_dim", None)
+    if not isinstance(channels, int) or channels < 1:
+        raise ValueError(f"encoder: got {type(encoder).__name__} with feature_dim {channels}, expected its channels C")
+    return OWN + type(encoder).__name__
 
 
 class CheckpointError(RunError):
@@ -55,7 +71,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """What `save_checkpoint` wrote, on the CPU; `path` is a file or a run folder.
 
     Raises:
-        CheckpointError: no such file, truncated, not a checkpoint, or one that would run code.
+        CheckpointError: no such file, truncated, damaged, not a checkpoint, or one that would run code.
     """
     path = find_checkpoint(path)
     try:
@@ -63,38 +79,67 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             state = _unpickle(file, path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if not isinstance(state, dict) or not {"config", "method", "position"} <= state.keys():
+    parts = ("config", "method", "position")
+    if not isinstance(state, dict) or not all(isinstance(state.get(part), dict) for part in parts):
         raise CheckpointError(f"{path}: not a checkpoint of dclr, which holds config, method and position")
     return state
 
 
 def _unpickle(file: BinaryIO, path: Path) -> Any:
     try:
+        # torch does not look at the checksums of its zip file.
+        if file.read(2) == b"PK" and not _intact(file):
+            raise ValueError
+        file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        code = str(error).partition("GLOBAL ")[2].split()
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        code = str(error).partition("GLOBAL ")[2].split() if isinstance(error, pickle.UnpicklingError) else ()
         if code:
             raise CheckpointError(f"{path}: holds code ({code[0]}) besides weights; it is not run") from error
-        raise CheckpointError(f"{path}: truncated, or not a checkpoint") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: truncated, or not a checkpoint") from error
+        raise CheckpointError(f"{path}: truncated, damaged, or not a checkpoint{_intact_one(path)}") from error
+
+
+def _intact(file: BinaryIO) -> bool:
+    """Whether everything in a zip file has its checksum."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+        return False
+
+
+def _intact_one(path: Path) -> str:
+    """Advice that names the newest intact checkpoint beside a damaged one, where there is one."""
+    for other in sorted(path.parent.glob("epoch_*.pt"), reverse=True):
+        with open(other, "rb") as file:
+            if other != path and _intact(file):
+                return f"; {other} is intact: copied over {path.name}, it is what --resume goes on from"
+    return ""
 
 
 def load_state(path: Path | str, module: nn.Module, state: Mapping[str, Any]) -> None:
     """Load a module's state, all of it.
 
     Raises:
-        CheckpointError: the state is another architecture's: names the first keys or the shape that differ.
+        CheckpointError: the state is another architecture's: names the first keys or the shape that differ; or it
+            holds a value that is none.
     """
+    path = find_checkpoint(path)
     state = current_state(state)
     reason = mismatch(module.state_dict(), state)
     if reason:
-        raise CheckpointError(f"{find_checkpoint(path)}: of another architecture: {reason}")
-    module.load_state_dict(state)
+        raise CheckpointError(f"{path}: of another architecture: {reason}")
+    for key, value in state.items():
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            raise CheckpointError(f"{path}: {key} holds NaN or infinity")
+    try:
+        module.load_state_dict(state)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be used ({error})") from error
 
 
 def mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """How two state dicts differ in keys and shapes, in words; empty where they do not."""
+    """How two state dicts differ in keys, kinds and shapes, in words; empty where they do not."""
     missing = [key for key in expected if key not in found]
     strange = [key for key in found if key not in expected]
     reasons = [
@@ -103,11 +148,17 @@ def mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         if keys
     ]
     for key, value in expected.items():
-        other = found.get(key)
-        if isinstance(value, Tensor) and isinstance(other, Tensor) and value.shape != other.shape:
-            reasons.append(f"{key} is {tuple(other.shape)}, expected {tuple(value.shape)}")
+        if key in found and _kind(found[key]) != _kind(value):
+            reasons.append(f"{key} is {_kind(found[key])}, expected {_kind(value)}")
             break
     return "; ".join(reasons)
+
+
+def _kind(value: Any) -> str:
+    """What a value of a state dict must agree in: shape, and whether floating, or the type of what is no tensor."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)}{'' if value.is_floating_point() else ' of integers'}"
+    return type(value).__name__
 
 
 class Pretrained(NamedTuple):
@@ -123,16 +174,36 @@ class Pretrained(NamedTuple):
         return self.method.encoder
 
 
-def load_method(path: Path | str) -> Pretrained:
+def saved_config(path: Path | str, state: Mapping[str, Any]) -> PretrainConfig:
+    """The configuration of a checkpoint's run.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    try:
+        return update(PretrainConfig(), state["config"])
+    except ValueError as error:
+        raise CheckpointError(f"{find_checkpoint(path)}: {error}") from error
+
+
+def load_method(path: Path | str, encoder: nn.Module | None = None) -> Pretrained:
     """The method of a checkpoint; `path` is a file or a run folder.
+
+    Args:
+        encoder: one like that of the run, to take its weights; needed where the run was given one of its own.
 
     Raises:
         CheckpointError: see `load_checkpoint` and `load_state`.
     """
     state = load_checkpoint(path)
+    config = saved_config(path, state)
+    if encoder is None and config.encoder.startswith(OWN):
+        raise CheckpointError(
+            f"{find_checkpoint(path)}: its encoder was handed to pretrain() as a module, {config.encoder[len(OWN) :]}; "
+            f"expected one like it in load_method(path, encoder)"
+        )
     try:
-        config = update(PretrainConfig(), state["config"])
-        method = build_method(config.method, build_encoder(config.encoder), config.augment)
+        method = build_method(config.method, encoder or build_encoder(config.encoder), config.augment)
     except ValueError as error:
         raise CheckpointError(f"{find_checkpoint(path)}: {error}") from error
     load_state(path, method, state["method"])

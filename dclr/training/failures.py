@@ -13,16 +13,24 @@ class TooManyFailures(RunError):
     """More videos than allowed could not be read; the message lists them."""
 
 
+# A single broken file is more than a hundredth of a small dataset.
+FLOOR = 5
+
+
 class Failures:
     """Unreadable videos of a run: `reasons` (path -> why) and how many samples were `replaced` for them.
 
     Args:
         videos: size of the dataset.
-        max_share: share of it that may fail.
+        max_share: share of it that may fail. Unless it is 0, `FLOOR` videos may, but no more than half of all.
+
+    Attributes:
+        allowed: number of videos that may fail.
     """
 
     def __init__(self, videos: int, max_share: float) -> None:
         self.videos, self.max_share = videos, max_share
+        self.allowed = max(int(max_share * videos), min(FLOOR, videos // 2) if max_share else 0)
         self.reasons: dict[str, str] = {}
         self.replaced = 0
 
@@ -45,10 +53,10 @@ class Failures:
         return total
 
     def check(self) -> None:
-        """Raise `TooManyFailures` where the share is exceeded."""
-        if len(self.reasons) > self.max_share * self.videos:
+        """Raise `TooManyFailures` where there are more than allowed."""
+        if len(self.reasons) > self.allowed:
             raise TooManyFailures(
-                f"{len(self.reasons)} of {self.videos} videos could not be read, more than "
+                f"{len(self.reasons)} of {self.videos} videos could not be read, more than the {self.allowed} that "
                 f"data.max_failed_share = {self.max_share:g} allows: {self.listing()}"
             )
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests to stop after the running step."""
+"""Ctrl-C, SIGTERM and the loss of the terminal (SIGHUP) as requests to stop after the running step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 
 from dclr.errors import RunError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # on Windows two
 
 
 class Stopped(RunError):
@@ -20,16 +20,18 @@ class Stopped(RunError):
 
 
 class StopRequest:
-    """Inside, the first Ctrl-C or SIGTERM is only noted, in `signal` (0: none); a second Ctrl-C interrupts at once.
+    """Inside, the first of the signals is only noted, in `signal` (0: none); a second Ctrl-C interrupts at once.
 
-    Threads other than the main one cannot take signals; there nothing changes.
+    What the process ignores (SIGHUP under nohup) stays ignored. Threads other than the main one cannot take signals;
+    there nothing changes.
     """
 
     def __enter__(self) -> StopRequest:
         self.signal = 0
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

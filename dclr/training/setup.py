@@ -5,36 +5,66 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dclr.config import ConfigError, PretrainConfig
-from dclr.data import PretrainClips, build_pretrain_loader, load_dataset
+from dclr.config import ConfigError, DataConfig, PretrainConfig
+from dclr.data import PretrainClips, VideoDataset, build_pretrain_loader, load_dataset
 from dclr.distributed import is_first, largest_over_ranks, rank, world
 from dclr.methods import build_method
 from dclr.models import build_encoder
 from dclr.training.checkpoint import LAST, CheckpointError, load_checkpoint
+from dclr.training.lock import FolderTaken, RunLock
+from dclr.training.progress import description, say
+from dclr.training.resume import check_resume
+from dclr.training.sizing import fitted
 from dclr.training.trainer import Trainer
+
+Resume = Literal["or_start"] | bool
 
 
 def ready_trainer(
-    config: PretrainConfig, device: torch.device, resume: bool = False, encoder: nn.Module | None = None
+    config: PretrainConfig,
+    device: torch.device,
+    resume: Resume = False,
+    encoder: nn.Module | None = None,
+    allow_changes: bool = False,
 ) -> Trainer:
-    """The trainer of a run, at its start or where its last checkpoint is; as `pretrain`, which then runs it."""
-    state = _saved_state(Path(config.output).expanduser(), resume)
-    trainer = build_trainer(config, device, encoder)
+    """The trainer of a run, at its start or where its last checkpoint is; as `pretrain`, which then runs it.
+
+    The run's folder is then this process' own, until the trainer has run.
+    """
+    folder = Path(config.output).expanduser()
+    state = _saved_state(folder, resume)
+    videos = _videos(config.data)
+    config, sized = fitted(config, len(videos))
+    trainer = _trainer(config, videos, device, encoder)
+    notes = [*sized, *(check_resume(trainer, state, allow_changes) if state else ())]
+    lock = _locked(folder)
     if state is not None:
         trainer.load(state)
+        notes.insert(0, f"resumed at step {trainer.global_step}")
+    trainer.lock = lock
+    if is_first():
+        steps = trainer.steps_per_epoch
+        say(description(config, videos, trainer.method, trainer.failures, device, steps))
+        for note in [*notes, *filter(None, [lock.warning])]:
+            say(note)
     return trainer
 
 
 def build_trainer(config: PretrainConfig, device: torch.device, encoder: nn.Module | None = None) -> Trainer:
     """The trainer of a run, at its start, as `pretrain`; sets what torch keeps for the whole process."""
+    videos = _videos(config.data)
+    config, _ = fitted(config, len(videos))
+    return _trainer(config, videos, device, encoder)
+
+
+def _trainer(config: PretrainConfig, videos: VideoDataset, device: torch.device, encoder: nn.Module | None) -> Trainer:
     train = config.train
     if train.threads:
         torch.set_num_threads(train.threads)
@@ -44,10 +74,10 @@ def build_trainer(config: PretrainConfig, device: torch.device, encoder: nn.Modu
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or else cuBLAS refuses
     torch.use_deterministic_algorithms(train.deterministic)
     torch.backends.cudnn.benchmark = not train.deterministic
-    loader = _build_loader(config, planes=device.type == "cuda")
+    loader = _build_loader(config, videos, planes=device.type == "cuda")
     torch.manual_seed(train.seed)
     method = build_method(config.method, encoder or build_encoder(config.encoder), config.augment)
-    return Trainer(config, method, loader, device)
+    return Trainer(config, method, loader, device, videos.digest)
 
 
 def keep_freed_memory() -> None:
@@ -62,7 +92,7 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
 
 
-def _saved_state(folder: Path, resume: bool) -> dict[str, Any] | None:
+def _saved_state(folder: Path, resume: Resume) -> dict[str, Any] | None:
     """The checkpoint to go on from, if there is one."""
     path = folder / "checkpoints" / LAST
     there = path.exists()
@@ -70,14 +100,30 @@ def _saved_state(folder: Path, resume: bool) -> dict[str, Any] | None:
         raise ConfigError(f"{folder} already holds a run; expected --resume to go on with it, or another --output")
     if not there and largest_over_ranks(int(there))[0]:
         raise CheckpointError(f"{path}: other processes find it, this one does not; it must be on a shared file system")
+    if not there and resume is True:
+        raise ConfigError(
+            f"no run in {folder}, which has no {path.relative_to(folder)}; --resume-or-start would start one"
+        )
     return load_checkpoint(path) if there else None
 
 
-def _build_loader(config: PretrainConfig, planes: bool) -> DataLoader:
-    data, train = config.data, config.train
+def _locked(folder: Path) -> RunLock | None:
+    """The folder's lock, which the first process holds for all."""
+    lock, refusal = None, None
+    if is_first():
+        try:
+            lock = RunLock(folder)
+        except FolderTaken as error:
+            refusal = error
+    if largest_over_ranks(int(refusal is not None))[0]:
+        raise refusal or FolderTaken(f"{folder}: another run is writing there")
+    return lock
+
+
+def _videos(data: DataConfig) -> VideoDataset:
     if not data.root:
         raise ConfigError(f"data.root: expected the folder of the dataset {data.dataset}")
-    videos = load_dataset(
+    return load_dataset(
         data.dataset,
         data.root,
         split=data.split,
@@ -87,10 +133,10 @@ def _build_loader(config: PretrainConfig, planes: bool) -> DataLoader:
         label=data.label,
         where=data.where,
     )
-    if videos.missing and is_first():
-        print(f"{data.dataset}: going on without {len(videos.missing)} missing videos", file=sys.stderr)
-    if train.batch > len(videos):
-        raise ConfigError(f"train.batch: got {train.batch}, expected at most the {len(videos)} videos of the dataset")
+
+
+def _build_loader(config: PretrainConfig, videos: VideoDataset, planes: bool) -> DataLoader:
+    data, train = config.data, config.train
     batch = train.batch // train.accumulate
     if batch % world():
         parts = f"train.accumulate x processes = {train.accumulate} x {world()}"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,11 @@ from dclr.methods import Method, Output
 from dclr.phases import phase
 from dclr.training.checkpoint import LAST, CheckpointError, load_state, save_checkpoint
 from dclr.training.failures import Failures
+from dclr.training.health import Watch, effective_rank, spread
 from dclr.training.interrupts import Stopped, StopRequest
+from dclr.training.lock import RunLock
 from dclr.training.metrics import Meter, MetricsLog, device_name, environment, memory_mib
+from dclr.training.progress import Pace, say
 from dclr.training.schedule import learning_rate
 from dclr.training.updater import Updater
 
@@ -37,6 +40,25 @@ class NonFiniteLoss(RunError):
     """The loss became NaN or infinite; the message says at which step."""
 
 
+class Step(NamedTuple):
+    """One update: output and weighted sum of losses, (), of its last batch; the gradient's norm, () or not measured."""
+
+    output: Output
+    loss: Tensor
+    gradient_norm: Tensor | None
+
+    def values(self) -> dict[str, Tensor]:
+        """The numbers for the log, () each."""
+        losses = {f"loss/{name}": value for name, value in self.output.losses.items()}
+        values = {"loss": self.loss, **losses, **self.output.statistics}
+        if self.gradient_norm is not None:
+            values["gradient_norm"] = self.gradient_norm
+        if self.output.features is not None:
+            values["features/rank"] = effective_rank(self.output.features)
+            values["features/std"] = spread(self.output.features)
+        return values
+
+
 class Trainer:
     """One process of a run.
 
@@ -45,14 +67,17 @@ class Trainer:
         method: freshly initialised, alike on every process.
         loader: of this process' part of each batch of `train.batch / train.accumulate` videos.
         device: where the method runs.
+        dataset: digest of the videos, which a run keeps to.
 
     Raises:
         ValueError: the sizes cannot work with the method, or an epoch has no step.
     """
 
-    def __init__(self, config: PretrainConfig, method: Method, loader: DataLoader, device: torch.device) -> None:
+    def __init__(
+        self, config: PretrainConfig, method: Method, loader: DataLoader, device: torch.device, dataset: str = ""
+    ) -> None:
         train = config.train
-        self.config, self.device, self.loader = config, device, loader
+        self.config, self.device, self.loader, self.dataset = config, device, loader, dataset
         self.folder = Path(config.output).expanduser()
         self.checkpoints = self.folder / "checkpoints"
         self.epoch = self.step_in_epoch = 0  # completed: epochs, and steps of the next one
@@ -66,6 +91,9 @@ class Trainer:
         self.known_failures = 0
         self.meter = Meter()
         self.bad_step = torch.tensor(NEVER, device=device)
+        self.lock: RunLock | None = None
+        self.chance = method.chance(train.batch // train.accumulate)
+        self.watch = Watch(self.chance, method.pushed_apart)
 
     @property
     def global_step(self) -> int:
@@ -73,15 +101,22 @@ class Trainer:
         return self.epoch * self.steps_per_epoch + self.step_in_epoch
 
     def run(self) -> None:
-        """Train to the last epoch, saving on the way; see `pretrain` for what it raises."""
+        """Train to the last epoch, saving on the way; see `pretrain` for what it raises. The folder is free then."""
+        try:
+            self._run()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+
+    def _run(self) -> None:
         if self.epoch >= self.config.train.epochs:
             print(f"{self.folder}: all {self.epoch} epochs are done")
             return
         if is_first():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save(self.config, self.folder / "config.yaml", **environment(self.device))
+            self._note_start()
         self.log = MetricsLog(self.folder, self.global_step, self.config.train.tensorboard) if is_first() else None
         epochs = self.config.train.epochs
+        self.pace = Pace(self.global_step, epochs * self.steps_per_epoch, self.device)
         self.bar = tqdm(
             desc=self.folder.name,
             total=epochs * self.steps_per_epoch,
@@ -102,23 +137,33 @@ class Trainer:
             if self.log is not None:
                 self.log.close()
 
+    def _note_start(self) -> None:
+        """The configuration, and beside it that of every start, with the step that it goes on from."""
+        starts = self.folder / "starts"
+        number = len(list(starts.glob("*.yaml"))) + 1
+        for path in (starts / f"{number:03d}_step_{self.global_step}.yaml", self.folder / "config.yaml"):
+            save(self.config, path, **environment(self.device))
+
     def _run_epoch(self) -> None:
         """The steps of an epoch that are left, with a line of the log every now and then."""
         train = self.config.train
         batches = self._start_epoch()
         while self.step_in_epoch < self.steps_per_epoch:
-            output, loss = self._train_step(batches)
+            last = self.step_in_epoch + 1 == self.steps_per_epoch
+            due_log = last or (self.global_step + 1) % train.log_every == 0
+            step = self._train_step(batches, measured=due_log)
             self.step_in_epoch += 1
             self.bar.update()
-            last = self.step_in_epoch == self.steps_per_epoch
-            due_log = last or self.global_step % train.log_every == 0
             due_save = not last and self.global_step % train.save_every == 0
             # Reading a GPU's value waits for it; a line of the log and a checkpoint do that anyway.
             if due_log or due_save or self.device.type == "cpu":
                 self._check_finite()
             self._check_failures()
             if due_log:
-                self._log(output, loss)
+                self._log(step, last)
+            pace = self.pace.after(self.global_step)
+            if pace and is_first():
+                say(pace)
             if due_save:
                 self.save()
             if not last:
@@ -136,12 +181,12 @@ class Trainer:
         """The steps of the current epoch, one at each turn, without log or checkpoints; yields their losses."""
         batches = self._start_epoch()
         while self.step_in_epoch < self.steps_per_epoch:
-            _, loss = self._train_step(batches)
+            step = self._train_step(batches)
             self.step_in_epoch += 1
-            yield loss
+            yield step.loss
 
-    def _train_step(self, batches: Iterator[Batch]) -> tuple[Output, Tensor]:
-        """One update of the parameters; returns the losses of its last batch and their weighted sum."""
+    def _train_step(self, batches: Iterator[Batch], measured: bool = False) -> Step:
+        """One update of the parameters; `measured` where the gradient's norm is asked for."""
         train, optim = self.config.train, self.config.optim
         for part in range(train.accumulate):
             batch = self._next(batches)
@@ -150,10 +195,8 @@ class Trainer:
             # On the device, so that nothing waits for it.
             first_bad = self.bad_step.clamp(max=self.global_step + 1)
             self.bad_step = torch.where(loss.isfinite(), self.bad_step, first_bad)
-        self.updater.step(
-            learning_rate(optim, train.batch, train.epochs, self.epoch, self.step_in_epoch, self.steps_per_epoch)
-        )
-        return output, loss
+        rate = learning_rate(optim, train.batch, train.epochs, self.epoch, self.step_in_epoch, self.steps_per_epoch)
+        return Step(output, loss, self.updater.step(rate, measured))
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """The next batch, on the device; what could not be decoded is reported."""
@@ -163,7 +206,7 @@ class Trainer:
         views, videos = batch.clips.shape[:2]
         self.meter.add(views * videos * world(), time.perf_counter() - start)
         for failure in self.failures.add(batch.failures):
-            tqdm.write(f"replaced by another video: {failure}", file=sys.stderr)
+            say(f"replaced by another video: {failure}")
         return batch
 
     def _draw(self, number: int) -> Draw:
@@ -195,31 +238,27 @@ class Trainer:
             where = f"{self.bar.total} and saved in {self.checkpoints / LAST}; --resume goes on"
             raise Stopped(f"stopped at step {self.global_step} of {where}", signal)
 
-    def _log(self, output: Output, loss: Tensor) -> None:
-        """Losses and statistics of the step, averaged over processes; rates since the last line."""
-        values = {"loss": loss, **{f"loss/{name}": value for name, value in output.losses.items()}, **output.statistics}
+    def _log(self, step: Step, last: bool) -> None:
+        """Losses and statistics of the step, averaged over processes; rates since the last line; what looks wrong."""
+        values = step.values()
         # One copy from the device, for all numbers.
         numbers = [torch.as_tensor(value).detach().to(self.device, torch.float32) for value in values.values()]
         means = dict(zip(values, mean_over_ranks(torch.stack(numbers)).tolist()))
         rates = self.meter.read()
+        self.watch.add(means)
+        warnings = self.watch.end_epoch() if last else []
         if self.log is not None:
             position = {"step": self.global_step, "epoch": self.epoch}
-            rate = {"learning_rate": self.optimizer.param_groups[0]["lr"]}
-            self.log.write({**position, **means, **rate, **rates, "memory_mib": memory_mib(self.device)})
+            chance = {f"chance/{name}": value for name, value in self.chance.items() if name in step.output.losses}
+            rates["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+            warned = {"warnings": warnings} if warnings else {}
+            memory = {"memory_mib": memory_mib(self.device)}
+            self.log.write({**position, **means, **chance, **rates, **memory, **warned})
+            for warning in warnings:
+                say(f"warning, epoch {self.epoch}: {warning}")
         self.bar.set_postfix(
             {"loss": f"{means['loss']:.3f}", "clips/s": f"{rates['clips_per_second']:.1f}"}, refresh=False
         )
-
-    def _identity(self) -> dict[str, Any]:
-        """What must not change for a position in a run to mean the same."""
-        train = self.config.train
-        return {
-            "seed": train.seed,
-            "batch": train.batch,
-            "accumulate": train.accumulate,
-            "videos": self.failures.videos,
-            "optimizer": self.config.optim.optimizer,
-        }
 
     def save(self, keep: bool = False) -> None:
         """Write checkpoints/last.pt, and a copy to `keep`. Every process must call it; the first writes."""
@@ -228,7 +267,7 @@ class Trainer:
             return
         state = {
             "config": to_dict(self.config),
-            "position": {"epoch": self.epoch, "step": self.step_in_epoch, **self._identity()},
+            "position": {"epoch": self.epoch, "step": self.step_in_epoch, "dataset": self.dataset},
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "failures": failures,
@@ -240,22 +279,24 @@ class Trainer:
             save_checkpoint(self.checkpoints / f"epoch_{self.epoch:04d}.pt", state)
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint. Every process loads the same.
+        """Go on from a checkpoint, whose settings are the run's (`check_resume`). Every process loads the same.
 
         Raises:
-            CheckpointError: of another architecture, or of a run whose steps were others.
+            CheckpointError: of another architecture, or altered.
         """
         path, position = self.checkpoints / LAST, state["position"]
         load_state(path, self.method, state["method"])
-        for name, value in self._identity().items():
-            if position[name] != value:
-                raise CheckpointError(f"{path}: its run has {name} {position[name]}, this one {value}: cannot resume")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.step_in_epoch = position["epoch"], position["step"]
-        if is_first():  # the counts of all processes
-            self.failures.load_state_dict(state["failures"])
-            self.known_failures = len(self.failures.reasons)
-        self.meter.load_state_dict(state["meter"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch, self.step_in_epoch = position["epoch"], position["step"]
+            if is_first():  # the counts of all processes
+                self.failures.load_state_dict(state["failures"])
+                self.known_failures = len(self.failures.reasons)
+            self.meter.load_state_dict(state["meter"])
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}: altered, or of another version ({type(error).__name__}: {error})"
+            ) from error
 
     def _report(self) -> None:
         """What the run cost, and which videos it could not read."""

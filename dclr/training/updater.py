@@ -88,19 +88,29 @@ class Updater:
                 output = self.model(batch._replace(failures=()), draw)
             with phase("backward"):
                 loss = output.backward(self.method.loss_weights, 1 / self.accumulate)
-        return Output({name: value.detach() for name, value in output.losses.items()}, output.statistics), loss
+        return output._replace(losses={name: value.detach() for name, value in output.losses.items()}), loss
 
-    def step(self, rate: float) -> None:
-        """Step the optimiser at this learning rate, and let the method follow."""
+    def step(self, rate: float, measured: bool = False) -> Tensor | None:
+        """Step the optimiser at this learning rate, and let the method follow.
+
+        Returns:
+            () norm of the gradient over all parameters, before it is clipped; None where it is neither `measured` nor
+            clipped.
+        """
+        norm = None
         with phase("optimizer"):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             if self.clip_gradients:
-                nn.utils.clip_grad_norm_(self.method.parameters(), self.optim.clip)
+                norm = nn.utils.clip_grad_norm_(self.method.parameters(), self.optim.clip)
+            elif measured:
+                gradients = (parameter.grad for parameter in self.method.parameters())
+                norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         with phase("after_step"):
             self.method.after_step()
+        return norm
 
     def _replayed(self, batch: Batch, draw: Draw) -> Replay:
         if self._requests is None:

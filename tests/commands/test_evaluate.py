@@ -26,7 +26,6 @@ from dclr.commands.evaluate import (
     linear,
     retrieve,
 )
-from dclr.config import ConfigError
 from dclr.evaluation.checkpoint import EvaluationConfig, features_of
 from dclr.evaluation.retrieval import recall_by_chance
 from dclr.training import read_metrics
@@ -209,7 +208,7 @@ def test_videos_without_labels(run, data, videos, encoded, tmp_path):  # noqa: F
     )
     bare = replace(data, dataset="folder", root=str(videos), annotations=str(listing))
     for verb, kind in ((linear, LinearProbeConfig), (knn, KnnConfig), (retrieve, RetrieveConfig)):
-        with pytest.raises(ConfigError, match="3 of the 3 training videos of folder have no label"):
+        with pytest.raises(ValueError, match="needs a class for each video, but 3 of 3 have none"):
             verb(kind(str(run), device="cpu", data=bare))
     assert not encoded, "before anything is decoded"
 

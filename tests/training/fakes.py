@@ -4,6 +4,7 @@ As a program (`python -m tests.training.fakes OUTPUT [key=value ...]`) it is one
 environment variables.
 """
 
+import math
 import os
 import signal
 import sys
@@ -63,6 +64,9 @@ class FakeMethod(Method):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.forwards, self.pending, self.epochs = 0, [], []
 
+    def chance(self, global_batch):
+        return {"contrast": math.log(global_batch + len(self.queue))}
+
     def start_epoch(self, epoch, resumed=False):
         self.epochs.append((epoch, resumed))
 
@@ -72,7 +76,8 @@ class FakeMethod(Method):
         n = batch.clips.shape[1]
         clip = batch.clips.flatten(0, 1).permute(0, 4, 1, 2, 3).float() / 255
         noise = draw.uniform(2, n, 0.5, 1.5)
-        z = normalize(self.head(self.encoder(clip * noise.view(-1, 1, 1, 1, 1)).mean((2, 3, 4))), dim=1)
+        pooled = self.encoder(clip * noise.view(-1, 1, 1, 1, 1)).mean((2, 3, 4))
+        z = normalize(self.head(pooled), dim=1)
         keys = gather_rows(z[n:])
         logits = torch.cat([z[:n] @ keys.T, z[:n] @ self.queue.T], dim=1) / 0.2
         loss = cross_entropy(logits, torch.arange(n) + rank() * n)
@@ -80,7 +85,8 @@ class FakeMethod(Method):
             loss = loss * torch.nan
         self.forwards += 1
         self.pending.append(keys.detach())
-        return Output({"contrast": loss, "size": z.abs().mean()}, {"positive": (z[:n] * z[n:]).sum(1).mean().detach()})
+        losses = {"contrast": loss, "size": z.abs().mean()}
+        return Output(losses, {"positive": (z[:n] * z[n:]).sum(1).mean().detach()}, pooled.detach())
 
     def after_step(self):
         for keys in self.pending:
@@ -123,7 +129,7 @@ def fake_trainer(config, unreadable=()):
     sampler = EpochSampler(VIDEOS, batch, seed=config.train.seed, rank=rank(), world=world())
     loader = DataLoader(FakeClips(unreadable), batch_sampler=sampler, collate_fn=collate)
     torch.manual_seed(config.train.seed)
-    return Trainer(config, FakeMethod(config.method), loader, torch.device("cpu"))
+    return Trainer(config, FakeMethod(config.method), loader, torch.device("cpu"), "fakes")
 
 
 def main(output, *settings):

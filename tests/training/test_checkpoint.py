@@ -95,7 +95,7 @@ def test_missing_and_strange_files(tmp_path):
     with pytest.raises(CheckpointError, match=r"checkpoints/last\.pt: cannot be read \(No such file"):
         load_checkpoint(tmp_path)
     (tmp_path / "text.pt").write_text("not a checkpoint")
-    with pytest.raises(CheckpointError, match=r"text\.pt: truncated, or not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"text\.pt: truncated, damaged, or not a checkpoint"):
         load_checkpoint(tmp_path / "text.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="not a checkpoint of dclr"):

@@ -1,0 +1,54 @@
+"""Settings that a small set of videos cannot have, made as large as it can."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from dclr.config import ConfigError, PretrainConfig
+from dclr.distributed import world
+
+
+def fitted(config: PretrainConfig, videos: int) -> tuple[PretrainConfig, list[str]]:
+    """The configuration for a set of so many videos, and what was changed, a line each.
+
+    Args:
+        config: left as it is.
+
+    Raises:
+        ConfigError: the set is too small for any batch.
+    """
+    changes = []
+    train = config.train
+    if train.batch > videos:
+        parts = train.accumulate * world()
+        batch = videos // parts * parts
+        if not batch:
+            raise ConfigError(
+                f"train.batch: expected at least {parts} videos, one for each part, but there are {videos}"
+            )
+        changes.append(f"train.batch {train.batch} -> {batch}, of {videos} videos")
+        train = replace(train, batch=batch)
+    batch = train.batch // train.accumulate
+    method, resized = _fitted_search(config.method, videos // batch // train.accumulate * train.batch)
+    return replace(config, train=train, method=method), changes + resized
+
+
+def _fitted_search(method: Any, entries: int) -> tuple[Any, list[str]]:
+    """The method, with a search queue that the `entries` of each epoch fill before it is flushed.
+
+    A queue of one epoch's entries is full for all but the first epoch between two refreshes of the slow encoder.
+    """
+    search = getattr(method, "search", None)
+    if search is None or not search.on or search.on_refresh != "flush":
+        return method, []
+    refresh = max(search.refresh, search.k // max(1, entries) + 1)
+    queue = search.queue
+    if refresh * entries <= queue:
+        queue = max(search.k, min(entries, refresh * entries // 2))
+    if (queue, refresh) == (search.queue, search.refresh):
+        return method, []
+    reason = f"an epoch brings {entries} entries"
+    pairs = {"queue": (search.queue, queue), "refresh": (search.refresh, refresh)}
+    lines = [f"method.search.{name} {old} -> {new}, as {reason}" for name, (old, new) in pairs.items() if old != new]
+    return replace(method, search=replace(search, queue=queue, refresh=refresh)), lines
