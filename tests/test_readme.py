@@ -50,8 +50,8 @@ def called_with(argv, monkeypatch, tmp_path):
     """Whether the command line, read in an empty folder, comes to the call of its verb."""
     calls = []
     module = importlib.import_module(f"dclr.commands.{VERBS[argv[0]].module}")
-    monkeypatch.setattr(module, argv[0], lambda *config, **options: calls.append(config))
     monkeypatch.setattr(dclr.commands.visualize, "visualize", lambda config: None)
+    monkeypatch.setattr(module, argv[0], lambda *config, **options: calls.append(config))
     monkeypatch.chdir(tmp_path)
     run(argv)
     return calls or "--list-presets" in argv

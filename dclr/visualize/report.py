@@ -85,7 +85,8 @@ def page(report: Report) -> str:
     """The page as HTML; all text in it is escaped."""
     run = report.run
     title = f"{report.configuration.get('method', {}).get('name', 'run')}: {run.folder.resolve().name}"
-    sections = {"Run": _facts(report), SECTIONS["curves"][0]: _pictures(report, "curves")}
+    sections = {"Run": _facts(report), "Warnings": _list(run.warnings)}
+    sections[SECTIONS["curves"][0]] = _pictures(report, "curves")
     sections["Evaluations"] = _evaluations(run.evaluations)
     sections |= {heading: _pictures(report, kind) for kind, (heading, _) in SECTIONS.items() if kind != "curves"}
     sections |= {
@@ -161,7 +162,7 @@ def _evaluations(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 
 
 def _figures(record: Mapping[str, Any]) -> str:
-    """A line for each figure in percent, with its spread over several runs and with chance where the record has them."""
+    """A line for each figure in percent, with its spread over runs and with chance where the record has them."""
     spread, chance = record.get("spread", {}), record.get("chance", {})
     lines = []
     for name, value in record.items():

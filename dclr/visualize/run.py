@@ -23,6 +23,7 @@ class Run:
         configuration: nested values of config.yaml, empty where there is none.
         environment: versions, commit and hardware, of config.yaml.
         start: of a finetuning, what it started from, in words; else empty.
+        warnings: what the run warned of, with its step.
         steps: records of training steps, each of a later step than the one before.
         cost: record of what the run cost; None of a run that has not finished.
         evaluations: name of the folder, relative to the run's, and record of each evaluation.
@@ -32,6 +33,7 @@ class Run:
     configuration: dict[str, Any]
     environment: dict[str, Any]
     start: str
+    warnings: list[str]
     steps: list[dict[str, Any]]
     cost: dict[str, Any] | None
     evaluations: list[tuple[str, dict[str, Any]]]
@@ -52,8 +54,9 @@ def read_run(folder: Path) -> Run:
         evaluations += [(path.parent.name, record) for record in _records(path.parent) if "protocol" in record]
     costs = [record for record in own if "wall_seconds" in record]
     cost = costs[-1] if costs else None
-    start = _start(_values(folder / FINETUNE))
-    return Run(folder, configuration, environment, start, _monotonic(own), cost, evaluations)
+    start, steps = _start(_values(folder / FINETUNE)), _monotonic(own)
+    warnings = [f"step {record['step']}: {text}" for record in steps for text in record.get("warnings", ())]
+    return Run(folder, configuration, environment, start, warnings, steps, cost, evaluations)
 
 
 def _start(settings: dict[str, Any]) -> str:

@@ -85,6 +85,13 @@ def test_a_finetuning_says_what_it_started_from(run):
     assert "random weights, with the encoder of /runs/a" in text(visualize(config(run, curves_only=True)))
 
 
+def test_warnings_of_the_run_come_first(run):
+    append_metrics(run, {"step": 9, "loss": 1.0, "warnings": ["features <collapsed>"]})
+    shown = text(visualize(config(run, curves_only=True)))
+    assert "<li>step 9: features &lt;collapsed&gt;</li>" in shown
+    assert shown.index("<h2>Warnings") < shown.index("<h2>Training")
+
+
 def test_for_phones_and_the_dark(run):
     shown = text(visualize(config(run, curves_only=True)))
     assert '<meta name="viewport" content="width=device-width' in shown
