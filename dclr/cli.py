@@ -269,6 +269,11 @@ VERBS: dict[str, Verb] = {
         "PrepareConfig",
         ("dataset", "root", "out"),
     ),
+    "check": Verb(
+        "check",
+        "Compare a dataset with its official lists; find missing, extra, unreadable and short videos.",
+        "CheckConfig",
+    ),
     "pretrain": Verb(
         "pretrain",
         "Pretrain an encoder; --preset NAME, then --config run.yaml, then flags; --resume, --list-presets.",

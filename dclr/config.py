@@ -37,7 +37,7 @@ class DataConfig:
     """Videos and the clips that are cut from them."""
 
     dataset: str = "ucf101"
-    """ucf101, hmdb51, kinetics400, diving48, or folder."""
+    """A dataset's name, or `folder` for any videos; `dclr check` lists them."""
     root: str = ""
     """Folder of the dataset."""
     annotations: str | None = None
@@ -47,7 +47,9 @@ class DataConfig:
     where: str | None = None
     """Rows of the list to take, as COLUMN=VALUE."""
     split: int = 1
+    """Number of the official split, where the dataset has several."""
     subset: Literal["train", "test"] = "train"
+    """Part of the split."""
     frames: int = 16
     """Frames that the encoder sees; one more is decoded for the frame difference."""
     stride: int = 2
@@ -81,12 +83,15 @@ class OptimConfig:
     """Optimiser and learning rate."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Stochastic gradient descent with momentum, or Adam with decoupled weight decay."""
     lr: float = 0.01
     """Learning rate."""
     scale_lr: bool = False
     """Take `lr` as that of a global batch of 64, and scale it linearly with the batch."""
     momentum: float = 0.9
+    """Of SGD: share of the last update that the next one repeats."""
     weight_decay: float = 1e-4
+    """Share of each weight, times the rate, that a step takes away."""
     schedule: Literal["step", "cosine", "constant"] = "step"
     """How the rate falls from epoch to epoch."""
     milestones: tuple[float, ...] = (0.6, 0.8)
@@ -113,12 +118,15 @@ class TrainConfig:
     """The run."""
 
     epochs: int = 200
+    """Passes over the videos, with one batch entry of each."""
     batch: int = 64
     """Videos in the global batch."""
     accumulate: int = 1
     """Forward and backward passes whose gradients make one step; each sees batch / accumulate videos."""
     seed: int = 0
+    """Of all random numbers; the same seed on the same machine gives the same run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 runs the encoder under autocast; auto is bf16 on GPUs."""
     sync_bn: bool = True
@@ -142,6 +150,7 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = True
+    """Also write the metrics as TensorBoard events."""
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch": 1, "accumulate": 1, "seed": 0, "threads": 0}
@@ -171,10 +180,15 @@ class PretrainConfig(Generic[AnyMethodConfig]):
     encoder: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(ENCODERS)}}}")] = "r2plus1d_vcop"
     """Name of the video encoder, as of `dclr.models.ENCODERS`."""
     data: DataConfig = field(default_factory=DataConfig)
+    """Videos and clips."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of the clips."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and learning rate."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """The run."""
     method: AnyMethodConfig = field(default_factory=DCLRConfig)
+    """What is learned; its class says which method."""
 
 
 def at_least(section: str, config: Any, **least: float) -> None:
@@ -205,7 +219,10 @@ def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where or 'configuration'}: got {values!r}, expected keys and values")
-    values = current_settings(values) if where == "method" else dict(values)
+    try:
+        values = current_settings(values) if where == "method" else dict(values)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if where == "method":
         config = _named_method(config, values.pop("name", method_name(config)))
     fields = {f.name.rstrip("_"): f for f in dataclasses.fields(config)}

@@ -3,7 +3,10 @@
 import atexit
 import multiprocessing
 import os
+import select
 import signal
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from functools import cache, partial
@@ -19,8 +22,8 @@ from torch.utils.data import DataLoader, Sampler
 from dclr.data.clips import REPLACEMENTS, Batch, EvaluationClips, PretrainClips, collate
 from dclr.data.planes import PackedCrops
 
-# Both reach the whole process group; the trainer finishes its step and saves before it stops.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# They reach the whole process group; the trainer finishes its step and saves before it stops.
+STOP_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
 
 
 class EpochSampler(Sampler):
@@ -119,7 +122,7 @@ def worker_options(workers: int) -> dict[str, Any]:
         "num_workers": workers,
         "multiprocessing_context": _context(),
         "persistent_workers": True,
-        "worker_init_fn": partial(_start_worker, _exiting()),
+        "worker_init_fn": partial(_start_worker, _exiting(), os.getpid()),
     }
 
 
@@ -129,11 +132,12 @@ def _context() -> multiprocessing.context.BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    # The tracker comes first because starting it unblocks the signals.
-    resource_tracker.ensure_running()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         # The server and its workers inherit what is blocked: were it to die of a signal, so would they.
+        resource_tracker.ensure_running()
+        # Starting the tracker has unblocked some.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -148,13 +152,36 @@ def _exiting() -> Tensor:
     return flag
 
 
-def _start_worker(exiting: Tensor, worker: int) -> None:
+def _start_worker(exiting: Tensor, trainer: int, worker: int) -> None:
+    # A child of the fork server, which waits for its workers to end: neither would see that the trainer was killed.
+    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
+
     def terminated(number: int, frame: FrameType | None) -> None:
         # Python at exit terminates what workers are left, and waits for them to obey.
         if exiting:
             os._exit(0)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, terminated)
+    for number in STOP_SIGNALS:
+        signal.signal(number, terminated if number == signal.SIGTERM else signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def _end_with(process: int) -> None:
+    """End this process as soon as the other one has, however that ended."""
+    try:
+        select.select([os.pidfd_open(process)], [], [])
+    except ProcessLookupError:
+        pass
+    except (AttributeError, OSError):  # no such call on this system
+        while _runs(process):
+            time.sleep(1)
+    os._exit(1)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

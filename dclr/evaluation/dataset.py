@@ -21,7 +21,7 @@ class EvaluationDataConfig:
     """Videos of an evaluation, and the clips of each; by default of the dataset and the shape of the pretraining."""
 
     dataset: str | None = None
-    """ucf101, hmdb51, kinetics400, diving48, or folder."""
+    """A dataset's name, or `folder` for any videos; `dclr check` lists them."""
     root: str | None = None
     """Folder of the dataset."""
     annotations: str | None = None

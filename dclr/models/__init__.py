@@ -1,4 +1,4 @@
-"""Video encoders by name or from a file, their faster forward passes, and projection heads."""
+"""Video encoders by name or from a file, their faster forms, and projection heads."""
 
 from dclr.models.encoders import ENCODERS, build_encoder
 from dclr.models.fast import accelerate

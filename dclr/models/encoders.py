@@ -13,6 +13,7 @@ from dclr.models.i3d import i3d
 from dclr.models.r2plus1d import r2plus1d_18, r2plus1d_tiny, r2plus1d_tv1111, r2plus1d_vcop
 from dclr.models.resnet3d import mc3_18, r2d3d18, r3d18_hara, r3d_18, r3d_vcop
 from dclr.models.s3d import s3d, s3dg
+from dclr.models.vit import vit_base, vit_small, vit_tiny
 
 _BUILDERS = (
     r2plus1d_vcop,
@@ -28,6 +29,9 @@ _BUILDERS = (
     s3d,
     s3dg,
     i3d,
+    vit_small,
+    vit_base,
+    vit_tiny,
 )
 ENCODERS: dict[str, Callable[..., nn.Module]] = {build.__name__: build for build in _BUILDERS}
 

@@ -1,9 +1,9 @@
 """R(2+1)D encoders: every 3D convolution is a spatial one, a norm, a ReLU and a temporal one.
 
-Tran et al., "A Closer Look at Spatiotemporal Convolutions" (CVPR 2018). Two styles are in use. In that of
-VCOP (Xu et al., CVPR 2019) each unit and each skip is factorised with its own number of mid-channels; with
-one block a stage it has the 14.4M parameters of DCLR Sec. 4.1. In torchvision's style both units of a block
-share the mid-channels of the first, and skips are plain.
+Tran et al., "A Closer Look at Spatiotemporal Convolutions" (CVPR 2018). Two styles are in use. In that of VCOP (Xu et
+al., CVPR 2019), each convolution and each skip is factorised, with its own number of channels in the middle; with one
+block in each stage it has the 14.4M parameters of DCLR Sec. 4.1. In torchvision's style, the second convolution of a
+block has as many channels in the middle as the first, and skips are plain convolutions.
 """
 
 from collections.abc import Sequence

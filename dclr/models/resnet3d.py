@@ -120,9 +120,9 @@ def r3d18_hara() -> VideoResNet:
 
 
 def r2d3d18() -> VideoResNet:
-    """ResNet-18 on every frame by itself, 256 channels in the last stage, of which the map may be negative.
+    """ResNet-18 on every frame by itself, with 256 channels in the last stage; the name is of DualVar's released code.
 
-    DualVar's released code names it so and leaves out the last ReLU.
+    That leaves out the last ReLU, so that features may be negative.
     """
     stem = _pooled_stem((1, 7, 7))
     encoder = init_kaiming(VideoResNet(stem, [frame_block] * 4, (2, 2, 2, 2), (64, 128, 256, 256)))

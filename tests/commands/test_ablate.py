@@ -90,11 +90,12 @@ def test_every_preset_fits(row, size):
 def test_a_row_keeps_what_makes_it():
     config = AblateConfig()
     row, preset = ablation_run("T6.5", config).method, PRESETS["T6.5"]().method
-    assert row.losses == preset.losses and row.ac == preset.ac and row.same_view == preset.same_view
+    assert row.losses == preset.losses and row.alignment == preset.alignment and row.same_view == preset.same_view
     assert (row.search.on, row.search.k, row.search.dist) == (("d",), 10, "uniform")
     assert (row.search.start, row.search.refresh, row.refine.start, row.search.queue) == (6, 6, 6, 256)
-    assert (row.tau, row.center, row.dim, row.hidden) == (0.1, True, 64, 96)
-    assert ablation_run("official_release", config).method.refine.start == 0
+    assert (row.temperature, row.center, row.dim, row.hidden) == (0.1, True, 64, 96)
+    released = ablation_run("official_release", config).method
+    assert (released.temperature, released.center, released.k, released.queue) == (0.1, False, 5, 256)
     assert ablation_run("F1.7", config).method.foreground == PRESETS["F1.7"]().method.foreground
     assert ablation_run("moco_ucf101", config).method.momentum == 0.99
     short = ablation_run("demo", replace(config, epochs=4))

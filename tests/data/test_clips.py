@@ -170,7 +170,7 @@ def test_kept_videos_give_the_same_clips(clips, files, monkeypatch):
     kept = PretrainClips(clips.dataset, frames=3, stride=2, size=32, scale=(0.9, 1.0), cache="memory")
     for key in ((0, 0), (3, 1)):
         assert torch.equal(kept[key].clips, clips[key].clips)
-    monkeypatch.setattr("dclr.data.clips.read_pictures", None)
+    monkeypatch.setattr("dclr.data.clips.small_frames", None)
     assert torch.equal(kept[1, 0].clips, clips[1, 0].clips)
     with pytest.raises(ValueError, match="cache"):
         PretrainClips(clips.dataset, cache="disk")

@@ -1,6 +1,6 @@
 """A whole DCLR step on small clips: terms, switches, schedule, gradients, two processes."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -192,6 +192,23 @@ def test_search_replaces_the_in_batch_term_once_the_queue_is_full():
     assert 0 <= outputs[0].statistics["search/vd_hit_rate"] <= 1
     total(method, outputs[0]).backward()
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
+
+
+def test_a_step_by_the_equations_equals_one_by_the_kernel():
+    """Losses and gradients, with terms in the batch and across videos."""
+    search = SearchConfig(on=("d",), queue=4, start=0, refresh=5, k=2)
+    config = DCLRConfig(hidden=8, dim=4, losses=LossWeights(1, 1, 1, 1), search=search)
+    packed, printed = build(config), build(replace(config, reference=True))
+    for method in (packed, printed):
+        method.start_epoch(0)
+        for step in range(2):
+            method.zero_grad()
+            output = method(batch_of(4, seed=step, first_id=4 * step), draw_of(step))
+            total(method, output).backward()
+            method.after_step()
+        assert output.statistics["search/vd_queue_fill"] == 1
+    for one, other in zip(packed.parameters(), printed.parameters()):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("on", [("s",), ("s", "d")])
