@@ -17,7 +17,7 @@ from dclr.distributed import choose_device, is_first, process_group
 from dclr.evaluation import Features, extract_features
 from dclr.evaluation.checkpoint import load_subject, output_folder
 from dclr.evaluation.classification import classified
-from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, evaluation_clips, load_subsets
+from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, evaluation_clips, load_subsets, require_labels
 from dclr.evaluation.linear import top1, video_scores
 from dclr.evaluation.records import add_record, add_summary
 from dclr.evaluation.targets import in_words, targets_of
@@ -184,7 +184,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     config = replace(config, checkpoint=absolute(config.checkpoint), data=data)
     train, test = load_subsets(data)
     for subset in (train, test):
-        subset.require_labels("finetune")
+        require_labels(subset, "finetune")
     run = _run(config, data, pretrained.pretraining, train)
     start, saved = _start(config), _settings_in(Path(run.output)) if config.resume else None
     if saved and _start(saved) != start:
@@ -227,6 +227,8 @@ def _run(
             where=data.train_where,
             split=data.split or 1,
             subset=data.train_subset,
+            holdout=data.holdout,
+            holdout_seed=data.holdout_seed,
             frames=data.frames,
             stride=data.stride,
             size=data.size,

@@ -20,6 +20,7 @@ from dclr.evaluation.dataset import (
     clip_protocol,
     evaluation_clips,
     load_subsets,
+    require_labels,
 )
 from dclr.evaluation.features import Encoding, Features
 from dclr.models import read_encoder
@@ -159,7 +160,7 @@ def features_of(
         data = config.data.completed(subject.pretraining.data)
         videos = load_subsets(data)
         for subset in videos if labelled else ():
-            subset.require_labels(" and ".join(names))
+            require_labels(subset, " and ".join(names))
         if leave_one_out:
             videos = (_union(*videos),) * 2
         for name in names:

@@ -110,6 +110,16 @@ def load_videos(data: EvaluationDataConfig, subset: str, where: str | None) -> V
     return videos
 
 
+def require_labels(videos: VideoDataset, purpose: str) -> None:
+    """Raises ConfigError where a video has no label, which `purpose` ("knn") needs."""
+    unlabelled = [path for path, label in zip(videos.paths, videos.labels) if label < 0]
+    if unlabelled:
+        raise ConfigError(
+            f"{videos.name}: {purpose} needs a class for each video, but {len(unlabelled)} of {len(videos)} have none, "
+            f"such as {unlabelled[0]}; expected a folder a class, or a list with a column of classes (data.label)"
+        )
+
+
 def evaluation_clips(videos: VideoDataset, data: EvaluationDataConfig) -> EvaluationClips:
     """The clips that stand for each video."""
     shape = {"frames": data.frames, "stride": data.stride, "size": data.size, "clips": data.clips}

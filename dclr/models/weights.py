@@ -91,12 +91,16 @@ def load_encoder(path: str | os.PathLike) -> nn.Module:
     return read_encoder(path).encoder
 
 
-def read_encoder(path: str | os.PathLike) -> EncoderFile:
-    """As `load_encoder`, with what the file says of itself."""
+def read_encoder(path: str | os.PathLike, name: str | None = None) -> EncoderFile:
+    """As `load_encoder`, with what the file says of itself.
+
+    Args:
+        name: the encoder that is wanted; by default the one that the file says, or that its tensors are.
+    """
     file, given = split_source(path)
     entries, about = _entries(file)
     config = about.get("config") or {}
-    name, tensors, matched = recognise(file, entries, config.get("encoder") or about.get("encoder"))
+    name, tensors, matched = recognise(file, entries, name or config.get("encoder") or about.get("encoder"))
     encoder = build_encoder(name)
     encoder.load_state_dict(tensors)
     preprocessing = _preprocessing(config, given, name)
@@ -197,20 +201,20 @@ def recognise(path: Path, entries: Mapping[str, Tensor], name: str | None = None
         WeightsError: none fits; names the one that comes nearest and what it lacks.
     """
     if name is not None and name not in ENCODERS:
-        raise WeightsError(f"{path}: says that it is of the encoder {name!r}, expected one of {', '.join(ENCODERS)}")
+        raise WeightsError(f"{path}: of the encoder {name!r}, expected one of {', '.join(ENCODERS)}")
     expected = {each: _shapes(each) for each in ([name] if name else ENCODERS)}
     best, nearest = None, (0, "", "")
     for prefix, layout, found in _readings(entries):
         for each, shapes in expected.items():
-            lacking = [key for key, shape in shapes.items() if key not in found or found[key].shape != shape]
-            lacking = [key for key in lacking if not key.endswith("num_batches_tracked")]
-            present = len(shapes) - len(lacking)
+            needed = [key for key in shapes if not _is_count(key)]
+            lacking = [key for key in needed if key not in found or found[key].shape != shapes[key]]
+            present = len(needed) - len(lacking)
             if not lacking and (best is None or present > best[0]):
                 best = present, each, prefix, layout, found
             elif lacking and present > nearest[0]:
                 nearest = present, each, _difference(lacking[0], shapes, found, len(lacking))
     if best is None:
-        raise WeightsError(f"{path}: {_nothing(len(entries), *nearest)}")
+        raise WeightsError(f"{path}: {_nothing(len(entries), expected, *nearest)}")
     _, each, prefix, layout, found = best
     state = {key: found.get(key, torch.zeros((), dtype=torch.int64)) for key in expected[each]}
     _require_numbers(path, state)
@@ -227,6 +231,11 @@ def _readings(entries: Mapping[str, Tensor]) -> Iterable[tuple[str, str, dict[st
             yield prefix, layout, {rename(key): value for key, value in below.items()}
 
 
+def _is_count(key: str) -> bool:
+    """Whether a tensor is BatchNorm's count of batches, which older files lack and evaluation ignores."""
+    return key.endswith("num_batches_tracked")
+
+
 @functools.cache
 def _shapes(name: str) -> dict[str, torch.Size]:
     with torch.device("meta"):
@@ -235,22 +244,22 @@ def _shapes(name: str) -> dict[str, torch.Size]:
 
 def _difference(key: str, shapes: Mapping[str, torch.Size], found: Mapping[str, Tensor], count: int) -> str:
     here = tuple(found[key].shape) if key in found else "nothing"
-    return f"{count} of its {len(shapes)} tensors are missing or of another shape, first {key}: got {here}, " + (
-        f"expected {tuple(shapes[key])}"
-    )
+    needed = sum(not _is_count(key) for key in shapes)
+    lacking = f"{count} of its {needed} tensors are missing or of another shape"
+    return f"{lacking}, first {key}: got {here}, expected {tuple(shapes[key])}"
 
 
-def _nothing(count: int, present: int, name: str, difference: str) -> str:
+def _nothing(count: int, wanted: Iterable[str], present: int, name: str, difference: str) -> str:
     if not count:
         return "holds no tensors by name"
     if not present:
-        return f"none of its {count} tensors is an encoder's; encoders: {', '.join(ENCODERS)}"
+        return f"none of its {count} tensors is one of {', '.join(wanted)}"
     return f"its {count} tensors are no encoder's; nearest is {name}, but {difference}"
 
 
 def _require_numbers(path: Path, state: Mapping[str, Tensor]) -> None:
     for key, value in state.items():
-        if key.endswith("num_batches_tracked"):
+        if _is_count(key):
             continue
         if not value.is_floating_point():
             raise WeightsError(f"{path}: {key} is of {value.dtype}, expected floating point")

@@ -89,11 +89,16 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 
 
 def _monotonic(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of training steps; where a run went on from an earlier step, the steps that it took anew."""
+    """Those of training steps; where a run went on from an earlier step, the steps that it took anew.
+
+    The figures of an evaluation after an epoch join the record of its last step.
+    """
     kept: list[dict[str, Any]] = []
     for record in records:
         if "loss" in record and "step" in record:
             while kept and kept[-1]["step"] >= record["step"]:
                 kept.pop()
             kept.append(record)
+        elif kept and kept[-1]["step"] == record.get("step") and any(name.startswith("eval/") for name in record):
+            kept[-1] = {**kept[-1], **record}
     return kept

@@ -63,7 +63,7 @@ def encoded(monkeypatch):
 def ucf(tmp_path, videos):
     """The videos as three splits of UCF-101's form, with two classes."""
     root = tmp_path / "ucf"
-    files = sorted((videos / "videos").iterdir())[:24]
+    files = sorted((videos / "videos").glob("*.mp4"))[:24]
     names = []
     for number, file in enumerate(files):
         name = f"{('Apply', 'Brush')[number % 2]}/v_{number:02d}.mp4"
