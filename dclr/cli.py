@@ -334,4 +334,5 @@ VERBS: dict[str, Verb] = {
         "Time the kernels against their peers; --plot draws results, --tune searches a config table on this GPU.",
         "BenchConfig",
     ),
+    "doctor": Verb("doctor", "Check this installation: versions, devices, kernels, decoding, disk.", "DoctorConfig"),
 }
