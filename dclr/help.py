@@ -52,7 +52,7 @@ Where settings come from; what is further down wins:
 
 Settings that most runs need; --help-all lists all, with their defaults under the preset given:
   --output FOLDER       where the run is written
-  --encoder NAME        {_column(names_in("models/__init__.py", "_BUILDERS"))}
+  --encoder NAME        {_column(names_in("models/encoders.py", "_BUILDERS"))}
   --data.dataset NAME   ucf101 hmdb51 kinetics400 diving48, or folder: class folders or a list
   --data.root FOLDER    where the videos are
   --data.frames, --data.stride, --data.size      of a clip: frames, raw frames to the next, pixels
