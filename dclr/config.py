@@ -142,10 +142,13 @@ class TrainConfig:
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = True
+    """Write TensorBoard events too."""
+    timeout: float = 30.0
+    """Minutes that processes wait for one that does not answer, before they stop and name it."""
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch": 1, "accumulate": 1, "seed": 0, "threads": 0}
-        at_least("train", self, **least, checkpoint_every=1, save_every=1, log_every=1)
+        at_least("train", self, **least, checkpoint_every=1, save_every=1, log_every=1, timeout=0)
         if self.seed >= 2**64:
             raise ConfigError(f"train.seed: got {self.seed}, expected less than 2^64")
         if self.batch % self.accumulate:

@@ -42,7 +42,7 @@ def pretrain(
     if encoder is not None:
         config = replace(config, encoder=own_name(encoder))
     device = choose_device(config.train.device)
-    with process_group(device):
+    with process_group(device, config.train.timeout):
         trainer = ready_trainer(config, device, resume, encoder, allow_changes)
         trainer.run()
     return trainer.folder
