@@ -2,16 +2,18 @@
 
 From files like UCF-101's and Kinetics', generated, and from their prepared copies. The variants draw the same frames
 and crops in turn. With planes, as for a GPU, the crop boxes are packed as they were decoded; there they are resized and
-turned into RGB. Floor: the cropped clips written once; decoding has none that could be counted.
+turned into RGB. Ours know the videos' frames from an earlier reading, as from the second epoch on; the first reading of
+all decodes the whole video once more. Floor: the cropped clips written once; decoding has none that could be counted.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, product
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -20,17 +22,18 @@ import torch
 from torch import Tensor
 
 from dclr.data import read_clips
-from dclr.data.clips import crop_resize, random_resized_crop_box, sample_starts
-from dclr.data.planes import PlanarClips, ToPlanes, pack
-from dclr.data.prepared import read_prepared, small_size, write_prepared
+from dclr.data.clips import RGBCrops, crop_resize, random_resized_crop_box, sample_starts
+from dclr.data.planes import Box, PlanarCrops
+from dclr.data.prepared import small_size, write_prepared
+from dclr.data.seeking import Known, learn
 
 from .harness import OURS, Problem, missing
 
 PREPARED = "ours, prepared"
 PLANES, PREPARED_PLANES = "ours, planes", "ours, prepared, planes"
+FIRST, FROM_START = "ours, planes, first reading", "ours, planes, without seeking"
+OF_OURS = {PLANES, PREPARED, PREPARED_PLANES, FIRST, FROM_START}
 FRAMES, STRIDE, SIDE, DRAWS = 17, 2, 112, 16
-
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def test_loader(size, bench, tmp_path, one_core):
     raw = next(row.p50_us for row in rows if row.variant == OURS)
     for row in rows:
         if row.p50_us:
-            ratio = f", {raw / row.p50_us:.2f}x of raw" if row.variant in (PLANES, PREPARED, PREPARED_PLANES) else ""
+            ratio = f", {raw / row.p50_us:.2f}x of raw" if row.variant in OF_OURS else ""
             wrong = f", {row.note}" if row.note.startswith("wrong") else ""
             row.note = f"{1e6 / row.p50_us:.1f} videos/s a core{ratio}{wrong}"
 
@@ -86,51 +89,62 @@ def test_loader(size, bench, tmp_path, one_core):
 def problem(size: Size, folder: Path) -> Problem:
     raw = write_scene(folder / f"raw{size.suffix}", size)
     copy = folder / f"prepared{size.suffix}"
-    write_prepared(raw, copy)
+    of_copy, of_raw = write_prepared(raw, copy), learn(raw)
     result = Problem(
         name=f"loader {size}: raw {raw.stat().st_size / 1e6:.2f} MB, prepared {copy.stat().st_size / 1e6:.2f} MB",
         # Decoders round colours in their own ways: two clips are the same if they are as close as bfloat16 values.
         dtype=torch.bfloat16,
         device=torch.device("cpu"),
-        expected=sampler(size, lambda starts: read_clips(raw, starts, FRAMES, STRIDE)),
+        expected=sampler(size, whole_clips(lambda starts: read_clips(raw, starts, FRAMES, STRIDE))),
         variants={
-            OURS: sampler(size, lambda starts: read_clips(raw, starts, FRAMES, STRIDE)),
-            PLANES: sampler(size, lambda starts: read_clips(raw, starts, FRAMES, STRIDE, ToPlanes), finish=packed),
-            PREPARED: sampler(size, lambda starts: read_prepared(copy, starts, FRAMES, STRIDE), prepared=True),
-            PREPARED_PLANES: sampler(
-                size,
-                lambda starts: read_prepared(copy, starts, FRAMES, STRIDE, ToPlanes),
-                prepared=True,
-                finish=packed,
-            ),
+            OURS: sampler(size, in_rgb(raw, of_raw)),
+            PLANES: sampler(size, in_planes(raw, of_raw)),
+            FROM_START: sampler(size, in_planes(raw, of_raw._replace(entries=()))),
+            FIRST: sampler(size, lambda starts, boxes: in_planes(raw, learn(raw))(starts, boxes)),
+            PREPARED: sampler(size, in_rgb(copy, of_copy), prepared=True),
+            PREPARED_PLANES: sampler(size, in_planes(copy, of_copy), prepared=True),
         },
         bytes=2 * FRAMES * SIDE * SIDE * 3,
-        other_functions={PLANES, PREPARED, PREPARED_PLANES},
+        other_functions=OF_OURS,
     )
     add_peers(result, size, str(raw))
     return result
 
 
-def resized(clips: np.ndarray, boxes: list[Box]) -> tuple[Tensor, ...]:
-    return tuple(crop_resize(torch.from_numpy(clip), box, SIDE) for clip, box in zip(clips, boxes))
+# Starts and boxes of two clips to tensors.
+Sample = Callable[[list[int], list[Box]], tuple[Tensor, ...]]
 
 
-def packed(clips: PlanarClips, boxes: list[Box]) -> tuple[Tensor, ...]:
-    return pack(clips, boxes, SIDE)[:3]
+def in_rgb(path: Path, known: Known) -> Sample:
+    def sample(starts: list[int], boxes: list[Box]) -> tuple[Tensor, ...]:
+        into = partial(RGBCrops, draw=lambda height, width: boxes, size=SIDE)
+        return tuple(read_clips(path, starts, FRAMES, STRIDE, into, known))
+
+    return sample
 
 
-def sampler(
-    size: Size, read: Callable[[list[int]], Any], prepared: bool = False, finish: Callable = resized
-) -> Callable[[], tuple[Tensor, ...]]:
-    """Each call reads and crops the next of the draws; `read` takes two starts and gives (2, 17, H, W, 3)."""
+def in_planes(path: Path, known: Known) -> Sample:
+    def sample(starts: list[int], boxes: list[Box]) -> tuple[Tensor, ...]:
+        into = partial(PlanarCrops, draw=lambda height, width: boxes, size=SIDE)
+        return read_clips(path, starts, FRAMES, STRIDE, into, known)[:3]
+
+    return sample
+
+
+def whole_clips(read: Callable[[list[int]], np.ndarray]) -> Sample:
+    """Of a reader of whole frames (2, 17, H, W, 3)."""
+
+    def sample(starts: list[int], boxes: list[Box]) -> tuple[Tensor, ...]:
+        return tuple(crop_resize(torch.from_numpy(clip), box, SIDE) for clip, box in zip(read(starts), boxes))
+
+    return sample
+
+
+def sampler(size: Size, sample: Sample, prepared: bool = False) -> Callable[[], tuple[Tensor, ...]]:
+    """Each call takes the next of the draws."""
     height, width = (small_size(size.width, size.height) if prepared else (size.width, size.height))[::-1]
     turns = cycle(draws(size.frames, height, width))
-
-    def run() -> tuple[Tensor, ...]:
-        starts, boxes = next(turns)
-        return finish(read(starts), boxes)
-
-    return run
+    return lambda: sample(*next(turns))
 
 
 def draws(frames: int, height: int, width: int) -> Iterator[tuple[list[int], list[Box]]]:
@@ -172,8 +186,20 @@ def add_peers(problem: Problem, size: Size, path: str) -> None:
             numbers = [start + STRIDE * i for start, i in product(starts, range(FRAMES))]
             return read(numbers).reshape(len(starts), FRAMES, size.height, size.width, 3)
 
-        problem.variants[name] = sampler(size, clips)
+        problem.variants[name] = sampler(size, whole_clips(clips))
 
+    def pyav(numbers: list[int]) -> np.ndarray:
+        pictures = {}
+        with av.open(path) as container:
+            container.streams.video[0].thread_count = 1
+            for number, frame in enumerate(container.decode(video=0)):
+                if number in numbers:
+                    pictures[number] = frame.to_ndarray(format="rgb24")
+                if number == max(numbers):
+                    break
+        return np.stack([pictures[number] for number in numbers])
+
+    add("pyav", pyav)
     if not missing(problem, "opencv", "cv2", needs_cuda=False):
         import cv2
 
@@ -192,10 +218,25 @@ def add_peers(problem: Problem, size: Size, path: str) -> None:
 
         add("decord", lambda numbers: VideoReader(path, num_threads=1).get_batch(numbers).asnumpy())
     if not missing(problem, "torchcodec", "torchcodec.decoders", needs_cuda=False):
-        from torchcodec.decoders import VideoDecoder
+        add_torchcodec(add, path)
 
-        def torchcodec(numbers: list[int]) -> np.ndarray:
-            decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
-            return decoder.get_frames_at(numbers).data.numpy()
 
-        add("torchcodec", torchcodec)
+def add_torchcodec(add: Callable[[str, Callable[[list[int]], np.ndarray]], None], path: str) -> None:
+    """Its modes: it looks through the packets first, trusts the header, or is told of the frames as ours are."""
+    from torchcodec.decoders import VideoDecoder
+
+    def reader(**options) -> Callable[[list[int]], np.ndarray]:
+        options |= {"dimension_order": "NHWC", "num_ffmpeg_threads": 1}
+        return lambda numbers: VideoDecoder(path, **options).get_frames_at(numbers).data.numpy()
+
+    add("torchcodec, exact", reader())
+    add("torchcodec, approximate", reader(seek_mode="approximate"))
+    add("torchcodec, told of the frames", reader(custom_frame_mappings=frame_mappings(path)))
+
+
+def frame_mappings(path: str) -> str:
+    """What ffprobe would print of a file's packets, for torchcodec."""
+    with av.open(path) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    frames = [{"pts": p.pts, "duration": p.duration, "key_frame": int(p.is_keyframe)} for p in packets]
+    return json.dumps({"frames": sorted(frames, key=lambda frame: frame["pts"])})

@@ -1,13 +1,16 @@
 """The plan for a card: what it selects exists, a step that fails or hangs costs the others nothing, and a rehearsal."""
 
 import json
+import os
+import subprocess
 import sys
 from importlib import import_module
 
 import pytest
 
-from . import card
+from . import card, harness
 from .card import Plan, Step, run
+from .card_methods import compare
 
 
 def python(name, code, limit=60):
@@ -37,7 +40,7 @@ def test_each_step_is_on_its_own(tmp_path):
         Step("absent", 60, ("no-such-program",)),
         python("after", "print('still there')"),
     ]
-    outcomes = run(steps, Plan("cpu", tmp_path), seconds=300)
+    outcomes = run(steps, Plan("cuda", tmp_path), seconds=300)
     assert [outcome.result for outcome in outcomes] == ["passed", "failed (1)", "stopped", "left out", "passed"]
     assert outcomes[0].detail == "last line" and "no such thing" in outcomes[1].detail
     checks = json.loads((tmp_path / "report.json").read_text())["checks"]
@@ -49,3 +52,26 @@ def test_each_step_is_on_its_own(tmp_path):
 def test_what_there_is_no_time_for_is_said(tmp_path):
     outcomes = run([python("late", "pass")], Plan("cpu", tmp_path), seconds=1)
     assert [(outcome.result, outcome.detail) for outcome in outcomes] == [("left out", "the time was up")]
+
+
+def test_losses_are_compared_from_the_first_step_on():
+    assert compare([8.0, 4.1], [8.01, 4.0]).startswith("equal")
+    assert compare([8.4, 4.0], [8.0, 4.0]).startswith("WRONG")
+    assert compare([8.0, 4.9], [8.0, 4.0]).startswith("WRONG")
+    assert compare([8.0, float("nan")], [8.0, 4.0]).startswith("WRONG")
+    with pytest.raises(ValueError, match="zip"):
+        compare([8.0], [8.0, 4.0])
+
+
+@pytest.mark.parametrize("stage", ["correct"])
+def test_a_rehearsal_from_beginning_to_end(stage, tmp_path):
+    """Every step of the stage on a CPU; those that need a card have nothing to do there, and say so."""
+    command = ["bash", str(harness.ROOT / "scripts" / "gpu_check.sh"), "--stage", stage, "--device", "cpu"]
+    command += ["--seconds", "3000", "--output", str(tmp_path)]
+    done = subprocess.run(command, env=os.environ | {"DCLR_PYTHON": sys.executable}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    steps = card.STAGES[stage](Plan("cpu", tmp_path))
+    results = {name: check["result"] for name, check in report["checks"].items()}
+    assert results == {step.name: "passed" for step in steps}
+    assert report["rows"] and report["commit"] and report["versions"]["torch"]

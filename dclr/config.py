@@ -37,7 +37,7 @@ class DataConfig:
     """Videos and the clips that are cut from them."""
 
     dataset: str = "ucf101"
-    """ucf101, hmdb51, kinetics400, diving48, or folder."""
+    """A dataset's name, or `folder` for any videos; `dclr check` lists them."""
     root: str = ""
     """Folder of the dataset."""
     annotations: str | None = None
@@ -47,7 +47,9 @@ class DataConfig:
     where: str | None = None
     """Rows of the list to take, as COLUMN=VALUE."""
     split: int = 1
+    """Number of the official split, where the dataset has several."""
     subset: Literal["train", "test"] = "train"
+    """Part of the split."""
     frames: int = 16
     """Frames that the encoder sees; one more is decoded for the frame difference."""
     stride: int = 2
@@ -60,6 +62,10 @@ class DataConfig:
     """Range of the crop's aspect ratio."""
     workers: int = field(default_factory=default_workers)
     """Loader processes on each rank; by default as many as it has cores, at most 4."""
+    holdout: float | None = None
+    """Leave out this share of each class, which is for testing, where a `folder` says nothing of a split."""
+    holdout_seed: int = 0
+    """Chooses which videos those are."""
     cache: Literal["memory"] | None = None
     """Keep decoded videos in memory: for sets that fit, with `workers` 0."""
     allow_missing: bool = False
@@ -81,12 +87,15 @@ class OptimConfig:
     """Optimiser and learning rate."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Stochastic gradient descent with momentum, or Adam with decoupled weight decay."""
     lr: float = 0.01
     """Learning rate."""
     scale_lr: bool = False
     """Take `lr` as that of a global batch of 64, and scale it linearly with the batch."""
     momentum: float = 0.9
+    """Of SGD: share of the last update that the next one repeats."""
     weight_decay: float = 1e-4
+    """Share of each weight, times the rate, that a step takes away."""
     schedule: Literal["step", "cosine", "constant"] = "step"
     """How the rate falls from epoch to epoch."""
     milestones: tuple[float, ...] = (0.6, 0.8)
@@ -95,11 +104,9 @@ class OptimConfig:
     """Steps of linear warm-up."""
     clip: float | None = None
     """Norm that the gradient is scaled down to where it is longer."""
-    clip_start: int = 0
-    """First epoch in which it is; a term that joins late brings a far longer gradient."""
 
     def __post_init__(self) -> None:
-        at_least("optim", self, momentum=0, weight_decay=0, warmup=0, clip_start=0)
+        at_least("optim", self, momentum=0, weight_decay=0, warmup=0)
         if not all(0 <= share <= 1 for share in self.milestones):
             raise ConfigError(f"optim.milestones: got {self.milestones}, expected shares of the epochs, 0 to 1")
         if not self.lr > 0:
@@ -113,12 +120,15 @@ class TrainConfig:
     """The run."""
 
     epochs: int = 200
+    """Passes over the videos, with one batch entry of each."""
     batch: int = 64
     """Videos in the global batch."""
     accumulate: int = 1
     """Forward and backward passes whose gradients make one step; each sees batch / accumulate videos."""
     seed: int = 0
+    """Of all random numbers; the same seed on the same machine gives the same run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 runs the encoder under autocast; auto is bf16 on GPUs."""
     sync_bn: bool = True
@@ -141,14 +151,26 @@ class TrainConfig:
     """Steps between saves of the last checkpoint within an epoch."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+    eval_every: int = 0
+    """Epochs between evaluations of the encoder in between, by nearest neighbours of labelled videos; 0 is none."""
+    eval_videos: int = 200
+    """Training and test videos, so many of each, that they take."""
     tensorboard: bool = True
-    """Write TensorBoard events too."""
+    """Also write the metrics as TensorBoard events."""
     timeout: float = 30.0
     """Minutes that processes wait for one that does not answer, before they stop and name it."""
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch": 1, "accumulate": 1, "seed": 0, "threads": 0}
-        at_least("train", self, **least, checkpoint_every=1, save_every=1, log_every=1, timeout=0)
+        least |= {
+            "checkpoint_every": 1,
+            "save_every": 1,
+            "log_every": 1,
+            "eval_every": 0,
+            "eval_videos": 2,
+            "timeout": 0,
+        }
+        at_least("train", self, **least)
         if self.seed >= 2**64:
             raise ConfigError(f"train.seed: got {self.seed}, expected less than 2^64")
         if self.batch % self.accumulate:
@@ -173,11 +195,18 @@ class PretrainConfig(Generic[AnyMethodConfig]):
     """Run folder: configuration, metrics, checkpoints, TensorBoard events."""
     encoder: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(ENCODERS)}}}")] = "r2plus1d_vcop"
     """Name of the video encoder, as of `dclr.models.ENCODERS`."""
+    encoder_weights: str | None = None
+    """Weights to start from, not random ones: a run, a checkpoint, an export, or those of others (SOURCE:FILE)."""
     data: DataConfig = field(default_factory=DataConfig)
+    """Videos and clips."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of the clips."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and learning rate."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """The run."""
     method: AnyMethodConfig = field(default_factory=DCLRConfig)
+    """What is learned; its class says which method."""
 
 
 def at_least(section: str, config: Any, **least: float) -> None:
@@ -208,7 +237,10 @@ def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where or 'configuration'}: got {values!r}, expected keys and values")
-    values = current_settings(values) if where == "method" else dict(values)
+    try:
+        values = current_settings(values) if where == "method" else dict(values)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if where == "method":
         config = _named_method(config, values.pop("name", method_name(config)))
     fields = {f.name.rstrip("_"): f for f in dataclasses.fields(config)}

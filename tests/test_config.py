@@ -1,7 +1,13 @@
 """Configurations: YAML round trip, overlays, and what is wrong with a wrong one."""
 
+import ast
+import dataclasses
 import errno
+import inspect
+import itertools
 import os
+import textwrap
+from typing import Generic
 
 import pytest
 
@@ -18,7 +24,7 @@ from dclr.config import (
     to_dict,
     update,
 )  # fmt: skip
-from dclr.methods import DCLRConfig, SimCLRConfig
+from dclr.methods import METHODS, DCLRConfig, SimCLRConfig
 from dclr.methods.dclr import AlignmentConfig, LossWeights
 from dclr.methods.search import SearchConfig
 from dclr.presets import PRESETS
@@ -132,6 +138,28 @@ def test_wrong_files(tmp_path, text, message):
 def test_missing_file(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
         load(tmp_path / "none.yaml")
+
+
+def configurations(kind):
+    """A configuration's class and those of its fields."""
+    yield kind
+    for field in dataclasses.fields(kind):
+        value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        if dataclasses.is_dataclass(value):
+            yield from configurations(type(value))
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, *(config for config, _ in METHODS.values())])
+def test_every_field_has_a_line_of_help(kind):
+    for part in configurations(kind):
+        documented = set()
+        for base in part.__mro__[:-1]:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body if base is not Generic else []
+            for here, after in itertools.pairwise(body):
+                if isinstance(here, ast.AnnAssign) and isinstance(after, ast.Expr):
+                    documented.add(here.target.id)
+        missing = {field.name for field in dataclasses.fields(part)} - documented
+        assert not missing, f"{part.__name__}: {missing}"
 
 
 def test_update_leaves_its_argument():

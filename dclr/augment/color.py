@@ -1,6 +1,7 @@
-"""Colour augmentation of a batch of clips, step by step; kornia's functions are the reference.
+"""Colour augmentation of a batch of clips, step by step, by kornia's functions where there are some.
 
-On a GPU `dclr.kernels.augment_clip` does the same in one op. Shapes: b clips, 3 channels, t frames, h x w pixels.
+This runs on CPUs. On a GPU `dclr.kernels.augment_clip` does the same in one pass over the clips.
+Shapes: b clips, 3 channels, t frames, h x w pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from dclr.augment.draws import AugmentConfig, ColorDraw
 from dclr.augment.foreground import blur_size
-from dclr.kernels.augment import LUMA
+
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 def _where_drawn(mask_b: Tensor, changed: Tensor, clip_bcthw: Tensor) -> Tensor:
@@ -22,7 +24,7 @@ def _where_drawn(mask_b: Tensor, changed: Tensor, clip_bcthw: Tensor) -> Tensor:
 
 
 def _brightness_of(clip_bcthw: Tensor) -> Tensor:
-    weights = torch.tensor(LUMA, device=clip_bcthw.device, dtype=clip_bcthw.dtype).view(1, 3, 1, 1, 1)
+    weights = torch.tensor(GRAY_WEIGHTS, device=clip_bcthw.device, dtype=clip_bcthw.dtype).view(1, 3, 1, 1, 1)
     return (clip_bcthw * weights).sum(1, keepdim=True)
 
 
@@ -35,7 +37,7 @@ def _jitter(clip_bcthw: Tensor, config: AugmentConfig, params: ColorDraw) -> Ten
     if config.contrast:
         mean = _brightness_of(out).mean((1, 2, 3, 4), keepdim=True)
         out = (mean + (out - mean) * params.contrast.view(-1, 1, 1, 1, 1)).clamp(0, 1)
-    tall = out.reshape(b, c, t * h, w)  # pointwise steps need no notion of frames
+    tall = out.reshape(b, c, t * h, w)  # kornia takes pictures; saturation and hue act on each pixel by itself
     if config.saturation:
         tall = adjust_saturation(tall, params.saturation)
     if config.hue:
@@ -46,7 +48,7 @@ def _jitter(clip_bcthw: Tensor, config: AugmentConfig, params: ColorDraw) -> Ten
 def _blur(clip_bcthw: Tensor, sigma_b: Tensor) -> Tensor:
     b, c, t, h, w = clip_bcthw.shape
     kernel = blur_size(h)
-    frames = clip_bcthw.transpose(1, 2).reshape(b * t, c, h, w).contiguous()  # kornia 0.8 takes views of them
+    frames = clip_bcthw.transpose(1, 2).reshape(b * t, c, h, w).contiguous()  # kornia 0.8 calls view() on them
     sigma = sigma_b.repeat_interleave(t)[:, None].expand(-1, 2)
     return gaussian_blur2d(frames, (kernel, kernel), sigma).view(b, t, c, h, w).transpose(1, 2)
 

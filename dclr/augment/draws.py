@@ -18,9 +18,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Draw:
-    """Random numbers of one step, drawn for the global batch, of which a rank keeps the rows of its own videos.
+    """Random numbers of one step.
 
-    R ranks therefore see the same numbers as one process with the same global batch.
+    They are drawn for the whole global batch, and each rank keeps the rows of its own videos. Several ranks therefore
+    see the same numbers as one process with the same global batch.
 
     Args:
         generator: CPU generator, seeded from the run's seed and the step.
@@ -43,12 +44,16 @@ class Draw:
         return self._own(torch.randint(high, (views, n * self.world), generator=self.generator), n)
 
     def permutations(self, views: int, n: int, derangement: bool = False) -> Tensor:
-        """(views, n) int64: a permutation of this rank's n videos for each view; as derangement, n > 1, none stays."""
+        """(views, n) int64: a permutation of this rank's n videos for each view.
+
+        Args:
+            derangement: only permutations that move every video, for n > 1.
+        """
         drawn = [self._permutation(n, derangement) for _ in range(views * self.world)]
         return torch.stack(drawn).unflatten(0, (views, self.world))[:, self.rank]
 
     def _permutation(self, n: int, derangement: bool) -> Tensor:
-        while True:  # every third permutation or so is a derangement
+        while True:  # about one permutation in three is a derangement, so that few draws suffice
             order = torch.randperm(n, generator=self.generator)
             if not derangement or n == 1 or not (order == torch.arange(n)).any():
                 return order
@@ -65,11 +70,15 @@ class AugmentConfig:
     flip: float = 0.5
     """Probability of a mirror flip."""
     grayscale: float = 0.2
+    """Probability that a clip loses its colours."""
     jitter: float = 0.8
     """Probability of the colour jitter."""
     brightness: float = 0.4
+    """The jitter multiplies the brightness by a factor in [1 - this, 1 + this]."""
     contrast: float = 0.4
+    """The same for the contrast."""
     saturation: float = 0.4
+    """The same for the saturation."""
     hue: float = 0.1
     """Largest hue shift, as a share of the colour circle."""
     blur: float = 0.5
@@ -77,7 +86,9 @@ class AugmentConfig:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Range of the blur's standard deviation, in pixels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted from each colour of a frame in [0, 1], before the encoder."""
     std: tuple[float, float, float] = IMAGENET_STD
+    """Then each colour is divided by it; frame differences are only divided."""
     color_shared: bool = False
     """Give a clip and its static frame the same colour augmentation."""
     foreground: ForegroundConfig = field(default_factory=ForegroundConfig)
@@ -95,7 +106,7 @@ class AugmentConfig:
 
 
 class ColorDraw(NamedTuple):
-    """Colour parameters, one of each per clip, (b,)."""
+    """Colour parameters of b clips, (b,) each: whether a step is taken (bool), and how strongly (float32)."""
 
     grayscale: Tensor
     jitter: Tensor
@@ -126,7 +137,8 @@ def draw_color(config: AugmentConfig, draw: Draw, views: int, n: int) -> ColorDr
 
 
 def color_table(params: ColorDraw) -> Tensor:
-    """(b, 6) float32 rows of `augment_clip`, neutral where a clip's draw leaves a step out."""
+    """The same as (b, 6) float32 rows for the kernel `augment_clip`: a step that a clip leaves out has a value that
+    changes nothing."""
 
     def drawn(chosen_b: Tensor, value_b: Tensor, neutral: float) -> Tensor:
         return torch.where(chosen_b, value_b, neutral)

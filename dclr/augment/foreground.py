@@ -6,9 +6,10 @@ Representation Learning via Foreground-background Merging", CVPR 2022), after it
     M = 1 on the beta share of the pixels with the largest R                             mask
     x' = x M + y (1 - M)                                                                 merge
 
-The sums over t and the merge, which read whole clips, are `dclr.kernels`'; here is what is done with maps in between, a
-hundredth of the bytes. Shapes: b clips, c = 3 channels, t frames, h x w pixels; clips after the crop, before colour;
-maps float32, of the mirrored clips. Ties in a ranking of pixels go to the lower index. Nothing here has a gradient.
+The sums over t and the merge read whole clips and are kernels (`motion_map`, `merge_foreground`). This file does what
+lies between, on maps with about a hundredth of the bytes. Shapes: b clips, c = 3 channels, t frames, h x w pixels;
+clips after the crop and before the colours; maps are float32, of the mirrored clips. Ties in a ranking of pixels go to
+the lower index. Nothing here has a gradient.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from torch import Tensor
 
 from dclr.kernels import motion_map
 
-FOREGROUND_SHARE, BACKGROUND_SHARE = 0.5, 0.1  # of the pixels, whose colours stand for the two
-BINS = 10  # of each of three coordinates of a colour
-GRID = 4
+# Shares of the pixels, those that move most and least, whose colours are counted as foreground and as background.
+FOREGROUND_SHARE, BACKGROUND_SHARE = 0.5, 0.1
+BINS = 10  # in each of the three coordinates of a colour
+GRID = 4  # cells along each side
 
 
 @dataclass
@@ -37,15 +39,16 @@ class ForegroundConfig:
     """none leaves clips alone; fame: seed refined by colour; seed; grid: the cells of a 4 x 4 grid that move most;
     gauss: a fixed soft centre."""
     background: Literal["inter", "intra", "none"] = "inter"
-    """From another video of the process' batch, from another view of the same video, or its own."""
+    """inter: from another video of the process' batch; intra: from another view of the same video; none: its own."""
     views: Literal["single", "both"] = "single"
-    """Merge in view 0 alone, as the released code does, or in all views, each with masks and backgrounds of its own."""
+    """single: merge in view 0 alone, as the released code does; both: in all views, each with its own masks and
+    backgrounds."""
     beta: float = 0.5
-    """Share of the pixels that are foreground; 1 changes nothing. gauss has none."""
+    """Share of the pixels that are foreground; 1 changes nothing, and gauss does not use it."""
     hue: Literal["correct", "official"] = "correct"
     """official multiplies the hue by 2 pi once too often, as the released code does."""
     perm: Literal["uniform", "derangement"] = "uniform"
-    """Whether a clip may get its own background."""
+    """uniform: any order of the videos, so that a clip may get its own background; derangement: never its own."""
 
     def __post_init__(self) -> None:
         if not 0 < self.beta <= 1:
@@ -58,7 +61,8 @@ class ForegroundConfig:
 
 
 class Mask(NamedTuple):
-    """`weight` (b, h, w) of the clip's own pixels, and `still` (b,): clips without motion, whose mask says nothing."""
+    """`weight` (b, h, w) of the clip's own pixels, and `still` (b,) bool: clips without motion, whose mask is
+    arbitrary."""
 
     weight: Tensor
     still: Tensor
@@ -66,9 +70,13 @@ class Mask(NamedTuple):
 
 @torch.no_grad()
 def foreground_mask(clip_bcthw: Tensor, config: ForegroundConfig, flip_b: Tensor | None = None) -> Mask:
-    """The mask of each clip, mirrored first where `flip_b` says so, float32: 0 or 1, between them for `gauss`.
+    """The mask of each clip, which is mirrored first where `flip_b` says so.
 
-    Clips are uint8, or floating in [0, 1].
+    Args:
+        clip_bcthw: uint8, or floating in [0, 1].
+
+    Returns:
+        float32 weights of 0 or 1; for `gauss` anything between.
     """
     with torch.autocast(clip_bcthw.device.type, enabled=False):
         moved = motion_map(clip_bcthw, flip=flip_b)
@@ -84,7 +92,7 @@ def foreground_mask(clip_bcthw: Tensor, config: ForegroundConfig, flip_b: Tensor
 
 
 def seed(motion_bhw: Tensor) -> Tensor:
-    """How much each pixel moves, smoothed, (b, h, w) in [0, 1]; 0 for a clip that stands still, or has one frame."""
+    """How much each pixel moves, smoothed, (b, h, w) in [0, 1]; all 0 for a clip that stands still or has one frame."""
     return min_max(smooth(motion_bhw))
 
 
@@ -96,6 +104,7 @@ def refined_by_color(mean_bchw: Tensor, seed_bhw: Tensor, hue: str = "correct") 
     most = score.argsort(dim=1, descending=True, stable=True)[:, : int(FOREGROUND_SHARE * pixels)]
     least = score.argsort(dim=1, stable=True)[:, : int(BACKGROUND_SHARE * pixels)]
     foreground = _histogram(bins.gather(1, most))
+    # One more of each colour, so that a colour that stands for neither counts as background.
     background = _histogram(bins.gather(1, least)) + 1
     foreground, background = (count / (count.sum(1, keepdim=True) + 1e-8) for count in (foreground, background))
     share = foreground / (foreground + background)
@@ -103,8 +112,11 @@ def refined_by_color(mean_bchw: Tensor, seed_bhw: Tensor, hue: str = "correct") 
 
 
 def color_bins(mean_bchw: Tensor, hue: str = "correct") -> Tensor:
-    """Bin of each pixel's colour, (b, h, w) int64 in [0, 1000): its hue as a point in the plane, scaled by the
-    saturation, and its value, ten steps each."""
+    """Bin of each pixel's colour, (b, h, w) int64 in [0, 1000).
+
+    Of the colour in HSV, the hue is an angle and the saturation a radius. The bin is that point's x and y, and the
+    value, in ten steps each.
+    """
     angle, saturation, value = rgb_to_hsv(mean_bchw).unbind(1)
     angle = angle * 2 * math.pi if hue == "official" else angle
     across, along = ((saturation * wave(angle) + 1) / 2 for wave in (torch.cos, torch.sin))
@@ -135,7 +147,8 @@ def grid_mask(score_bhw: Tensor, beta: float) -> Tensor:
 
 
 def gauss_mask(score_bhw: Tensor) -> Tensor:
-    """A Gaussian about the centre, 1 there, with a third of the size as standard deviation; whatever the scores."""
+    """A Gaussian about the centre, 1 there, with a third of the size as standard deviation. Of the scores only the
+    shape counts."""
     down, across = (_gauss(size, score_bhw) for size in score_bhw.shape[1:])
     return (down[:, None] * across).expand_as(score_bhw)
 

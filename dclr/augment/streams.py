@@ -1,6 +1,7 @@
 """From decoded clips to what an encoder sees: the clip v, its static frame s and its frame difference d (DCLR Eq. 3-4).
 
-A whole batch at once, on its device. On CPUs the steps are those of `dclr.augment.color`; on a GPU one op does all.
+A whole batch at once, on its device. On CPUs the steps are those of `dclr.augment.color`, one after the other; on a GPU
+one kernel does them all.
 Shapes: b clips, c = 3 channels, t frames, h x w pixels; a batch of n videos has b = 2n clips, view i before view j.
 """
 
@@ -49,7 +50,7 @@ class Augment:
         self, config: AugmentConfig, difference: Difference = "forward", difference_source: DifferenceSource = "raw"
     ) -> None:
         self.config, self.difference, self.difference_source = config, difference, difference_source
-        #: Of the last clips merged, for the log: the share in which nothing moves, so that a mask says nothing.
+        #: For the log: the share of the last clips merged in which nothing moves, so that their masks are arbitrary.
         self.statistics: dict[str, Tensor] = {}
 
     @phase("augment")
@@ -60,7 +61,7 @@ class Augment:
             clips: (views, n, T+1, h, w, 3) uint8; the last frame, which only the difference needs, is left out.
 
         Returns:
-            (views * n, 3, T, h, w) float32; from the fused kernel in autocast's dtype and channels_last_3d.
+            (views * n, 3, T, h, w) float32. The kernel gives autocast's dtype, in channels_last_3d.
         """
         views, n, frames = clips.shape[:3]
         flip = self._flip(clips, draw)
@@ -81,8 +82,8 @@ class Augment:
                 their own too (the released code). Same shape.
 
         Returns:
-            Streams of (views * n, 3, T, h, w) float32; from the fused kernel, which makes those of Eq. 3-4, in
-            autocast's dtype and channels_last_3d. The static frame is expanded over T, not copied.
+            Streams of (views * n, 3, T, h, w) float32. The kernel, which makes those of Eq. 3-4, gives autocast's
+            dtype, in channels_last_3d. The static frame is expanded over T, not copied.
         """
         views, n, frames = clips.shape[:3]
         flip = self._flip(clips, draw)
@@ -99,7 +100,7 @@ class Augment:
         raw = decouple(whole, index, flip=flip)
         rgb, static, difference = raw.rgb, raw.static, raw.difference
         if static_clips is not None:
-            # A crop of its own has a mask of its own, but the background of the same video.
+            # Another crop needs another mask; the background is of the same video as the clip's.
             own, own_flip = self._merged(_clips_bcthw(static_clips), self._flip(clips, draw), background)
             static = decouple(own, index, flip=own_flip).static
         if as_published:
@@ -117,7 +118,11 @@ class Augment:
         index: Tensor | None = None,
         static_colors: ColorDraw | None = None,
     ) -> Augmented:
-        """The same augmentation by the kernel; clips that were merged are flipped already."""
+        """The same augmentation by the kernel.
+
+        Args:
+            flip_b: clips still to be mirrored; None where merging has mirrored them already.
+        """
         config, device = self.config, clip_bcthw.device
 
         def table(drawn: ColorDraw | None) -> Tensor | None:
@@ -137,9 +142,9 @@ class Augment:
         )
 
     def _background(self, views: int, n: int, draw: Draw) -> Tensor | None:
-        """Clip that each of the first clips, of one view or of all, takes its background from; None where none does.
+        """Number of the clip that each clip takes its background from, for the clips of view 0 or of all views.
 
-        A batch of one video, or for `intra` a single view, has no other to merge with.
+        None where no clip does: a batch of one video, or for `intra` a single view, has no other to merge with.
         """
         config = self.config.foreground
         if not config.merges or (views if config.background == "intra" else n) < 2:
@@ -152,19 +157,19 @@ class Augment:
         return (other[:1] if config.views == "single" else other).flatten()
 
     def _merged(self, clip_bcthw: Tensor, flip_b: Tensor, background: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Clips after FAME's merge, and the flip that is still to do: none where they were flipped to be merged."""
+        """Clips after FAME's merge, and the flip still to do: none after a merge, which mirrors the clips too."""
         if background is None:
             return clip_bcthw, flip_b
         config, count = self.config.foreground, len(background)
         mask = foreground_mask(clip_bcthw[:count], config, flip_b[:count])
         self.statistics = {"augment/still_clips": mask.still.float().mean()}
-        # Clips stay uint8 where each pixel is of one or the other.
+        # A mask of 0 and 1 takes each pixel whole from one clip or the other, so that clips can stay uint8.
         dtype = torch.float32 if config.mask == "gauss" else clip_bcthw.dtype
         background = background.to(clip_bcthw.device, non_blocking=True)
         return merge_foreground(clip_bcthw, background, mask.weight, flip=flip_b, dtype=dtype), None
 
     def _difference_variant(self, raw_bcthw: Tensor, colors: ColorDraw) -> tuple[Tensor, Tensor]:
-        """Colour-augmented rgb (T frames) and the difference of the source and kind that were asked for."""
+        """Colour-augmented rgb (T frames), and the difference by `difference` and `difference_source`."""
         augmented = augment_color(raw_bcthw, self.config, colors)
         source = augmented if self.difference_source == "augmented" else raw_bcthw
         if self.difference == "backward_cyclic":
@@ -186,6 +191,6 @@ class Augment:
 
 
 def _flipped(clip_bcthw: Tensor, flip_b: Tensor | None) -> Tensor:
-    """uint8, or float32 in [0, 1], to float32 in [0, 1], mirrored where `flip_b`."""
+    """Clips of uint8, or of float32 in [0, 1], as float32 in [0, 1], mirrored where `flip_b` says so."""
     clip = clip_bcthw.float() / 255 if clip_bcthw.dtype == torch.uint8 else clip_bcthw
     return clip if flip_b is None else torch.where(flip_b.view(-1, 1, 1, 1, 1), clip.flip(-1), clip)

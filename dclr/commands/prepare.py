@@ -14,11 +14,12 @@ from typing import NamedTuple
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dclr.data.datasets import DatasetError, dataset_spec, load_dataset
+from dclr.data.container import VideoError
+from dclr.data.datasets import DatasetError, dataset_spec, load_all
+from dclr.data.index import FrameIndex
 from dclr.data.loader import worker_options
 from dclr.data.own_videos import all_class_folders
-from dclr.data.prepared import count_prepared, write_prepared
-from dclr.data.video import VideoError
+from dclr.data.prepared import is_prepared, write_prepared
 
 UNREADABLE_FILE = "unreadable.txt"
 
@@ -98,18 +99,9 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Prepared:
 
 def _videos(config: PrepareConfig, root: Path) -> list[Path]:
     """The videos that any split and subset names and that are there."""
-    found, missing, errors = {}, {}, []
-    for split, subset in dataset_spec(config.dataset).parts():
-        options = {"annotations": config.annotations, "where": config.where, "allow_missing": True}
-        try:
-            dataset = load_dataset(config.dataset, root, split=split, subset=subset, **options)
-        except DatasetError as error:
-            errors.append(error)
-            continue
-        found |= dict.fromkeys(map(Path, dataset.paths))
-        missing |= dict.fromkeys(dataset.missing)
-    if not found:
-        raise errors[0]
+    loaded, errors = load_all(config.dataset, root, annotations=config.annotations, where=config.where)
+    found = dict.fromkeys(Path(os.path.abspath(path)) for dataset in loaded.values() for path in dataset.paths)
+    missing = {name for dataset in loaded.values() for name in dataset.missing}
     for error in errors:
         print(f"going on without: {error}", file=sys.stderr)
     if missing:
@@ -161,7 +153,7 @@ class _Transcoding(Dataset):
     """Item i transcodes video i."""
 
     def __init__(self, videos: list[Path], copies: list[Path]):
-        self.videos, self.copies = videos, copies
+        self.videos, self.copies, self.index = videos, copies, FrameIndex(copies)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -170,12 +162,20 @@ class _Transcoding(Dataset):
         video, copy = self.videos[index], self.copies[index]
         try:
             if not copy.exists():
-                return _Outcome(index, write_prepared(video, copy))
+                known = write_prepared(video, copy)
+                self.index.add(copy, known)
+                return _Outcome(index, known.count)
         except VideoError as error:
             return _Outcome(index, reason=error.reason)
-        if not count_prepared(copy):
-            raise DatasetError(f"{copy} is there already, but not written by dclr prepare; expected another out")
+        if not self._was_prepared(copy):
+            raise DatasetError(f"{copy} is there already, but not as dclr prepare writes it; expected another out")
         return _Outcome(index)
+
+    def _was_prepared(self, copy: Path) -> bool:
+        try:
+            return is_prepared(self.index.known(copy))
+        except VideoError:
+            return False
 
 
 def _transcode(videos: list[Path], copies: list[Path], listing: Path, workers: int, progress: bool) -> Prepared:

@@ -1,9 +1,10 @@
 """Video in: decoding, datasets and their official splits, clips and loaders."""
 
 from dclr.data.clips import Batch, EvaluationClips, PretrainClips
+from dclr.data.container import VideoError
 from dclr.data.datasets import DATASETS, DatasetError, VideoDataset, load_dataset
 from dclr.data.loader import EpochSampler, build_evaluation_loader, build_pretrain_loader, to_device
-from dclr.data.video import VideoError, count_frames, read_clips, read_video
+from dclr.data.video import count_frames, read_clips, read_video
 
 __all__ = [
     "DATASETS",

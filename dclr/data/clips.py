@@ -4,19 +4,24 @@ Shapes: V views or clips of a video, B batch, T frames, H height, W width, 3 RGB
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dclr.data.container import VideoError
 from dclr.data.datasets import DatasetError, VideoDataset
-from dclr.data.planes import PackedCrops, PlanarClips, Planes, ToPlanes, join, pack
-from dclr.data.prepared import count_prepared, read_prepared
-from dclr.data.video import ToRGB, VideoError, count_frames, read_clips, read_pictures
+from dclr.data.index import FrameIndex
+from dclr.data.pictures import ToRGB
+from dclr.data.planes import Box, PackedCrops, PlanarCrops, join
+from dclr.data.prepared import small_frames, small_size
+from dclr.data.video import make_clips, read_clips
 
 TEST_CROPS = ("square_resize", "native", "short128")
 REPLACEMENTS = 10
@@ -87,7 +92,7 @@ def random_resized_crop_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
     rng: np.random.Generator,
-) -> tuple[int, int, int, int]:
+) -> Box:
     """A box (top, left, height, width) of random area, as a share of the frame, and aspect ratio (width / height).
 
     The area is uniform in `scale`, the logarithm of the ratio uniform; after ten boxes that do not fit, the
@@ -115,7 +120,7 @@ def resize(clip_thwc: Tensor, height: int, width: int) -> Tensor:
     return clip_tchw.permute(0, 2, 3, 1).contiguous()
 
 
-def crop_resize(clip_thwc: Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:
+def crop_resize(clip_thwc: Tensor, box: Box, size: int) -> Tensor:
     """The box (top, left, height, width) of every frame of a clip, resized: uint8 (T, size, size, 3)."""
     top, left, height, width = box
     return resize(clip_thwc[:, top : top + height, left : left + width], size, size)
@@ -139,48 +144,97 @@ def centre_crop(clip_thwc: Tensor, size: int, test_crop: str) -> Tensor:
     return crop_resize(clip_thwc, ((height - side) // 2, (width - side) // 2, side, side), size)
 
 
-class _Videos:
-    """The videos of a dataset by number; remembers frame counts (in every worker) and, if asked, whole videos.
+class RGBCrops:
+    """Crops of a video's clips, resized as the frames come: uint8 (crops, F, size, size, 3).
 
-    into: what clips are made of, as in `read_clips`.
+    draw: called with H and W gives the boxes (top, left, height, width); box i is of clip i modulo their number.
     """
 
-    def __init__(self, paths: Sequence[str], cache: str | None, into: Callable = ToRGB):
+    def __init__(
+        self, first: av.VideoFrame, clips: int, frames: int, *, draw: Callable[[int, int], Sequence[Box]], size: int
+    ):
+        self.convert, self.clips, self.size = ToRGB(first), clips, size
+        self.boxes = draw(*self.convert.size)
+        self.crops = torch.empty((len(self.boxes), frames, size, size, 3), dtype=torch.uint8)
+
+    def put(self, frame: av.VideoFrame, places: Sequence[tuple[int, int]]) -> None:
+        picture = _one_frame_clip(self.convert(frame))
+        for clip, t in places:
+            for crop in range(clip, len(self.boxes), self.clips):
+                self.crops[crop, t] = crop_resize(picture, self.boxes[crop], self.size)[0]
+
+    def done(self) -> Tensor:
+        return self.crops
+
+
+class CentreCrops:
+    """The `centre_crop` of a video's clips, made as the frames come: uint8 (S, F, size, size, 3)."""
+
+    def __init__(self, first: av.VideoFrame, clips: int, frames: int, *, size: int, test_crop: str):
+        self.convert, self.size, self.test_crop = ToRGB(first), size, test_crop
+        self.crops = torch.empty((clips, frames, size, size, 3), dtype=torch.uint8)
+
+    def put(self, frame: av.VideoFrame, places: Sequence[tuple[int, int]]) -> None:
+        [picture] = centre_crop(_one_frame_clip(self.convert(frame)), self.size, self.test_crop)
+        for place in places:
+            self.crops[place] = picture
+
+    def done(self) -> Tensor:
+        return self.crops
+
+
+def _one_frame_clip(picture: np.ndarray) -> Tensor:
+    # Torch takes no arrays that run backwards, as those of a turned video do.
+    return torch.from_numpy(picture[None] if min(picture.strides) > 0 else picture[None].copy())
+
+
+class _Videos:
+    """The videos of a dataset by number, and, if asked, whole videos in memory as small as prepared copies.
+
+    cache: None or "memory".
+    """
+
+    def __init__(self, paths: Sequence[str], cache: str | None):
         if cache not in (None, "memory"):
             raise ValueError(f'cache must be None or "memory", got {cache!r}')
-        self.paths, self.into = paths, into
-        # Counting takes a decoding pass; in shared memory all workers together do it once a video.
-        self.counts = torch.zeros(len(paths), dtype=torch.int64).share_memory_()
-        self.prepared = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
-        self.whole: dict[int, Any] | None = {} if cache == "memory" else None
+        self.paths, self.index = paths, FrameIndex(paths)
+        self.whole: dict[int, list[av.VideoFrame]] | None = {} if cache == "memory" else None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker keeps videos of its own: what converts their frames cannot be pickled.
+        # A worker keeps videos of its own: frames cannot be pickled.
         return {**self.__dict__, "whole": None if self.whole is None else {}}
 
     def count(self, index: int) -> int:
-        if not self.counts[index]:
-            self.counts[index] = self._count(index) if self.whole is None else len(self._video(index)[0])
-        return int(self.counts[index])
+        return self.index.known(self.paths[index]).count if self.whole is None else len(self._frames(index))
 
-    def clips(self, index: int, starts: Sequence[int], frames: int, stride: int) -> np.ndarray | PlanarClips:
+    def clips(self, index: int, starts: Sequence[int], frames: int, stride: int, into: Callable) -> Any:
         """As `read_clips`."""
+        path = self.paths[index]
         if self.whole is None:
-            read = read_prepared if self.prepared[index] else read_clips
-            return read(self.paths[index], starts, frames, stride, self.into)
-        pictures, convert = self._video(index)
-        numbers_vt = np.add.outer(np.asarray(starts), stride * np.arange(frames)) % len(pictures)
-        return convert.clips([[pictures[number] for number in row] for row in numbers_vt.tolist()])
+            return read_clips(path, starts, frames, stride, into, self.index.known(path))
+        whole = self._frames(index)
+        numbers_sf = np.add.outer(np.asarray(starts), stride * np.arange(frames))
+        return make_clips(path, numbers_sf, partial(_chosen, whole), into, len(whole))
 
-    def _count(self, index: int) -> int:
-        packets = count_prepared(self.paths[index])
-        self.prepared[index] = packets > 0
-        return packets or count_frames(self.paths[index])
-
-    def _video(self, index: int) -> tuple[Sequence[np.ndarray | Planes], ToRGB | ToPlanes]:
+    def _frames(self, index: int) -> list[av.VideoFrame]:
         if index not in self.whole:
-            self.whole[index] = read_pictures(self.paths[index], self.into)
+            self.whole[index] = list(small_frames(self.paths[index]))
         return self.whole[index]
+
+    def memory_needed(self) -> int:
+        """Bytes that all the videos take in memory, as far as 32 of them tell."""
+        sizes = []
+        for path in self.paths[:: max(len(self.paths) // 32, 1)]:
+            try:
+                known = self.index.known(path)
+            except VideoError:
+                continue
+            sizes.append(known.count * math.prod(small_size(known.width, known.height)) * 3 // 2)
+        return len(self.paths) * sum(sizes) // max(len(sizes), 1)
+
+
+def _chosen(frames: list[av.VideoFrame], numbers: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    return ((number, frames[number]) for number in numbers)
 
 
 class PretrainClips(Dataset):
@@ -194,7 +248,8 @@ class PretrainClips(Dataset):
     frames, stride: frames + 1 are taken, every stride-th raw frame (DCLR Eq. 4 needs one more than the encoder).
     crops: crops of each view, each with a box of its own: (crops * views, ...), all views of a crop together.
     scale, ratio: of `random_resized_crop_box`.
-    cache: "memory" keeps whole decoded videos, in each worker its own; for sets that fit several times.
+    cache: "memory" keeps whole videos as small as prepared copies, in each worker its own; for sets that fit several
+        times.
     planes: a sample has `PackedCrops` of the same draws, which `to_device` resizes and turns into RGB.
     """
 
@@ -217,7 +272,7 @@ class PretrainClips(Dataset):
         self.frames, self.stride, self.size, self.views, self.crops = frames, stride, size, views, crops
         self.scale, self.ratio, self.seed = scale, ratio, seed
         self.span, self.planes = 1 + frames * stride, planes
-        self.videos = _Videos(dataset.paths, cache, ToPlanes if planes else ToRGB)
+        self.videos = _Videos(dataset.paths, cache)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -237,14 +292,13 @@ class PretrainClips(Dataset):
 
     def _draw(self, index: int, rng: np.random.Generator) -> Tensor | PackedCrops:
         starts = sample_starts(self.videos.count(index), self.span, self.views, rng)
-        video = self.videos.clips(index, starts, self.frames + 1, self.stride)
-        height, width = video.size if self.planes else video.shape[2:4]
-        count = self.crops * self.views
-        boxes = [random_resized_crop_box(height, width, self.scale, self.ratio, rng) for _ in range(count)]
-        if self.planes:
-            return pack(video, boxes, self.size)
-        clips = self.crops * [*torch.from_numpy(video)]
-        return torch.stack([crop_resize(clip, box, self.size) for clip, box in zip(clips, boxes)])
+
+        def boxes(height: int, width: int) -> list[Box]:
+            count = self.crops * self.views
+            return [random_resized_crop_box(height, width, self.scale, self.ratio, rng) for _ in range(count)]
+
+        into = partial(PlanarCrops if self.planes else RGBCrops, draw=boxes, size=self.size)
+        return self.videos.clips(index, starts, self.frames + 1, self.stride, into)
 
     def check_span(self) -> None:
         """Raises `DatasetError` where no video can be read, or none is as long as a clip. Counts until one is."""
@@ -295,12 +349,12 @@ class EvaluationClips(Dataset):
     def __getitem__(self, index: int) -> Sample:
         try:
             starts = uniform_starts(self.videos.count(index), self.frames * self.stride, self.clips)
-            clips = torch.from_numpy(self.videos.clips(index, starts, self.frames, self.stride))
+            into = partial(CentreCrops, size=self.size, test_crop=self.test_crop)
+            clips = self.videos.clips(index, starts, self.frames, self.stride, into)
         except VideoError as error:
             nothing = torch.empty((self.clips, self.frames, self.size, self.size, 3), dtype=torch.uint8)
             return Sample(nothing, -1, -1, (_bare(error),))
-        centres = torch.stack([centre_crop(clip, self.size, self.test_crop) for clip in clips])
-        return Sample(centres, index, int(self.dataset.labels[index]))
+        return Sample(clips, index, int(self.dataset.labels[index]))
 
 
 def _bare(error: VideoError) -> VideoError:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dclr.data import lists
 from dclr.data.labels import encode_labels
@@ -55,7 +56,7 @@ def load_dataset(
         raise DatasetError(f"{name}: subset must be {known}, got {subset!r}")
     if not 1 <= split <= spec.splits:
         raise DatasetError(f"{name}: there is no split {split}")
-    if not spec.has_columns and (label or where):
+    if not spec.is_own and (label or where):
         raise DatasetError(f"{name}: label and where apply to the dataset 'folder' only")
     if holdout is not None and not 0 < holdout < 1:
         raise DatasetError(f"{name}: holdout must be a share between 0 and 1, got {holdout}")
@@ -66,6 +67,25 @@ def load_dataset(
     return spec.load(
         DatasetQuery(name, spec, root, split, subset, allow_missing, annotations, label, where, holdout, seed)
     )
+
+
+def load_all(
+    name: str, root: str | os.PathLike, **options: Any
+) -> tuple[dict[tuple[int, str], VideoDataset], list[DatasetError]]:
+    """Every subset of every split that can be loaded, by (split, subset), and why the others cannot.
+
+    options: of `load_dataset`. Videos that are not there are left out. Raises `DatasetError` where nothing is there.
+    """
+    loaded, errors = {}, []
+    for split, subset in dataset_spec(name).parts():
+        try:
+            loaded[split, subset] = load_dataset(name, root, split=split, subset=subset, allow_missing=True, **options)
+        except DatasetError as error:
+            errors.append((subset, error))
+    if not loaded:
+        raise errors[0][1]
+    # Few have videos for validation as well, which is not worth a word.
+    return loaded, [error for subset, error in errors if subset != "val"]
 
 
 def dataset_spec(name: str) -> DatasetSpec:
@@ -83,7 +103,9 @@ def ucf101(query: DatasetQuery) -> VideoDataset:
     classes = tuple(name for _, name in lists.fields(query.split_file("classInd.txt"), 2))
     names = [line.split()[0] for line in lists.lines(listing)]
     labels, _ = encode_labels([os.path.dirname(name) for name in names], _row_of(listing), classes)
-    return query.collect(query.folders()[-1], ([name] for name in names), labels, classes, f"split {query.split}")
+    return query.collect(
+        query.folders()[-1], ([name] for name in names), labels, classes, f"split {query.split} {query.subset}"
+    )
 
 
 def hmdb51(query: DatasetQuery) -> VideoDataset:
@@ -98,7 +120,7 @@ def hmdb51(query: DatasetQuery) -> VideoDataset:
         chosen = [name for name, use in lists.fields(listing, 2) if use == mark]
         names += [[f"{classes[label]}/{name}"] for name in chosen]
         labels += [label] * len(chosen)
-    return query.collect(query.folders()[-1], names, labels, classes, f"split {query.split}")
+    return query.collect(query.folders()[-1], names, labels, classes, f"split {query.split} {query.subset}")
 
 
 def diving48(query: DatasetQuery) -> VideoDataset:
@@ -108,7 +130,7 @@ def diving48(query: DatasetQuery) -> VideoDataset:
     vocabulary = listing.with_name("Diving48_vocab.json")
     classes = tuple(map(str, range(48)))
     if vocabulary.is_file():
-        classes = tuple("_".join(words) for words in lists.read_json(vocabulary))
+        classes = tuple("_".join(map(str, words)) for words in lists.read_json(vocabulary, list))
     labels, _ = encode_labels([str(entry["label"]) for entry in entries], _row_of(listing, "entry"), classes)
     names = ([str(entry["vid_name"])] for entry in entries)
     return query.collect(query.folders()[-1], names, labels, classes, f"list {listing.name}")
@@ -121,9 +143,13 @@ def something_v2(query: DatasetQuery) -> VideoDataset:
     """
     listing = query.split_file()
     entries = lists.read_records(listing, ("id", "template"))
-    numbers = lists.read_json(query.split_file("something-something-v2-labels.json", "labels.json"))
-    classes = tuple(sorted(numbers, key=lambda name: int(numbers[name])))
-    templates = [entry["template"].replace("[", "").replace("]", "") for entry in entries]
+    numbered = query.split_file(*query.spec.other_lists)
+    numbers = lists.read_json(numbered, dict)
+    try:
+        classes = tuple(sorted(numbers, key=lambda name: int(numbers[name])))
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{numbered}: expected a number for each class: {error}") from error
+    templates = [str(entry["template"]).replace("[", "").replace("]", "") for entry in entries]
     labels, _ = encode_labels(templates, _row_of(listing, "entry"), classes)
     names = ([str(entry["id"])] for entry in entries)
     return query.collect(query.folders()[-1], names, labels, classes, f"list {listing.name}")
@@ -157,7 +183,7 @@ def _kinetics_names(table: Table, root: Path, subsets: Sequence[str]) -> Iterato
     for label in set(table["label"]):
         spellings = dict.fromkeys((label, label.replace(" ", "_"), ""))
         below = [os.path.join(subset, spelling) for subset in (*subsets, "") for spelling in spellings]
-        folders[label] = [folder for folder in below if (root / folder).is_dir()]
+        folders[label] = [folder for folder in below if os.path.isdir(root / folder)]
     rows = zip(table["label"], table["youtube_id"], table["time_start"], table["time_end"])
     for number, (label, identifier, start, end) in enumerate(rows):
         start = _seconds(table, number, "time_start", start)
@@ -262,12 +288,12 @@ DATASETS: dict[str, DatasetSpec] = {
         lists_from="https://www.qualcomm.com/developer/software/something-something-v-2-dataset (labels)",
     ),
     "folder": DatasetSpec(
-        title="any videos: a list (csv, tsv, txt) of paths and labels, or a folder a class, also below train and test",
+        title="any videos: a list of paths and labels (csv, tsv, txt), or a folder a class, also below train and test",
         load=own_videos,
         lists=dict.fromkeys(("train", "val", "test"), ("*.csv", "*.tsv", "*.txt")),
         any_list_name=True,
-        has_columns=True,
-        videos_from="you",
-        lists_from="you",
+        is_own=True,
+        videos_from="a folder of your own",
+        lists_from="a file of your own, or the names of the folders",
     ),
 }

@@ -41,7 +41,8 @@ def _walk(folder: str, passed: Counter[str], above: frozenset[tuple[int, int]]) 
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_system(entry.name):
-                passed["hidden or system entries"] += 1
+                # Not worth a word where it could not have been a video anyway.
+                passed["hidden or system entries"] += has_video_suffix(entry.name) or entry.is_dir()
             elif entry.is_dir():
                 yield from _walk(entry.path, passed, above | {identity})
             elif not has_video_suffix(entry.name):
@@ -70,11 +71,11 @@ class FolderIndex:
 
 
 def _files(folder: str) -> dict[str, str]:
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file())
-    except (FileNotFoundError, NotADirectoryError):
+    # Also False for what no folder can be called.
+    if not os.path.isdir(folder):
         return {}
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_file())
     files: dict[str, str] = {}
     for name in names:
         stem = _stem(name)
@@ -108,10 +109,7 @@ def near_path(root: str, path: str) -> str | None:
 
 def near_name(folder: str, name: str, cutoff: float = 0.8) -> str | None:
     """The name in a folder that is most like `name`, if one is alike enough; case and punctuation do not count."""
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return None
+    names = os.listdir(folder) if os.path.isdir(folder) else []
     if name in names:
         return name
     spellings = {simple_name(_stem(other)): other for other in names}

@@ -123,19 +123,20 @@ def fields(path: Path, count: int) -> list[list[str]]:
     return rows
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises `DatasetError`."""
+def read_json(path: Path, kind: type) -> Any:
+    """The content of a JSON file, which is of the `kind`, list or dict. Raises `DatasetError`."""
     try:
-        return json.loads(read_text(path))
+        content = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise DatasetError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, kind):
+        raise DatasetError(f"{path}: expected a {kind.__name__}, got a {type(content).__name__}")
+    return content
 
 
 def read_records(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """A JSON list of objects that have the `keys`. Raises `DatasetError`."""
-    records = read_json(path)
-    if not isinstance(records, list):
-        raise DatasetError(f"{path}: expected a list of objects, got {type(records).__name__}")
+    records = read_json(path, list)
     for number, record in enumerate(records, start=1):
         lacking = [key for key in keys if not isinstance(record, dict) or key not in record]
         if lacking:
@@ -154,12 +155,10 @@ def read_table(path: Path) -> Table:
     first = next((line for line in io.StringIO(text, newline=None) if line.strip()), None)
     if first is None:
         raise DatasetError(f"{path} is empty")
-    delimiter = _delimiter(first, path)
-    if delimiter is None:
-        return _read_lines(path)
     limit = csv.field_size_limit(MAX_CELL)
     try:
-        return _read_csv(path, text, delimiter)
+        delimiter = _delimiter(first, path)
+        return _read_lines(path) if delimiter is None else _read_csv(path, text, delimiter)
     except csv.Error as error:
         raise DatasetError(f"{path} cannot be read as csv: {error}") from error
     finally:

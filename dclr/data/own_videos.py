@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from dclr.data.folders import VIDEO_FORMATS, VIDEO_SUFFIXES, is_system, walk_videos
+from dclr.data.folders import VIDEO_FORMATS, has_video_suffix, is_system, walk_videos
 from dclr.data.labels import encode_labels
 from dclr.data.lists import LABEL_NAMES, SPLIT_NAMES, DatasetError, Table, read_table
 from dclr.data.query import DatasetQuery, files_like
@@ -91,7 +91,7 @@ def _listed(query: DatasetQuery, listing: Path) -> VideoDataset:
     labels, classes = _labels(query, tables)
     rows, words = _rows(query, table)
     if not rows:
-        raise DatasetError(f"{query.name}: no row of {listing} has {words}")
+        raise DatasetError(f"{query.name}: no row of {listing} has {words or 'a subset val'}")
     paths = table.paths
     blank = next((row for row in rows if not paths[row]), None)
     if blank is not None:
@@ -135,7 +135,8 @@ def _rows(query: DatasetQuery, table: Table) -> tuple[list[int], str]:
             subset = next((part for part in _with_stand_in(query.subset) if part in meant.values()), query.subset)
             chosen = [row for row, value in enumerate(table[column]) if meant[value] == subset]
             return chosen, f"{column}={subset}"
-    return list(range(len(table))), ""
+    named = subset_of(table.source.stem) == query.subset
+    return [] if query.subset == "val" and not named else list(range(len(table))), ""
 
 
 def _meanings(path: str, root: Path, listing: Path) -> Iterator[str]:
@@ -231,23 +232,27 @@ def _notes(videos: VideoDataset, passed: Counter[str]) -> list[str]:
     unlabelled = videos.labels.count(-1)
     if unlabelled and videos.classes:
         notes.append(f"{unlabelled} videos lie in no class folder and have no label")
-    if passed:
+    if passed.total():
         notes.append(f"passed over{_in_words(passed)}")
-    empty = [name for number, name in enumerate(videos.classes) if number not in set(videos.labels)]
+    used = set(videos.labels)
+    empty = [name for number, name in enumerate(videos.classes) if number not in used]
     if empty:
         notes.append(f"{len(empty)} classes have no video in {videos.split}: {', '.join(empty[:3])}")
     return notes
 
 
 def _in_words(passed: Counter[str], start: str = " ") -> str:
-    return start + ", ".join(f"{count} {what}" for what, count in passed.items()) if passed else ""
+    seen = [f"{count} {what}" for what, count in passed.items() if count]
+    return start + ", ".join(seen) if seen else ""
 
 
 def _left_beside(root: Path, split: dict[str, list[Path]]) -> list[str]:
     """A note on the videos outside of the folders of a split."""
-    beside = [folder for folder in _others(_folders_in(root)) if _holds_video(folder)] if split else []
-    loose = [path for suffix in VIDEO_SUFFIXES for path in files_like(root, f"*{suffix}")] if split else []
-    count = len(loose) + sum(1 for folder in beside for _ in walk_videos(folder, Counter()))
+    if not split:
+        return []
+    loose = [child for child in root.iterdir() if has_video_suffix(child.name) and not is_system(child.name)]
+    count = sum(child.is_file() for child in loose)
+    count += sum(1 for folder in _others(_folders_in(root)) for _ in walk_videos(folder, Counter()))
     where = ", ".join(folder.name for folders in split.values() for folder in folders)
     return [f"{count} videos outside of the folders {where} are left out"] if count else []
 

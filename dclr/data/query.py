@@ -30,7 +30,8 @@ class DatasetSpec:
     splits: how many official splits there are.
     counts: (split, subset) -> how many videos the official list has.
     any_list_name: whether `annotations` may be a file of any name.
-    has_columns: whether `label` and `where` choose from the list's columns.
+    is_own: whether these are one's own videos: `label` and `where` choose from the columns of a list, if there is one,
+        and a subset may be lacking.
     """
 
     title: str
@@ -44,7 +45,7 @@ class DatasetSpec:
     splits: int = 1
     counts: Mapping[tuple[int, str], int] = field(default_factory=dict)
     any_list_name: bool = False
-    has_columns: bool = False
+    is_own: bool = False
 
     def parts(self) -> Iterator[tuple[int, str]]:
         """Every split and subset."""

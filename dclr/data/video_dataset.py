@@ -54,15 +54,6 @@ class VideoDataset:
             total.update(name.encode(errors="surrogateescape") + b"\0")
         return total.hexdigest()
 
-    def require_labels(self, purpose: str) -> None:
-        """Raises `DatasetError` where a video has no label, which `purpose` ("a linear probe") needs."""
-        unlabelled = [path for path, label in zip(self.paths, self.labels) if label < 0]
-        if unlabelled:
-            raise DatasetError(
-                f"{self.name}: {purpose} needs a class for each video, but {len(unlabelled)} of {len(self)} have none, "
-                f"such as {unlabelled[0]}; expected a folder a class, or a list with a column of labels"
-            )
-
 
 def hold_out(videos: VideoDataset, subset: str, share: float, seed: int) -> VideoDataset:
     """The training or the test part of videos that no one has split: `share` of each class is for testing.

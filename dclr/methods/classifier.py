@@ -21,7 +21,7 @@ class ClassifierConfig(MethodConfig):
     classes: int = 0
     """Classes of the dataset."""
     dropout: float = 0.7
-    """Share of the pooled feature that is dropped in training."""
+    """Share of the pooled feature that is set to 0 in training, at random."""
 
     views = 1
 

@@ -1,10 +1,10 @@
-"""DualVar: clips of a video alike, its segments in their order; after its released code.
+"""DualVar: clips of a video are alike, and so are its segments in their order; after its released code.
 
-Clip contrast tells videos apart; temporal coherent contrast does so with segments, averaged over time; shuffle-rank
-tells the segments of one clip apart, by what they show and by their place in the clip.
+Three losses: clip contrast tells videos apart; temporal coherent contrast does so by segments, averaged over time;
+shuffle-rank tells the segments of one clip apart, by what they show and by their place in the clip.
 
-Shapes: n videos on this rank, N in all; S segments of a clip; d features. Clip 0 and clip 1 of a video are two times
-of it; clip 2 has the frames of clip 0 under a crop and colours of its own.
+Shapes: n videos on this rank, N in all; S segments of a clip; d features. Clip 0 and clip 1 of a video are from
+different times of it. Clip 2 has the frames of clip 0, under a crop and colours of its own.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class DualVarConfig(ContrastiveConfig):
     """Clip contrast, temporal coherent contrast and shuffle-rank; the defaults are the released code's."""
 
     form: Literal["simclr", "moco"] = "simclr"
-    """Negatives from the batch, or from a queue of a momentum encoder's keys."""
+    """Whether negatives are the batch's other videos, or a queue of a momentum encoder's keys."""
     mode: Literal["clip-sr-tc", "clip-sr", "clip"] = "clip-sr-tc"
-    """The losses: clip contrast, shuffle-rank, temporal coherent contrast."""
+    """The losses that are summed: clip contrast, shuffle-rank (sr), temporal coherent contrast (tc)."""
     segments: int = 2
     """Segments of a clip, of equal length."""
     segment_dim: int = 64
@@ -48,13 +48,13 @@ class DualVarConfig(ContrastiveConfig):
     sr_clip: float | None = 5.0
     """Upper bound of a gap in the shuffle-rank loss, in units of its temperature; beyond it there is no gradient."""
     perm: Literal["uniform", "non_identity"] = "uniform"
-    """Orders that segments are shuffled to: all alike, or all but their own."""
+    """Orders that segments are shuffled to, each with the same probability: all, or all but the original one."""
     reverse: float = 0.5
     """Probability that all clips of a video run backwards."""
     crop_only: float = 0.2
     """Probability that clip 0 has no grayscale, jitter or blur."""
     momentum: float = 0.999
-    """Form moco: share that the key encoder keeps of itself at each step."""
+    """Form moco: share of itself that the key encoder keeps at each step."""
     queue: int = 16384
     """Form moco: keys of earlier steps that serve as negatives."""
 
@@ -86,8 +86,9 @@ def clip_contrast(projected: Tensor, temperature: float) -> Tensor:
 def temporal_coherent_contrast(segments_bsd: Tensor, temperature: float) -> Tensor:
     """NT-Xent of clips whose similarity is the mean inner product of all pairs of their segments.
 
-    That mean is the inner product of the clips' mean segments. These are no unit vectors: how alike the segments of
-    a clip are counts too. Hence plain logits, where InfoNCE of cosines would normalise.
+    That mean is the inner product of the clips' mean segments. Mean segments are not unit vectors: the more the
+    segments of a clip differ, the shorter their mean. The InfoNCE kernel would normalise that away, so the logits are
+    computed here.
 
     Args:
         segments_bsd: (2n, S, d) unit vectors, clip 0 of each video before clip 1.
@@ -115,7 +116,8 @@ def shuffle_rank(reference_bsd: Tensor, realigned_bsd: Tensor, theta: float, bou
 
     Args:
         reference_bsd: (b, S, d) unit vectors of segments in their order, S at least 2.
-        realigned_bsd: (b, S, d) unit vectors of the same segments, encoded in another order and put back.
+        realigned_bsd: (b, S, d) unit vectors of the same segments, encoded in another order and then put back into
+            their own.
         bound: largest gap / theta, beyond which there is no gradient.
     """
     with torch.autocast(reference_bsd.device.type, enabled=False):
@@ -213,7 +215,7 @@ class DualVar(Method):
             order = draw_order(draw, n, config.segments, config.perm).to(clips[0].device, non_blocking=True)
             extra = [clips[2], shuffle_segments(clips[2], order)]
         if config.form == "simclr":
-            # The shuffled clips have batch statistics of their own.
+            # Shuffled clips are encoded apart, so that BatchNorm does not mix their statistics with the others'.
             pooled = self._pool(torch.cat(clips)).split(n)
             ranked = [pooled[0], pooled[2], self._pool(extra[1])] if self.ranking else []
             clips_pooled = torch.cat(pooled[:2])
@@ -281,7 +283,7 @@ class DualVar(Method):
 
     @torch.no_grad()
     def _encode_keys(self, clip_bcthw: Tensor) -> dict[str, Tensor]:
-        """Keys of each queue: unit projections of clips, and their mean segments, which is all that L_tc asks for."""
+        """Keys of each queue: unit projections of clips, and their mean segments, which are all that L_tc needs."""
         encoder, heads = self.key_encoder.module, self.key_heads.module
         clip = clip_bcthw.contiguous(memory_format=torch.channels_last_3d)
         pooled = average_pool(encoder(clip))

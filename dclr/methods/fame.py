@@ -12,7 +12,7 @@ from dclr.methods.moco import MoCo, MoCoConfig
 
 @dataclass
 class FAMEConfig(MoCoConfig):
-    """MoCo in both directions, and the masks; any other method takes them from `augment.foreground`."""
+    """MoCo in both directions, on merged clips. For any other method, set `augment.foreground` instead."""
 
     temperature: float = 0.1
     """Cosines are divided by it in the loss; the smaller, the more the hardest negatives count."""
@@ -28,7 +28,7 @@ class FAME(MoCo):
     Args:
         config: temperature, head, momentum, queue and masks.
         encoder: (b, 3, T, h, w) to (b, C, T', h', w'), with `feature_dim`.
-        augment: flip and colour augmentation, without masks of its own.
+        augment: flip and colour augmentation, with `foreground` left at its default.
 
     Raises:
         ValueError: `augment.foreground` is set, which `config.foreground` would replace.

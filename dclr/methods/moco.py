@@ -33,14 +33,14 @@ class MoCoConfig(ContrastiveConfig):
     """Momentum contrast; the queue's length is that of DCLR's and FAME's releases on UCF-101."""
 
     momentum: float = 0.999
-    """Share that the key encoder keeps of itself at each step."""
+    """Share of itself that the key encoder keeps at each step; the rest comes from the encoder."""
     queue: int = 2048
     """Keys of earlier steps that serve as negatives."""
     symmetric: bool = False
     """Also contrast queries of view j with keys of view i; the loss is the mean of both."""
     key_bn: Literal["shuffle", "sync", "plain"] = "shuffle"
-    """Videos that the key encoder's BatchNorm sees: a random share of the global batch, all of it (GPUs only), or the
-    process' own. `train.sync_bn` makes it all of it in any case."""
+    """Videos over which the key encoder's BatchNorm takes its statistics. shuffle: a random part of the global batch;
+    sync: all of it, on GPUs only; plain: those of the process. With `train.sync_bn` it is all of it in any case."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,7 +90,7 @@ class MoCo(Method):
     def after_step(self) -> None:
         self.key_encoder.update(self.encoder)
         self.key_head.update(self.head)
-        # Both directions wait until here: the first one's keys must not be the second one's negatives.
+        # Keys join the queue only now, because those of one direction must not be negatives of the other.
         for keys in self._pending:
             self.queue.enqueue(gather_rows(keys))
         self._pending.clear()
@@ -115,5 +115,5 @@ class MoCo(Method):
         return normalize(self.key_head.module(pooled).float(), dim=1)
 
     def _synchronised(self) -> bool:
-        """Whether statistics are those of the global batch, whichever process encodes what."""
+        """Whether BatchNorm already takes its statistics over the global batch, where shuffling changes nothing."""
         return any(isinstance(module, nn.SyncBatchNorm) for module in self.key_encoder.modules())

@@ -16,7 +16,9 @@ from dclr.kernels import info_nce
 
 
 class MomentumCopy(nn.Module):
-    """k <- m k + (1 - m) q for the parameters of a module; its BatchNorm buffers run their own course.
+    """A slow copy of a module: k <- m k + (1 - m) q for its parameters (MoCo Eq. 2).
+
+    BatchNorm's running statistics are not averaged: the copy keeps those of its own forward passes.
 
     Args:
         source: the module to follow.
@@ -29,13 +31,13 @@ class MomentumCopy(nn.Module):
 
     @torch.no_grad()
     def update(self, source: nn.Module) -> None:
-        """One step of the average."""
+        """Move the copy towards `source` by one step."""
         for own, new in zip(self.module.parameters(), source.parameters()):
             own.lerp_(new, 1 - self.momentum)
 
 
 class KeyQueue(nn.Module):
-    """Normalised keys, (length, dim) float32, first in, first out; random directions until they are overwritten."""
+    """Unit keys, (length, dim) float32, first in, first out. It starts full of random directions, as MoCo's does."""
 
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()
@@ -62,12 +64,13 @@ class KeyQueue(nn.Module):
 
 @torch.no_grad()
 def encode_shuffled(encode: Callable[[Tensor], Tensor], clip: Tensor, draw: Draw) -> Tensor:
-    """`encode(clip)`, but each process encodes its share of a permutation of all processes' clips.
+    """`encode(clip)`, but the clips of all processes are first shuffled among them (MoCo Sec. 3.3).
 
-    BatchNorm's statistics then tell a query nothing of which key is its own (MoCo Sec. 3.3).
+    BatchNorm mixes the clips that a process encodes together. If a query and its key were encoded among the same
+    videos, their common statistics would give the key away, and the loss would fall without learning.
 
     Args:
-        encode: (n, ...) to (n, d); row by row but for the statistics.
+        encode: (n, ...) to (n, d), each row from its own clip, but for BatchNorm's statistics.
         clip: (n, ...), of one shape on every process.
 
     Returns:
@@ -107,7 +110,7 @@ def queue_similarities(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tenso
 
 
 def check_queue(length: int, keys: int) -> None:
-    """Raise ValueError where the `keys` of one step do not fit the queue."""
+    """Raise ValueError where a queue of `length` cannot hold the `keys` of one step."""
     if length < keys:
         raise ValueError(f"method.queue: got {length}, expected at least the {keys} keys of one step")
 
@@ -120,7 +123,8 @@ def multi_positive_loss(logits: Tensor, positive: Tensor) -> Tensor:
         positive: (n, 1 + L) bool, at least one per row.
 
     Returns:
-        () tensor; the difference of two logsumexp, so that it stays finite where every positive underflows.
+        () tensor, computed as the difference of two logsumexp: the softmax of every positive may be 0 in float32,
+        whose logarithm would be infinite.
     """
     chosen = logits.masked_fill(~positive, -torch.inf)
     return (logits.logsumexp(1) - chosen.logsumexp(1)).mean()

@@ -1,10 +1,11 @@
 """Cross-video search for truly aligned positives (DCLR Sec. 3.2, Eq. 9-10).
 
-A slow encoder f~, a frozen copy of the encoder refreshed every few epochs, describes the difference (or static) clip
-of every video; a queue keeps these descriptions with the projections of the video they came from; the K most similar
-entries are further positives of the current clip.
+A slow encoder f~, a frozen copy of the encoder that is refreshed every few epochs, describes the difference (or static)
+clip of each video by a vector. A queue keeps these descriptors, and with each the projections of its video. The K
+entries whose descriptors are most similar to that of the current clip become its positives.
 
-Shapes: n videos on this rank, N in the global batch, d projected features, K retrieved entries, L queue length.
+Shapes: n videos on this rank, N in the global batch, d projected features, e features of a descriptor, K retrieved
+entries, L queue length.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from dclr.distributed import gather_rows
 from dclr.kernels import topk_similarity
@@ -29,23 +31,29 @@ class SearchConfig:
     """Cross-video search."""
 
     on: tuple[Modality, ...] = ("d",)
-    """Search by the static clip (s, replaces L_VS), by the difference clip (d, replaces L_VD), both, or neither."""
+    """What to search by: static clips (s, Eq. 10 then replaces L_VS), frame differences (d, replaces L_VD), both, or
+    nothing."""
     k: int = 5
     """Entries that are retrieved for each clip."""
-    dist: Literal["prior", "uniform"] = "prior"
-    """Weights of the K retrieved entries: their similarity (the paper's p_k), or 1 / K."""
+    dist: Literal["prior", "uniform", "mean"] = "prior"
+    """Weights of the retrieved entries. prior: in proportion to their similarity (the paper's p_k); uniform: 1 / K;
+    mean: one positive, which is the mean of their projections, as Table 6's caption describes the uniform form."""
+    keep_own: bool = False
+    """Keep the in-video positive beside the retrieved ones, as Eq. 9 is printed: half of the term is Eq. 7, half is
+    Eq. 10, which else replaces it."""
     start: int = 10
-    """First epoch that may use retrieved entries."""
+    """First epoch that may use retrieved entries; before, and until the queue is full, positives are of the batch."""
     refresh: int = 10
     """Epochs between refreshes of the slow encoder."""
     queue: int = 2048
     """Entries in the queue, over all ranks."""
     on_refresh: Literal["flush", "keep"] = "flush"
-    """What becomes of the entries that the slow encoder described before its refresh."""
+    """Whether a refresh forgets the entries of the slow encoder before it, which describes videos otherwise, or keeps
+    them."""
     exclude_same_video: bool = True
     """Never retrieve an entry of the clip's own video."""
     feat: Literal["proj", "backbone"] = "proj"
-    """Search by the slow encoder's projection, or by its pooled features."""
+    """Whether a descriptor is the slow encoder's projection or its pooled features."""
 
     def __post_init__(self) -> None:
         self.on = tuple(self.on)
@@ -78,9 +86,9 @@ class Retrieved(NamedTuple):
     """The K entries nearest to each of n clips.
 
     Attributes:
-        rgb_projection, modality_projection: (n, K, d), as in `Entries`.
+        rgb_projection, modality_projection: (n, K, d), as in `Entries`; (n, 1, d) where they are a mean.
         video_id, label: (n, K) int64; video -1 where the queue has fewer than K entries.
-        weight: (n, K) p_k.
+        weight: (n, K) p_k, or (n, 1).
     """
 
     rgb_projection: Tensor
@@ -91,7 +99,7 @@ class Retrieved(NamedTuple):
 
 
 class SearchQueue(nn.Module):
-    """First in, first out; filled from row 0, so that the valid entries are always the first `size`."""
+    """Entries, first in, first out. It is filled from row 0 on, so that the first `size` rows are the valid ones."""
 
     def __init__(self, length: int, descriptor_dim: int, dim: int) -> None:
         super().__init__()
@@ -111,7 +119,8 @@ class SearchQueue(nn.Module):
 
     def _set(self, pointer: int, size: int) -> None:
         self.pointer, self.size = pointer, size
-        # Numbers are constants to a compiled step: it reads these two, so that it need not be compiled anew each time.
+        # A compiled step is compiled anew whenever a number that it reads changes. It reads these two instead of
+        # `size`: `full` changes twice between flushes, and `fill` is a tensor.
         self.full = size == self.length
         self.fill.fill_(size / self.length)
 
@@ -125,7 +134,7 @@ class SearchQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, entries: Entries) -> None:
-        """Overwrite the oldest entries, wrapping at the end. Of more than `length` entries the last remain."""
+        """Overwrite the oldest entries, wrapping at the end. Of more than `length` new ones only the last are kept."""
         entries = Entries(*(value[-self.length :] for value in entries))
         count = len(entries.video_id)
         rows = (self.pointer + torch.arange(count, device=self.video_id.device)) % self.length
@@ -136,7 +145,16 @@ class SearchQueue(nn.Module):
 
     @torch.no_grad()
     def retrieve(self, query: Tensor, config: SearchConfig, video_id: Tensor) -> Retrieved:
-        """The K entries nearest to each query by cosine, with the prior p_k = max(S_k, 0) / sum max(S, 0)."""
+        """The K entries whose descriptors have the largest cosines S_k with each query.
+
+        Their weights are the prior p_k = max(S_k, 0) / sum over k of max(S_k, 0), or uniform. Where no entry has a
+        positive cosine, the prior is uniform too. Entries that are not there have weight 0. With `dist = mean`,
+        projections and weight are of one entry, the mean; videos and labels remain those of the K.
+
+        Args:
+            query: (n, e) descriptors.
+            video_id: (n,) int64 videos of the queries.
+        """
         own = {"query_id": video_id, "queue_id": self.video_id} if config.exclude_same_video else {}
         similarity, index = topk_similarity(
             query, self.descriptor, config.k, size=None if self.full else self.size, **own
@@ -149,11 +167,17 @@ class SearchQueue(nn.Module):
         prior = torch.where(total > 1e-8, positive / total.clamp(min=1e-8), uniform)
         weight = prior if config.dist == "prior" else uniform
         video_id = self.video_id[row].where(found, -1)
-        return Retrieved(self.rgb_projection[row], self.modality_projection[row], video_id, self.label[row], weight)
+        projections = [self.rgb_projection[row], self.modality_projection[row]]
+        if config.dist == "mean":
+            projections = [
+                (uniform[..., None] * normalize(value, dim=-1)).sum(1, keepdim=True) for value in projections
+            ]
+            weight = found.any(1, keepdim=True).to(weight.dtype)
+        return Retrieved(*projections, video_id, self.label[row], weight)
 
 
 class SlowEncoder(nn.Module):
-    """f~: a frozen copy of the encoder and its heads, in evaluation mode, replaced only by `refresh`."""
+    """f~: a copy of the encoder and its heads, in evaluation mode, that changes only with `refresh`."""
 
     def __init__(self, encoder: nn.Module, heads: nn.ModuleDict) -> None:
         super().__init__()
@@ -177,7 +201,7 @@ class SlowEncoder(nn.Module):
 
 
 def non_negative_rows(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:
-    """The rows of the batch that are no negatives of an entry: both views of the own video and of the retrieved one.
+    """Rows of the batch that are no negatives in Eq. 10: both views of the own video, and of the retrieved one.
 
     Args:
         found_id: (n, K) int64 videos of the retrieved entries, -1 for none.
@@ -185,7 +209,7 @@ def non_negative_rows(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:
         first: place of this rank's first video in the global batch.
 
     Returns:
-        (n, K, 4) int64 rows of the 2N keys, -1 for none; the same for both terms of Eq. 10.
+        (n, K, 4) int64 rows of the 2N keys, -1 where the retrieved video is not in the batch.
     """
     n, total = len(found_id), len(key_id)
     view = torch.arange(2 * total, device=key_id.device).view(2, total)
@@ -221,7 +245,7 @@ class CrossVideoSearch(nn.Module):
         self.filling = self.allowed = False
 
     def check(self, global_batch: int, steps_per_epoch: int) -> None:
-        """Raise ValueError if the queue is flushed before it can be full."""
+        """Raise ValueError if every flush would come before the queue is full, so that the search never starts."""
         entries = self.config.refresh * steps_per_epoch * global_batch
         if self.config.on_refresh == "flush" and entries <= self.config.queue:
             raise ValueError(
@@ -231,7 +255,7 @@ class CrossVideoSearch(nn.Module):
             )
 
     def start_epoch(self, epoch: int, encoder: nn.Module, heads: nn.ModuleDict, resumed: bool = False) -> None:
-        """Refresh f~ every `refresh` epochs, from the last one before `start` on."""
+        """Refresh f~ every `refresh` epochs. The queue fills from the last refresh before `start` on."""
         first = self.config.start // self.config.refresh * self.config.refresh
         self.filling = epoch >= first
         self.allowed = epoch >= self.config.start

@@ -1,4 +1,4 @@
-"""Rewrites of an encoder's forward pass that change how it is computed, and nothing else.
+"""Faster forms of an encoder: they change how the forward pass is computed, and nothing else.
 
 Output, gradients, BatchNorm's running statistics and state dict stay those of the plain encoder.
 """
@@ -11,10 +11,10 @@ from dclr.models.static_once import StaticOnceResNet
 
 
 def accelerate(encoder: nn.Module, *, fold: bool = False, pad: bool = False, static_once: bool = False) -> nn.Module:
-    """Switch on rewrites in `encoder`, or in a module that holds some; what they do not apply to stays as it is.
+    """Switch on faster forms in an encoder, or in a module that holds encoders; other modules stay as they are.
 
-    A module is switched by its class alone, so that its parameters and their names, deep copies, conversion to
-    SyncBatchNorm and `torch.compile` are as before.
+    Only the class of a module changes, to a subclass with another forward pass. Its parameters and their names stay,
+    and it can still be copied, converted to SyncBatchNorm and compiled.
 
     Args:
         fold: compute (1, k, k) and (k, 1, 1) convolutions as 2D convolutions (`FoldedConv3d`).

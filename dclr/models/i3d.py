@@ -22,7 +22,10 @@ def _same_pool(kernel: Triple, stride: Triple) -> nn.Sequential:
 
 
 def _same_padding(kernel: Triple, stride: Triple) -> nn.Module:
-    """k - s zeros an axis, the odd one on the far side; to a max-pool of ReLU's outputs they are neutral."""
+    """TensorFlow's "SAME": k - s zeros along each axis, the odd one at its end.
+
+    Max-pools take zeros too: their inputs are ReLU's outputs, of which none is smaller.
+    """
     total = [max(k - s, 0) for k, s in zip(kernel, stride)]
     if not any(total):
         return nn.Identity()

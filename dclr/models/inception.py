@@ -26,7 +26,7 @@ MIXED_5 = {"5b": (256, 160, 320, 32, 128, 128), "5c": (384, 192, 384, 48, 128, 1
 
 
 class Mixed(nn.Module):
-    """Four branches side by side, joined over channels; `gate(width)` makes the end of each branch."""
+    """Four branches on the same input, joined along the channels; `gate(width)` builds the end of each branch."""
 
     def __init__(
         self,

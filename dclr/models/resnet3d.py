@@ -39,6 +39,7 @@ class VideoResNet(nn.Module):
         builders: the block builder of each stage. Every stage but the first halves its input.
         blocks: number of blocks in each stage.
         widths: channels of each stage.
+        last_stride: of the last stage; 1 leaves small clips a map of more than a few positions.
     """
 
     def __init__(
@@ -47,13 +48,14 @@ class VideoResNet(nn.Module):
         builders: Sequence[BlockBuilder],
         blocks: Sequence[int],
         widths: Sequence[int] = WIDTHS,
+        last_stride: int = 2,
     ):
         super().__init__()
         self.stem = stem
         self.layer1 = _residual_stage(builders[0], widths[0], widths[0], 1, blocks[0])
         self.layer2 = _residual_stage(builders[1], widths[0], widths[1], 2, blocks[1])
         self.layer3 = _residual_stage(builders[2], widths[1], widths[2], 2, blocks[2])
-        self.layer4 = _residual_stage(builders[3], widths[2], widths[3], 2, blocks[3])
+        self.layer4 = _residual_stage(builders[3], widths[2], widths[3], last_stride, blocks[3])
         self.feature_dim = widths[3]
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:
@@ -120,9 +122,9 @@ def r3d18_hara() -> VideoResNet:
 
 
 def r2d3d18() -> VideoResNet:
-    """ResNet-18 on every frame by itself, 256 channels in the last stage, of which the map may be negative.
+    """ResNet-18 on every frame by itself, with 256 channels in the last stage; the name is of DualVar's released code.
 
-    DualVar's released code names it so and leaves out the last ReLU.
+    That leaves out the last ReLU, so that features may be negative.
     """
     stem = _pooled_stem((1, 7, 7))
     encoder = init_kaiming(VideoResNet(stem, [frame_block] * 4, (2, 2, 2, 2), (64, 128, 256, 256)))

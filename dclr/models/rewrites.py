@@ -1,6 +1,6 @@
-"""(2+1)D convolutions computed in other ways, with the same result.
+"""Faster forms of (2+1)D convolutions, with the same result.
 
-Modules take these classes in place of their own; see `dclr.models.fast.accelerate`.
+`dclr.models.fast.accelerate` gives modules these classes in place of their own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import conv2d, pad
 
-# Tensor cores take 16-bit operands in groups of 8 channels.
+# Tensor cores take 16-bit numbers in groups of 8 channels.
 CHANNEL_MULTIPLE = 8
 
 # module, its input, tensors to use in place of its own -> its output
@@ -22,8 +22,9 @@ Call = Callable[[nn.Module, Tensor, Mapping[str, Tensor]], Tensor]
 class FoldedConv3d(nn.Conv3d):
     """A convolution over space alone or time alone, as a 2D one over views of the same memory.
 
-    With channels last, (B, C, T, H, W) is at once a batch of B T frames and a batch of B images of T x (H W) pixels:
-    nothing is copied. Inputs in other layouts are brought to that one first.
+    In memory with channels last, a clip (B, C, T, H, W) is also a batch of B T frames, and a batch of B images of
+    T x (H W) pixels. A convolution over space is a 2D one of the former, one over time a 2D one of the latter, and
+    nothing is copied. Inputs in other layouts are first brought to this one.
     """
 
     def _conv_forward(self, x_bcthw: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -53,8 +54,8 @@ def folds(conv: nn.Conv3d) -> bool:
 class PaddedUnit(nn.Sequential):
     """(2+1)D unit whose mid-channels are filled up to a multiple of 8 with channels that are always zero.
 
-    Their weights are zero before and after, and are made anew in each forward, so that the parameters keep their
-    shapes: R(2+1)D has 83, 230, 460 and 921 mid-channels, among others.
+    R(2+1)D has 83, 230, 460 and 921 mid-channels, among others, for which GPUs have slower kernels. The zeros are added
+    to the weights anew in each forward pass, so that the parameters keep their shapes.
     """
 
     def forward(self, x_bcthw: Tensor, call: Call | None = None) -> Tensor:

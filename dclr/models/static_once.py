@@ -1,11 +1,12 @@
-"""Clips of one repeated frame beside moving ones, encoded together, the repeated frame once.
+"""Static clips encoded together with moving ones, but with their repeated frame computed once.
 
-The frames of a static clip are equal (DCLR Eq. 3), so that its spatial convolutions need one of them. A temporal
-convolution pads with zeros, which reach a position further into the clip with each layer; all positions between stay
-equal. A static clip is therefore a short clip in which one frame stands for many, up to the layer where the zeros meet.
+All T frames of a static clip are equal (DCLR Eq. 3), so that a convolution over space needs one of them. A convolution
+over time pads with zeros, so that after it the frames at the ends differ from the others, and one frame more at each
+end after each further layer; those between are still equal. A static clip can therefore be held as a few frames of
+which one stands for many, up to the layer where the ends meet.
 
-Shapes: m moving and s static clips; the latter have n frames, of which number `place` counts `times` over:
-T = n - 1 + times.
+Shapes: m moving and s static clips. A static clip is held as n frames, of which number `place` stands for `times` equal
+ones, so that T = n - 1 + times.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from torch.nn.functional import batch_norm
 from dclr.distributed import gather_rows, world
 from dclr.models.resnet3d import ResidualBlock, VideoResNet
 from dclr.models.rewrites import PaddedUnit
+from dclr.models.separate_norm import SEPARATE
 
 
 class StaticClips(NamedTuple):
-    """Static clips: `frames` (s, C, n, H, W), of which number `place` stands `times` over."""
+    """Static clips: `frames` (s, C, n, H, W), of which number `place` stands for `times` equal ones."""
 
     frames: Tensor
     place: int
@@ -35,7 +37,7 @@ class StaticClips(NamedTuple):
         if not before + after:
             return self
         right = self.frames.shape[2] - self.place - 1
-        # Channels last, whatever torch.cat makes of an expanded axis.
+        # Concatenated with the channels as the last axis, because torch.cat of expanded tensors forgets channels_last.
         left, middle, rest = self.frames.permute(0, 2, 3, 4, 1).split([self.place, 1, right], dim=1)
         frames = torch.cat([left, middle.expand(-1, before + 1 + after, -1, -1, -1), rest], dim=1)
         return StaticClips(frames.permute(0, 4, 1, 2, 3), self.place + before, self.times - before - after)
@@ -47,7 +49,7 @@ class StaticClips(NamedTuple):
     def counts(self, dtype: torch.dtype) -> Tensor:
         """(n,): how often each frame stands in the clip."""
         counts = torch.ones(self.frames.shape[2], device=self.frames.device, dtype=dtype)
-        counts[self.place].fill_(self.times)  # on the device: nothing is copied there
+        counts[self.place].fill_(self.times)  # unlike an assignment, this copies nothing to the device
         return counts
 
 
@@ -59,7 +61,7 @@ class MixedClips(NamedTuple):
 
 
 class StaticOnceResNet(VideoResNet):
-    """`VideoResNet` that also takes static clips as their one frame, equal in result to giving it all clips at once."""
+    """A `VideoResNet` that also takes static clips as one frame each; equal in result to giving it all clips whole."""
 
     def forward(self, clip_bcthw: Tensor, static_frame: Tensor | None = None) -> Tensor:
         """Features of the clips (m, 3, T, H, W), and after them those of the static frames (s, 3, 1, H, W)."""
@@ -74,7 +76,7 @@ class StaticOnceResNet(VideoResNet):
 
 
 def _apply_mixed(module: nn.Module, x: MixedClips, state: Mapping[str, Tensor] | None = None) -> MixedClips:
-    """What `module` makes of a mixed batch; `state` takes the place of its own tensors."""
+    """Apply `module` to a mixed batch; `state` are tensors to use in place of its own."""
     if isinstance(module, PaddedUnit):
         return module(x, _apply_mixed)
     if isinstance(module, nn.Sequential):
@@ -85,7 +87,8 @@ def _apply_mixed(module: nn.Module, x: MixedClips, state: Mapping[str, Tensor] |
         residual = x if module.downsample is None else _apply_mixed(module.downsample, x)
         return _apply_mixed(module.relu, _add(_apply_mixed(module.conv2, _apply_mixed(module.conv1, x)), residual))
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-        return _normalize(module, x, state or {})
+        normalize = _normalize_apart if type(module) in SEPARATE.values() else _normalize
+        return normalize(module, x, state or {})
 
     def apply(clip: Tensor) -> Tensor:
         return functional_call(module, state, clip) if state else module(clip)
@@ -102,9 +105,10 @@ def _temporal(module: nn.Module, name: str) -> int:
 
 
 def _window(static: StaticClips, kernel: int, stride: int, padding: int) -> tuple[Tensor, int, int]:
-    """Frames on which a convolution over time meets every distinct window, and the place and times of its output.
+    """Frames on which a convolution over time has every distinct result, and the place and times of its output.
 
-    Of the repeated frames as many are written out as hold one window, and as the stride needs to stay in step.
+    Enough of the repeated frames are written out for one window among them, and so many more that windows of this
+    stride fall on the same frames after them as in the whole clip.
     """
     first = -(-(static.place + padding) // stride)  # first window that begins within the repeated frames
     needed = first * stride - padding + kernel - static.place
@@ -116,7 +120,7 @@ def _window(static: StaticClips, kernel: int, stride: int, padding: int) -> tupl
 
 
 def _add(a: MixedClips, b: MixedClips) -> MixedClips:
-    """Sum, with those frames written out that are repeated in one and differ in the other."""
+    """Sum of two batches; frames that are repeated in one of them and differ in the other are written out first."""
     ends = [x.static.place + x.static.times for x in (a, b)]
     place, end = max(a.static.place, b.static.place), min(ends)
     if place >= end:
@@ -141,11 +145,31 @@ def _normalize(norm: nn.modules.batchnorm._BatchNorm, x: MixedClips, state: Mapp
     return MixedClips(moving, x.static._replace(frames=frames))
 
 
+def _normalize_apart(norm: nn.Module, x: MixedClips, state: Mapping[str, Tensor]) -> MixedClips:
+    """BatchNorm in training by the statistics of each part of the moving clips, and of the static clips, alone."""
+    moving = functional_call(norm, state, x.moving) if state else norm(x.moving)
+    weight, bias = (state.get(name, getattr(norm, name)) for name in ("weight", "bias"))
+    over_ranks = isinstance(norm, nn.SyncBatchNorm)
+    frames = x.static.frames.to(torch.promote_types(x.static.frames.dtype, torch.float32))
+    share = x.static.counts(frames.dtype)
+    share = share / (share.sum() * frames[:, 0, 0].numel())
+
+    def mean_c11(values: Tensor) -> Tensor:
+        mean_c = values.sum((0, 3, 4)) @ share
+        mean_c = gather_rows(mean_c[None]).mean(0) if over_ranks else mean_c
+        return mean_c[:, None, None, None]
+
+    centered = frames - mean_c11(frames)
+    scale = weight[:, None, None, None] * (mean_c11(centered.square()) + norm.eps).rsqrt()
+    normalized = torch.addcmul(bias[:, None, None, None], centered, scale).to(x.static.frames.dtype)
+    return MixedClips(moving, x.static._replace(frames=normalized))
+
+
 class _MixedBatchNorm(torch.autograd.Function):
     """moving (m, C, T, H, W) and frames (s, C, n, H, W), normalised together; frame `place` counts `times` over.
 
-    The batch statistics are at least float32. PyTorch's own kernels do all but the part of the gradient that passes
-    through them.
+    The batch statistics are at least float32. PyTorch's own kernels do everything but the part of the gradient that
+    goes through the statistics.
     """
 
     @staticmethod
@@ -171,7 +195,7 @@ class _MixedBatchNorm(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         *clips, weight, mean_c, var_c = ctx.saved_tensors
         x = MixedClips(clips[0], StaticClips(clips[1], ctx.place, ctx.times))
-        # As if the statistics were constants.
+        # The gradient as if the statistics were constants.
         direct, by_weight, by_bias = zip(
             *(
                 torch.ops.aten.native_batch_norm_backward(
@@ -182,7 +206,8 @@ class _MixedBatchNorm(torch.autograd.Function):
         )
         own = torch.stack([sum(by_weight), sum(by_bias)])
         by_weight, by_bias = gather_rows(own[None]).sum(0) if ctx.over_ranks else own
-        # And through them: -scale / N (sum of g + x^ sum of g x^), as a line in x.
+        # The gradient through the statistics, -scale / N (sum of g + x^ sum of g x^) with x^ the normalised x: a line
+        # in x, with a slope and an offset for each channel.
         inverse = (var_c + ctx.eps).rsqrt()
         scale = weight * inverse / _values(x, ctx.over_ranks)
         slope = -scale * by_weight * inverse
@@ -205,7 +230,7 @@ def _batch_statistics(x: MixedClips, over_ranks: bool) -> tuple[Tensor, Tensor]:
     mean_c = share * moving_mean_c + frames.sum((0, 3, 4), dtype=dtype) @ counts / number
     static_c = (frames - mean_c[:, None, None, None]).square_().sum((0, 3, 4)) @ counts / number
     var_c = share * (moving_var_c + (moving_mean_c - mean_c).square()) + static_c
-    if over_ranks:  # as many values on every rank
+    if over_ranks:  # every rank has equally many values, so that means are averaged without weights
         mean_rc, var_rc = gather_rows(torch.stack([mean_c, var_c])[None]).unbind(1)
         mean_c = mean_rc.mean(0)
         var_c = (var_rc + (mean_rc - mean_c).square()).mean(0)
@@ -215,7 +240,7 @@ def _batch_statistics(x: MixedClips, over_ranks: bool) -> tuple[Tensor, Tensor]:
 def _moments(clip: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (C,) of (b, C, T, H, W), at least float32."""
     clip = clip.to(torch.promote_types(clip.dtype, torch.float32))
-    if clip.device.type == "cpu":  # where var_mean takes ten times as long
+    if clip.device.type == "cpu":  # there var_mean takes ten times as long as this
         return torch.ops.aten.batch_norm_update_stats(clip, None, None, 0.0)
     return torch.var_mean(clip, (0, 2, 3, 4), correction=0)[::-1]
 

@@ -1,9 +1,15 @@
 import json
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
+from dclr.commands.check import CheckConfig, check
+from dclr.config import DataConfig
 from dclr.data import DATASETS, DatasetError, VideoDataset, load_dataset
+from dclr.data.labels import encode_labels
+from dclr.data.lists import read_table
+from dclr.data.query import DatasetSpec
 from tests.data.trees import names_of, touch, write_rows
 
 UCF_CLASSES = ("Archery", "Basketball", "YoYo")
@@ -54,6 +60,7 @@ def test_ucf101(ucf, root):
     assert names_of(train, ucf / "UCF-101") == list(UCF_TRAIN)
     assert (train.labels, train.classes, train.missing) == ((0, 2, 1), UCF_CLASSES, ())
     test = load_dataset("ucf101", ucf / root, subset="test")
+    assert (train.split, test.split) == ("split 1 train", "split 1 test")
     assert names_of(test, ucf / "UCF-101") == list(UCF_TEST) and test.labels == (1, 2)
     assert len(load_dataset("ucf101", ucf / root, split=3)) == 1
 
@@ -215,8 +222,15 @@ def test_something_v2(tmp_path, train, test, labels):
     write_rows(tmp_path / train, json.dumps([first, {"id": "8"}]))
     with pytest.raises(DatasetError, match=r"train.json, entry 2: has no 'template'; expected id, template"):
         load_dataset("something_v2", tmp_path)
+    for numbers, message in (
+        ({"Holding something": "one"}, "a number for each class"),
+        (["Holding"], "a dict, got a li"),
+    ):
+        write_rows(tmp_path / f"{labels}.json", json.dumps(numbers))
+        with pytest.raises(DatasetError, match=f"labels.json: expected {message}"):
+            load_dataset("something_v2", tmp_path, subset="test")
     write_rows(tmp_path / train, json.dumps({"id": "8"}))
-    with pytest.raises(DatasetError, match=r"train.json: expected a list of objects, got dict"):
+    with pytest.raises(DatasetError, match=r"train.json: expected a list, got a dict"):
         load_dataset("something_v2", tmp_path)
 
 
@@ -245,6 +259,26 @@ def test_every_entry_says_what_it_is_and_where_it_comes_from(name, tmp_path):
         load_dataset(name, tmp_path)
 
 
+def test_a_new_dataset_is_one_entry(tmp_path, monkeypatch):
+    """What the guide says: a loader, an entry, and everything that goes by the table knows it."""
+
+    def rally(query):
+        table = read_table(query.split_file())
+        labels, classes = encode_labels(table["label"], table.place)
+        return query.collect(query.folders()[-1], ([path] for path in table.paths), labels, classes, "the list")
+
+    lists = {"train": ["rally_{split}_train.csv"], "test": ["rally_{split}_test.csv"]}
+    spec = DatasetSpec("cars", rally, lists, "a page", "a page", folders=["rally"], splits=2, counts={(2, "test"): 1})
+    monkeypatch.setitem(DATASETS, "rally", spec)
+    touch(tmp_path, "rally/a.mp4", "rally/b.mp4")
+    for split, subset in spec.parts():
+        write_rows(tmp_path / "splits" / f"rally_{split}_{subset}.csv", f"{'ab'[split - 1]}.mp4,jump")
+    assert names_of(load_dataset("rally", tmp_path, split=2), tmp_path) == ["rally/b.mp4"]
+    assert spec.list_patterns() == ["rally_*_train.csv", "rally_*_test.csv"]
+    found = check(CheckConfig(DataConfig("rally", str(tmp_path), workers=0), read=False))
+    assert [part.official for part in found.parts] == [None, None, None, 1] and not found.extra
+
+
 def test_errors(tmp_path, ucf):
     with pytest.raises(DatasetError, match="unknown dataset 'ucf10'; did you mean 'ucf101'"):
         load_dataset("ucf10", tmp_path)
@@ -263,3 +297,10 @@ def test_errors(tmp_path, ucf):
     (ucf / "ucfTrainTestlist" / "trainlist01.txt").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(DatasetError, match=r"trainlist01.txt cannot be read as text"):
         load_dataset("ucf101", ucf)
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "folder"])
+def test_the_page_on_datasets_has_every_entry(name):
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    (row,) = (line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line)
+    assert DATASETS[name].videos_from.split()[0] in row

@@ -1,8 +1,9 @@
 import csv
+import random
 
 import pytest
 
-from dclr.data import DatasetError, load_dataset
+from dclr.data import DATASETS, DatasetError, load_dataset
 from dclr.data.labels import encode_labels
 from dclr.data.lists import lines, read_table
 from tests.data.trees import names_of, touch, write_rows
@@ -33,6 +34,7 @@ CAPTION = "long " * 40_000
         ("blanks.csv", 'path, label\na.mp4, "x, really"\nb.mp4, y\n', ("x, really", "y")),
         ("line_separator.csv", "path,label\na.mp4,x\u2028z\nb.mp4,y\n", ("x\u2028z", "y")),
         ("caption.csv", f'path,caption,label\na.mp4,"{CAPTION}",x\nb.mp4,,y\n', ("x", "y")),
+        ("caption_first.csv", f'a.mp4,"{CAPTION}",x\nb.mp4,,y\n', ("x", "y")),
         ("old_mac.csv", "path,label\ra.mp4,x\rb.mp4,y\r", ("x", "y")),
         ("byte_order_mark.csv", "\ufeffpath,label\na.mp4,x\nb.mp4,y\n", ("x", "y")),
         ("gap.csv", "path,label\n\na.mp4,x\n\nb.mp4,y\n", ("x", "y")),
@@ -121,3 +123,42 @@ def test_labels(values, labels, classes):
 def test_strange_labels(values, classes, message):
     with pytest.raises(DatasetError, match=message):
         encode_labels(values, place, classes)
+
+
+SEEDS = (
+    "path,label\na.mp4,x\nb.mp4,y\n",
+    "label,youtube_id,time_start,time_end,split\nx,a,1,11,train\ny,b,1,11,val\n",
+    "a.mp4 30 1\nb.mp4 20 0\n",
+    'path;note\na.mp4;"one\ntwo"\n',
+    '[{"vid_name": "a", "label": 1}, {"id": 2, "template": "x"}]',
+)
+PIECES = (
+    *("\n", "\r", ",", "\t", ";", '"', " ", "/", "\0", "\u2028", "\ufeff", "é", "[", "{", "="),
+    *("-1", "9" * 400, ".mp4", "path"),
+)
+
+
+def mutated(rng: random.Random) -> bytes:
+    content = rng.choice(SEEDS)
+    for _ in range(rng.randint(0, 6)):
+        place = rng.randrange(len(content) + 1)
+        inserted = "".join(rng.choices(PIECES, k=rng.randint(0, 3)))
+        content = content[:place] + inserted + content[place + rng.randint(0, 4) :]
+    return content.encode() + bytes(rng.randrange(256) for _ in range(rng.choice((0, 0, 0, 2))))
+
+
+@pytest.mark.parametrize("dataset", ["folder", "kinetics400", "diving48", "something_v2"])
+def test_damaged_lists_give_one_kind_of_error(tmp_path, dataset):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    rng, loaded = random.Random(dataset), 0
+    for name in DATASETS[dataset].other_lists:
+        (tmp_path / name).write_text('{"x": "0"}' if "labels" in name else '[["x"]]' if "json" in name else "x\ny\n")
+    for number in range(100):
+        listing = tmp_path / rng.choice([name.replace("*", str(number)) for name in DATASETS[dataset].lists["train"]])
+        listing.write_bytes(mutated(rng))
+        try:
+            loaded += len(load_dataset(dataset, tmp_path, annotations=listing, allow_missing=True))
+        except DatasetError as error:
+            assert str(listing) in str(error) or dataset in str(error)
+        listing.unlink()
+    assert loaded or dataset != "folder"

@@ -1,5 +1,7 @@
 """Clips as planes: what the decoder gave, and on the device the same crops as from RGB, of every kind of file."""
 
+from functools import partial
+
 import av
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ import torch
 from dclr.data import PretrainClips, VideoDataset, VideoError, build_pretrain_loader, read_clips
 from dclr.data.clips import crop_resize
 from dclr.data.loader import to_device
-from dclr.data.planes import BT601, BT709, ToPlanes, pack, rgb_matrix
-from dclr.data.prepared import read_prepared, write_prepared
-from dclr.data.video import ToRGB
+from dclr.data.pictures import RGBClips
+from dclr.data.planes import BT601, BT709, PlanarCrops, ToPlanes, rgb_matrix
+from dclr.data.prepared import write_prepared
+from dclr.data.seeking import learn
 
 from . import conftest as make
 from .test_video import READABLE, TURNS
@@ -40,16 +43,32 @@ def write_scenes(path, height, width, pix_fmt="yuv420p", colorspace=5, color_ran
     return path
 
 
-def crops_of(video, boxes, size):
-    packed = pack(video, boxes, size)
+class PlanarClips:
+    """Whole frames: (S, F) lists of `Planes`."""
+
+    def __init__(self, first, clips, frames):
+        self.convert = ToPlanes(first)
+        self.clips = [[None] * frames for _ in range(clips)]
+
+    def put(self, frame, places):
+        for s, f in places:
+            self.clips[s][f] = self.convert(frame)
+
+    def done(self):
+        return self
+
+
+def crops_of(path, starts, frames, boxes, size, known=None):
+    into = partial(PlanarCrops, draw=lambda height, width: boxes, size=size)
+    packed = read_clips(path, starts, frames, 1, into, known)
     return packed._replace(geometry=packed.geometry[:, None], matrix=packed.matrix[:, None]).to_rgb(CPU)[:, 0]
 
 
-def differences(path, boxes, size, read=read_clips, starts=(0,), frames=2):
+def differences(path, boxes, size, starts=(0,), frames=2, known=None):
     """Mean and largest difference, in 255ths, between the crops from planes and from RGB."""
-    clips = torch.from_numpy(read(path, starts, frames))
+    clips = torch.from_numpy(read_clips(path, starts, frames, known=known))
     expected = torch.stack([crop_resize(clip, box, size) for clip, box in zip(clips, boxes, strict=True)])
-    difference = (crops_of(read(path, starts, frames, into=ToPlanes), boxes, size).int() - expected.int()).abs()
+    difference = (crops_of(path, starts, frames, boxes, size, known).int() - expected.int()).abs()
     return difference.float().mean().item(), difference.max().item()
 
 
@@ -61,8 +80,8 @@ def padded(planes):
 
 @pytest.mark.parametrize("kind", READABLE)
 def test_frames_are_exact(files, kind):
-    video = read_clips(files[kind], [13, 28], 4, 3, ToPlanes)
-    assert video.size == (make.HEIGHT, make.WIDTH) and video.offset == (0, 0)
+    video = read_clips(files[kind], [13, 28], 4, 3, PlanarClips, learn(files[kind]))
+    assert video.convert.size == (make.HEIGHT, make.WIDTH) and video.convert.offset == (0, 0)
     lumas = np.stack([[np.repeat(frame.y[..., None], 3, 2) for frame in clip] for clip in video.clips])
     assert make.numbers_of(lumas) == [[13, 16, 19, 22], [28, 1, 4, 7]]
 
@@ -72,7 +91,7 @@ def test_planes_are_those_of_the_decoder(tmp_path, height, width):
     path = write_scenes(tmp_path / "a.mkv", height, width)
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
-    [[first, _, third]] = read_clips(path, [0], 3, 1, ToPlanes).clips
+    [[first, _, third]] = read_clips(path, [0], 3, 1, PlanarClips).clips
     for planes, frame in ((first, frames[0]), (third, frames[2])):
         for mine, plane in zip(planes, frame.planes, strict=True):
             rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
@@ -121,19 +140,20 @@ def test_rotation_is_applied(tmp_path, monkeypatch, turn, height, width):
     """As to the RGB picture: each pixel keeps its chroma, on odd sides too."""
     matrix, expected = TURNS[turn]
     path = write_scenes(tmp_path / "a.mkv", height, width)
-    plain = read_clips(path, [0], 1, 1, ToPlanes)
+    plain = read_clips(path, [0], 1, 1, PlanarClips)
     turned_by = np.array(matrix).reshape(2, 2)
     monkeypatch.setattr("dclr.data.planes.display_matrix", lambda frame: turned_by)
-    video = read_clips(path, [0], 1, 1, ToPlanes)
+    video = read_clips(path, [0], 1, 1, PlanarClips)
     upright = [expected(part) for part in padded(plain.clips[0][0])]
-    assert video.size == upright[0].shape
-    rows, columns = ((np.arange(n) + offset) // 2 for n, offset in zip(video.size, video.offset))
+    size = video.convert.size
+    assert size == upright[0].shape
+    rows, columns = ((np.arange(n) + offset) // 2 for n, offset in zip(size, video.convert.offset))
     y, u, v = video.clips[0][0]
     for mine, wanted in zip((y, u[np.ix_(rows, columns)], v[np.ix_(rows, columns)]), upright):
         np.testing.assert_array_equal(mine, wanted)
-    pixels = np.random.default_rng(0).integers(0, video.size, (40, 2)).tolist()
-    crops = crops_of(video, [(row, column, 1, 1) for row, column in pixels], 1).flatten(1)
-    exact = [video.matrix @ [*(part[row, column] for part in upright), 1] for row, column in pixels]
+    pixels = np.random.default_rng(0).integers(0, size, (40, 2)).tolist()
+    crops = crops_of(path, [0], 1, [(row, column, 1, 1) for row, column in pixels], 1).flatten(1)
+    exact = [video.convert.matrix @ [*(part[row, column] for part in upright), 1] for row, column in pixels]
     assert np.abs(crops.numpy() - np.clip(exact, 0, 255)).max() <= 0.5 + 1e-3
 
 
@@ -155,7 +175,7 @@ def test_frames_of_another_size_are_scaled_to_the_first(tmp_path):
         container.mux(stream.encode(None))
     joined = tmp_path / "joined.h264"
     joined.write_bytes(small.read_bytes() + (tmp_path / "large.h264").read_bytes())
-    [clip] = read_clips(joined, [0], 6, 1, ToPlanes).clips
+    [clip] = read_clips(joined, [0], 6, 1, PlanarClips).clips
     lumas = np.stack([np.repeat(frame.y[..., None], 3, 2) for frame in clip])
     assert lumas.shape == (6, make.HEIGHT, make.WIDTH, 3) and make.numbers_of(lumas[None]) == [list(range(6))]
     mean, largest = differences(joined, [(0, 0, 48, 64)], 24, frames=6)
@@ -164,17 +184,15 @@ def test_frames_of_another_size_are_scaled_to_the_first(tmp_path):
 
 def test_prepared(files, tmp_path):
     copy = tmp_path / "copy.mp4"
-    write_prepared(files["h264"], copy)
-    mean, largest = differences(copy, [(1, 2, 40, 51), (0, 0, 48, 64)], 24, read_prepared, (13, 28))
+    known = write_prepared(files["h264"], copy)
+    mean, largest = differences(copy, [(1, 2, 40, 51), (0, 0, 48, 64)], 24, (13, 28), known=known)
     assert mean <= 1.5 and largest <= 4
-    with pytest.raises(VideoError, match="not a prepared video"):
-        read_prepared(files["h264"], [0], 1, into=ToPlanes)
 
 
 def test_colours_that_have_no_matrix(tmp_path):
     """YCgCo: a failure from planes as from RGB."""
     path = make.write(tmp_path / "a.mp4", [make.numbered(1)] * 2, colorspace=8)
-    for into in (ToRGB, ToPlanes):
+    for into in (RGBClips, PlanarClips):
         with pytest.raises(VideoError, match="frame 0 cannot be converted to RGB"):
             read_clips(path, [0], 1, 1, into)
 

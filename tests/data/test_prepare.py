@@ -14,7 +14,8 @@ from dclr.cli import main
 from dclr.commands.prepare import PrepareConfig, prepare
 from dclr.data import DatasetError, PretrainClips, VideoError, count_frames, load_dataset, read_clips, read_video
 from dclr.data import prepared as prepared_module
-from dclr.data.prepared import count_prepared, read_prepared, small_size, write_prepared
+from dclr.data.prepared import is_prepared, small_size, write_prepared
+from dclr.data.seeking import learn
 
 from . import conftest as make
 from .test_video import READABLE, TURNS
@@ -46,6 +47,10 @@ def wipe(path, numbers):
     path.write_bytes(data)
 
 
+def read_prepared(path, starts, frames, stride=1):
+    return read_clips(path, starts, frames, stride, known=learn(path))
+
+
 @pytest.fixture(scope="module")
 def copy(files, tmp_path_factory):
     path = tmp_path_factory.mktemp("prepared") / "copy.mp4"
@@ -56,7 +61,8 @@ def copy(files, tmp_path_factory):
 @pytest.mark.parametrize("kind", READABLE)
 def test_every_frame_once_and_in_order(files, tmp_path, kind):
     path = tmp_path / files[kind].name
-    assert write_prepared(files[kind], path) == count_prepared(path) == count_frames(path) == 30
+    known = write_prepared(files[kind], path)
+    assert known == learn(path) and is_prepared(known) and known.count == count_frames(path) == 30
     assert make.numbers_of(read_video(path)[None]) == [list(range(30))]
     assert make.numbers_of(read_prepared(path, [13, 0, 28], 4, 3)) == [[13, 16, 19, 22], [0, 3, 6, 9], [28, 1, 4, 7]]
     assert os.listdir(tmp_path) == [path.name]
@@ -68,14 +74,14 @@ def test_the_file_has_the_promised_form(files, tmp_path, name):
     write_prepared(files["gaps"], path)
     with av.open(f"file:{path}") as container:
         stream = container.streams.video[0]
-        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("mpeg4", "yuv420p")
         assert abs(stream.average_rate - 25) < 0.1 and len(container.streams) == 1
         frames = list(container.decode(stream))
         assert not any(frame.pict_type == av.video.frame.PictureType.B for frame in frames)
         times = [frame.pts * frame.time_base for frame in frames]
     assert [n for n, frame in enumerate(frames) if frame.key_frame] == [0, 8, 16, 24]
     assert sorted(set(times)) == times
-    assert count_prepared(path) == 30
+    assert learn(path).count == 30
     for starts in ([0, 29], [7, 8], [70, 3]):
         np.testing.assert_array_equal(read_prepared(path, starts, 9, 2), read_clips(path, starts, 9, 2))
 
@@ -83,18 +89,18 @@ def test_the_file_has_the_promised_form(files, tmp_path, name):
 def test_only_the_groups_of_the_wanted_frames_are_decoded(copy, tmp_path):
     path = tmp_path / "holes.mp4"
     path.write_bytes(copy.read_bytes())
-    expected = read_prepared(path, [10, 16], 3, 1)
+    known = learn(path)
+    expected = read_clips(path, [10, 16], 3, known=known)
     wipe(path, [*range(8), 13, 14, 15, *range(19, 30)])
-    np.testing.assert_array_equal(read_prepared(path, [10, 16], 3, 1), expected)
-    for start in (0, 12, 24):
-        with pytest.raises(VideoError, match="damaged since it was prepared"):
-            read_prepared(path, [start], 3, 1)
+    np.testing.assert_array_equal(read_clips(path, [10, 16], 3, known=known), expected)
+    with pytest.raises(VideoError, match="had 30 frames, and now 13 decode"):
+        read_clips(path, [12], 3, known=known)
 
 
 @pytest.mark.parametrize("kind", ["truncated", "damaged"])
 def test_damaged_videos_keep_the_frames_that_decode(files, tmp_path, kind):
-    count = write_prepared(files[kind], tmp_path / "copy.avi")
-    assert count == count_frames(files[kind]) == count_prepared(tmp_path / "copy.avi")
+    count = write_prepared(files[kind], tmp_path / "copy.avi").count
+    assert count == count_frames(files[kind]) == count_frames(tmp_path / "copy.avi")
     assert make.numbers_of(read_video(tmp_path / "copy.avi")[None]) == make.numbers_of(read_video(files[kind])[None])
 
 
@@ -125,7 +131,7 @@ def test_sizes(tmp_path, width, height, expected):
     assert small_size(width, height) == expected
     if width * height < 10000 or width == 340:
         source = noise(tmp_path / "source.mkv", 3, height, width)
-        assert write_prepared(source, tmp_path / "copy.avi") == 3
+        assert write_prepared(source, tmp_path / "copy.avi").count == 3
         assert read_prepared(tmp_path / "copy.avi", [1], 2).shape == (1, 2, *expected[::-1], 3)
 
 
@@ -186,15 +192,14 @@ def test_what_cannot_be_read_leaves_nothing_behind(files, tmp_path, kind):
 
 
 def test_a_copy_that_lacks_a_frame_is_found_out(files, tmp_path, monkeypatch):
-    frames = prepared_module._small_frames
     monkeypatch.setattr(prepared_module, "_transcode", lambda *a, real=prepared_module._transcode: real(*a) + 1)
-    with pytest.raises(VideoError, match="its copy has 30 packets and 30 frames of the 31"):
+    with pytest.raises(VideoError, match="its copy has 30 frames of the 31"):
         write_prepared(files["h264"], tmp_path / "copy.mp4")
     monkeypatch.undo()
     monkeypatch.setitem(prepared_module.ENCODER, "g", "12")
-    with pytest.raises(VideoError, match="no key frame every 8 frames"):
+    with pytest.raises(VideoError, match="its copy cannot be decoded from every 8th frame"):
         write_prepared(files["h264"], tmp_path / "copy.mp4")
-    assert not os.listdir(tmp_path) and len(list(frames(files["h264"]))) == 30
+    assert not os.listdir(tmp_path)
 
 
 def test_a_full_disk_is_not_the_videos_fault(tmp_path):
@@ -211,12 +216,32 @@ def test_a_full_disk_is_not_the_videos_fault(tmp_path):
     assert os.listdir(tmp_path) == ["source.mkv"]
 
 
-def test_other_videos_are_not_taken_for_prepared(files):
-    assert count_prepared(files["h264"]) == count_prepared(files["avi"]) == 0
-    with pytest.raises(VideoError, match="not a prepared video"):
-        read_prepared(files["h264"], [0], 1)
-    with pytest.raises(VideoError, match="not a video"):
-        count_prepared(files["text"])
+def encoded_again(copy, path):
+    """Mirrored, with a key frame every 100 frames."""
+    pictures = [np.ascontiguousarray(picture[:, ::-1]) for picture in read_video(copy)]
+    return make.write(path, pictures, "mpeg4", options={"g": "100"}, metadata={"comment": "dclr prepare"})
+
+
+def cut(copy, path):
+    """Packets from the second key frame on, of which the file hides the first four."""
+    with av.open(str(copy)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        for packet in packets[prepared_module.GROUP :]:
+            packet.stream = stream
+            packet.pts -= packets[12].pts
+            packet.dts = packet.pts
+            target.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("made, count", [(encoded_again, 30), (cut, 18)])
+def test_a_file_made_from_a_copy_is_a_file_of_its_own(copy, tmp_path, made, count):
+    path = made(copy, tmp_path / "made.mp4")
+    whole = read_video(path)
+    assert len(whole) == count and not is_prepared(learn(path))
+    for start in range(0, count - 4, 3):
+        np.testing.assert_array_equal(read_prepared(path, [start], 4)[0], whole[start : start + 4])
 
 
 UCF = {
@@ -277,8 +302,7 @@ def test_training_samples_the_same_frames(files, tmp_path):
         before, after = (part[2, index] for part in clips)
         assert (before.video_id, before.label) == (after.video_id, after.label) == (index, index // 2)
         assert (before.clips.int() - after.clips.int()).abs().float().mean() < 8
-    assert clips[0].videos.counts.tolist() == clips[1].videos.counts.tolist()
-    assert clips[1].videos.prepared.all() and not clips[0].videos.prepared.any()
+    assert [clips[0].videos.count(i) for i in range(4)] == [clips[1].videos.count(i) for i in range(4)]
 
 
 def test_a_second_run_does_the_rest(files, tmp_path):
@@ -286,14 +310,14 @@ def test_a_second_run_does_the_rest(files, tmp_path):
     prepare_quietly("ucf101", root, out)
     copies = sorted(out.rglob("*.avi"))
     times = [path.stat().st_mtime_ns for path in copies]
-    copies[1].rename(copies[1].with_name(f".{copies[1].name}.part"))
+    copies[1].unlink()
     done = prepare_quietly("ucf101", root, out)
     assert (done.written, done.present) == (1, 3)
     again = [path.stat().st_mtime_ns for path in copies]
     assert [now == then for now, then in zip(again, times)] == [True, False, True, True]
     assert not list(out.rglob("*.part"))
     copies[2].write_bytes(files["avi"].read_bytes())
-    with pytest.raises(DatasetError, match=r"g01_c01.avi is there already, but not written by dclr prepare"):
+    with pytest.raises(DatasetError, match=r"g01_c01.avi is there already, but not as dclr prepare writes it"):
         prepare_quietly("ucf101", root, out)
 
 
@@ -332,7 +356,7 @@ def test_a_list_of_paths(files, tmp_path, capsys):
     assert "going on without 1 videos that the lists name" in capsys.readouterr().err
     assert load_dataset("folder", tmp_path / "out").paths == (str(tmp_path / "out/x/one.mp4"),)
     test = load_dataset("folder", tmp_path / "out", subset="test", allow_missing=True)
-    assert test.paths == (str(tmp_path / "out/x/two.3gp"),) and count_prepared(test.paths[0]) == 30
+    assert test.paths == (str(tmp_path / "out/x/two.3gp"),) and count_frames(test.paths[0]) == 30
 
 
 def test_a_list_of_ones_own(files, tmp_path):
@@ -343,6 +367,38 @@ def test_a_list_of_ones_own(files, tmp_path):
     prepare_quietly("kinetics400", root, tmp_path / "out", annotations="mine[1].lst")
     after = load_dataset("kinetics400", tmp_path / "out", annotations="mine[1].lst")
     assert after.paths == (str(tmp_path / "out/train/zumba/a b.mp4"),) and after.labels == (0,)
+
+
+def test_nothing_is_written_outside_of_out(files, tmp_path):
+    """A row may lead out of the root."""
+    for folder in ("work/A", "work/C"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "c.mp4").write_bytes(files["h264"].read_bytes())
+    (tmp_path / "work/A/labels.csv").write_text("path,label\nc.mp4,a\n../C/c.mp4,b\n")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DatasetError, match=r"work/C/c\.mp4 is not under root .*work/A"):
+        prepare_quietly("folder", tmp_path / "work/A", tmp_path / "out/D")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_as_long_as_may_be(files, tmp_path):
+    (tmp_path / "root").mkdir()
+    name = 251 * "a" + ".mp4"
+    (tmp_path / "root" / name).write_bytes(files["h264"].read_bytes())
+    assert prepare_quietly("folder", tmp_path / "root", tmp_path / "out").written == 1
+    assert count_frames(tmp_path / "out" / name) == 30
+
+
+def test_training_from_copies_decodes_none_as_a_whole(files, tmp_path, monkeypatch):
+    """Whichever half it is of: what `prepare` learned of all lies above both."""
+    for half in ("train", "val"):
+        (tmp_path / "root" / half / "a").mkdir(parents=True)
+        (tmp_path / "root" / half / "a" / "v.mp4").write_bytes(files["h264"].read_bytes())
+    prepare_quietly("folder", tmp_path / "root", tmp_path / "out")
+    monkeypatch.setattr("dclr.data.index.learn", lambda path: pytest.fail(f"{path} is decoded as a whole once more"))
+    for subset in ("train", "test"):
+        clips = PretrainClips(load_dataset("folder", tmp_path / "out", subset=subset), frames=4, size=32)
+        assert clips[0, 0].clips.shape == (2, 5, 32, 32, 3)
 
 
 @pytest.mark.parametrize("out", ["root", "root/inside", "root/../root", "."])
@@ -387,7 +443,7 @@ def test_ctrl_c_and_going_on(files, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and errors.splitlines()[-1] == "dclr: interrupted", errors
     before = finished()
-    assert 2 <= len(before) < count and all(count_prepared(out / "class" / name) == 30 for name in before)
+    assert 2 <= len(before) < count and all(count_frames(out / "class" / name) == 30 for name in before)
     done = prepare_quietly("folder", root, out, workers=0)
     assert (done.written, done.present) == (count - len(before), len(before))
     after = finished()

@@ -5,8 +5,8 @@ import av
 import numpy as np
 import pytest
 
-from dclr.data import VideoError, count_frames, read_clips, read_video
-from dclr.data import video as video_module
+from dclr.data import VideoError, count_frames, read_clips, read_video, seeking
+from dclr.data.seeking import learn
 
 from . import conftest as make
 
@@ -20,18 +20,20 @@ TURNS = {
 }
 
 
+@pytest.mark.parametrize("seek", [False, True])
 @pytest.mark.parametrize("kind", READABLE)
-def test_frames_are_exact(files, kind):
+def test_frames_are_exact(files, kind, seek):
     assert count_frames(files[kind]) == 30
-    clips = read_clips(files[kind], [13, 0, 4], 5, 4)
+    clips = read_clips(files[kind], [13, 0, 4], 5, 4, known=learn(files[kind]) if seek else None)
     assert clips.shape == (3, 5, make.HEIGHT, make.WIDTH, 3) and clips.dtype == np.uint8
     assert make.numbers_of(clips) == [[13, 17, 21, 25, 29], [0, 4, 8, 12, 16], [4, 8, 12, 16, 20]]
     assert make.numbers_of(read_video(files[kind])[None]) == [list(range(30))]
 
 
+@pytest.mark.parametrize("seek", [False, True])
 @pytest.mark.parametrize("kind", ["h264", "avi"])
-def test_past_the_end_the_video_starts_again(files, kind):
-    clips = read_clips(files[kind], [25, 29, 61], 4, 3)
+def test_past_the_end_the_video_starts_again(files, kind, seek):
+    clips = read_clips(files[kind], [25, 29, 61], 4, 3, known=learn(files[kind]) if seek else None)
     assert make.numbers_of(clips) == [[25, 28, 1, 4], [29, 2, 5, 8], [1, 4, 7, 10]]
 
 
@@ -49,14 +51,14 @@ def test_the_files_are_as_awkward_as_they_say(files):
 
 def test_decoding_stops_at_the_last_needed_frame(files, monkeypatch):
     decoded = []
-    frames = video_module.decoded_frames
+    frames = seeking.decoded_frames
 
     def counted(path):
         for frame in frames(path):
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(video_module, "decoded_frames", counted)
+    monkeypatch.setattr(seeking, "decoded_frames", counted)
     read_clips(files["h264"], [3, 0], 4, 2)
     assert len(decoded) == 10
     decoded.clear()
@@ -170,7 +172,7 @@ def test_frames_of_another_size_are_scaled_to_the_first(tmp_path):
         ("nowhere", "No such file"),
     ],
 )
-@pytest.mark.parametrize("reader", [count_frames, read_video, lambda path: read_clips(path, [0], 2)])
+@pytest.mark.parametrize("reader", [count_frames, read_video, learn, lambda path: read_clips(path, [0], 2)])
 def test_what_cannot_be_read_is_named(files, kind, reason, reader):
     with pytest.raises(VideoError, match=reason) as caught:
         reader(files[kind])
