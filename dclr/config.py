@@ -104,11 +104,9 @@ class OptimConfig:
     """Steps of linear warm-up."""
     clip: float | None = None
     """Norm that the gradient is scaled down to where it is longer."""
-    clip_start: int = 0
-    """First epoch in which it is; a term that joins late brings a far longer gradient."""
 
     def __post_init__(self) -> None:
-        at_least("optim", self, momentum=0, weight_decay=0, warmup=0, clip_start=0)
+        at_least("optim", self, momentum=0, weight_decay=0, warmup=0)
         if not all(0 <= share <= 1 for share in self.milestones):
             raise ConfigError(f"optim.milestones: got {self.milestones}, expected shares of the epochs, 0 to 1")
         if not self.lr > 0:

@@ -29,7 +29,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
-    synthesize(root, SynthConfig(train=9, test=8, size=16, frames=8, blobs=2), progress=False)
+    synthesize(root, SynthConfig(train=9, test=8, size=16, frames=8, objects=2), progress=False)
     return root
 
 

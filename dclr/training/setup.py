@@ -56,7 +56,7 @@ def ready_trainer(
     if is_first():
         steps = trainer.steps_per_epoch
         say(description(config, videos, trainer.method, trainer.failures, device, steps))
-        for note in [*notes, *filter(None, [lock.warning])]:
+        for note in [*videos.notes, *notes, *filter(None, [lock.warning])]:
             say(note)
     return trainer
 

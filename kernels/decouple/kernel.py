@@ -9,18 +9,26 @@ where its layout allows (RUN), turned round in registers where the sample is mir
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ._common import device_class, tl, triton
+from .._common import Config, cdiv, device_class, next_power_of_2, tl, triton
 
-# Elements of a tile, channels padded to a power of two: 8 a thread, which is a run of 16-bit results. Without
-# `maxnreg`, the assembler for sm_100 would spill a value for more programs.
+
+@dataclass(frozen=True)
+class Tile(Config):
+    """`elements` of a tile, channels padded to a power of two: 8 a thread, which is a run of 16-bit results."""
+
+    elements: int
+
+
+# Without `maxnreg`, the assembler for sm_100 would spill a value for more programs.
 CONFIGS = {
-    "default": {"elements": 1024, "num_warps": 4},
-    "sm_100": {"elements": 1024, "num_warps": 4, "maxnreg": 255},
-    "gfx942": {"elements": 2048, "num_warps": 4},
+    "default": {"walk": Tile(4, 1024)},
+    "sm_100": {"walk": Tile(4, 1024, maxnreg=255)},
+    "gfx942": {"walk": Tile(4, 2048)},
 }
 
 if triton is not None:
@@ -64,7 +72,7 @@ if triton is not None:
             return b * stride_b + row + w.to(tl.int64) * stride_w
 
     @triton.jit
-    def _load(
+    def _load_frame(
         ptr, t, stride_t, offset, mirrored, mask,
         FLIP: tl.constexpr, LAST: tl.constexpr, V: tl.constexpr, RUN: tl.constexpr,
     ):  # fmt: skip
@@ -102,9 +110,9 @@ if triton is not None:
         out = (b if LAST else b * C + c) * T * length + run * V + tl.arange(0, V)[None, None, :]
         dtype = rgb_ptr.dtype.element_ty
         still = tl.zeros(mask.shape, dtype)
-        x = _load(clip_ptr, 0, stride_t, source, mirrored, mask, FLIP, LAST, V, RUN)
+        x = _load_frame(clip_ptr, 0, stride_t, source, mirrored, mask, FLIP, LAST, V, RUN)
         for t in range(T):
-            after = _load(clip_ptr, t + 1, stride_t, source, mirrored, mask, FLIP, LAST, V, RUN)
+            after = _load_frame(clip_ptr, t + 1, stride_t, source, mirrored, mask, FLIP, LAST, V, RUN)
             rgb = ((x * SCALE - mean) * factor).to(dtype)
             # Scaled after the subtraction: equal frames differ by exactly 0, fused multiply-add or not.
             difference = ((after - x) * (SCALE * factor)).to(dtype)
@@ -152,15 +160,17 @@ if triton is not None:
         still = tl.zeros(mask.shape, tl.float32)
         if static_ptr is not None:
             for t in range(T):
-                still += _load(static_ptr, t, static_stride_t, static_source, mirrored, mask, FLIP, LAST, V, STATIC_RUN)
+                still += _load_frame(
+                    static_ptr, t, static_stride_t, static_source, mirrored, mask, FLIP, LAST, V, STATIC_RUN
+                )
         before = tl.zeros(mask.shape, tl.float32)
         dtype = out_ptr.dtype.element_ty
         for t in range(T):
             grad = before + tl.where(t == still_t, still, 0.0)
             if rgb_ptr is not None:
-                grad += _load(rgb_ptr, t, rgb_stride_t, rgb_source, mirrored, mask, FLIP, LAST, V, RGB_RUN)
+                grad += _load_frame(rgb_ptr, t, rgb_stride_t, rgb_source, mirrored, mask, FLIP, LAST, V, RGB_RUN)
             if difference_ptr is not None:
-                before = _load(
+                before = _load_frame(
                     difference_ptr, t, difference_stride_t, difference_source, mirrored, mask,
                     FLIP, LAST, V, DIFFERENCE_RUN,
                 )  # fmt: skip
@@ -186,23 +196,23 @@ def reads_runs(frames_bcthw: Tensor, size: tuple[int, int], sizes: dict[str, int
     return w == 1 and not any(s % sizes["V"] for s in (size[1], *(stride for n, stride in outer if n > 1)))
 
 
-def tile_sizes(out_bcthw: Tensor, last: bool) -> dict[str, int]:
+def frame_tile(out_bcthw: Tensor, last: bool) -> dict[str, int]:
     """Constants of a launch that writes `out_bcthw`: order, elements of a run, sizes of a tile, warps."""
     _, channels, _, height, width = out_bcthw.shape
-    config = dict(CONFIGS.get(device_class(out_bcthw.device), CONFIGS["default"]))
-    rows = 1 if last else min(4, triton.next_power_of_2(channels))
+    config = CONFIGS.get(device_class(out_bcthw.device), CONFIGS["default"])["walk"]
+    rows = 1 if last else min(4, next_power_of_2(channels))
     length = height * width * (channels if last else 1)
     run = math.gcd(16 // out_bcthw.element_size(), length)
-    block = min(config.pop("elements") // rows, triton.next_power_of_2(length))
-    return {"LAST": last, "V": run, "ROWS": rows, "RUNS": max(1, block // run), **config}
+    block = min(config.elements // rows, next_power_of_2(length))
+    return {"LAST": last, "V": run, "ROWS": rows, "RUNS": max(1, block // run), **config.options()}
 
 
 def _grid(out_bcthw: Tensor, sizes: dict[str, int]) -> tuple[int, int]:
     batch, channels, _, height, width = out_bcthw.shape
     block = sizes["RUNS"] * sizes["V"]
     if sizes["LAST"]:
-        return batch * triton.cdiv(height * width * channels, block), 1
-    return batch * triton.cdiv(height * width, block), triton.cdiv(channels, sizes["ROWS"])
+        return batch * cdiv(height * width * channels, block), 1
+    return batch * cdiv(height * width, block), cdiv(channels, sizes["ROWS"])
 
 
 def launch_forward(
@@ -211,7 +221,7 @@ def launch_forward(
 ) -> None:  # fmt: skip
     """Fill `outs`, dense in the order that `last` says; the arguments but `clip` are contiguous."""
     _, channels, frames, _, _ = outs[0].shape
-    sizes, size = tile_sizes(outs[0], last), _frame_size([clip], flip)
+    sizes, size = frame_tile(outs[0], last), _frame_size([clip], flip)
     with torch.cuda.device_of(clip):
         decouple_kernel[_grid(outs[0], sizes)](
             clip, *clip.stride(), index, flip, mean, std, *outs, channels, frames, *size,
@@ -225,7 +235,7 @@ def launch_backward(
     """Fill `out` (B, C, T+1, H, W), dense in the order that `last` says, from gradients with any strides."""
     _, channels, frames, _, _ = out.shape
     given = [grad for grad in grads if grad is not None]
-    sizes, size = tile_sizes(out, last), _frame_size([out[:, :, 1:], *given], flip)
+    sizes, size = frame_tile(out, last), _frame_size([out[:, :, 1:], *given], flip)
     strided = [value for grad in grads for value in (grad, *((0,) * 5 if grad is None else grad.stride()))]
     runs = {
         f"{name}_RUN": grad is not None and reads_runs(grad, size, sizes, flip)

@@ -14,9 +14,11 @@ Shape letters: M queries, L rows of the queue, D features, K results, N keys of 
 
 from __future__ import annotations
 
-from ._common import tl, triton
+from .._common import tl, triton
 
 if triton is not None:
+    from ..rows import dot, inverse_norm, load_rows
+
     # Ranks below every cosine: a NaN, an empty place of the list, an entry that must not be found.
     NAN = tl.constexpr(-2.0)
     EMPTY = tl.constexpr(-3.0)
@@ -50,12 +52,6 @@ if triton is not None:
         return (key & LAST_INDEX) ^ LAST_INDEX
 
     @triton.jit
-    def _load_rows(ptr, row, rows, stride_row, d, D, stride_d):
-        """(ROWS, BLOCK_D), 0 outside."""
-        offset = row.to(tl.int64)[:, None] * stride_row + d.to(tl.int64)[None, :] * stride_d
-        return tl.load(ptr + offset, mask=(row < rows)[:, None] & (d < D)[None, :], other=0)
-
-    @triton.jit
     def _add_squares(square, scale, x):
         """Adds columns of rows to their scaled sums of squares; 0 and FIRST_SCALE to start with.
 
@@ -72,26 +68,10 @@ if triton is not None:
         return square * change * change + tl.sum(x * x, 1), new
 
     @triton.jit
-    def _inverse_norm(square, scale):
-        """Of the scaled row: 0 for a zero row (and one of subnormal numbers), NaN for one that is not finite."""
-        zero = scale >= ZERO_SCALE
-        inverse = tl.where(zero, 0.0, tl.rsqrt(tl.where(zero, 1.0, square)))
-        return tl.where(square < float("inf"), inverse, float("nan"))
-
-    @triton.jit
     def _load_query(ptr, row, rows, stride_row, d, D, stride_d, scale):
         """In its own dtype, rows scaled."""
-        query = _load_rows(ptr, row, rows, stride_row, d, D, stride_d)
+        query = load_rows(ptr, row, row < rows, stride_row, d, D, stride_d)
         return (query.to(tl.float32) * scale[:, None]).to(ptr.dtype.element_ty)
-
-    @triton.jit
-    def _dot(query, queue, product, UPCAST: tl.constexpr):
-        if UPCAST:
-            # The interpreter has no bfloat16, and sums in float32 depend on the place in the tile: equal rows must tie.
-            exact = tl.dot(query.to(tl.float64), tl.trans(queue).to(tl.float64), out_dtype=tl.float64)
-            return product + exact.to(tl.float32)
-        else:
-            return tl.dot(query, tl.trans(queue), product, input_precision="ieee")
 
     @triton.jit
     def _any(flags):
@@ -144,9 +124,9 @@ if triton is not None:
         query_square = tl.zeros((BLOCK_M,), tl.float32)
         query_scale = tl.full((BLOCK_M,), FIRST_SCALE, tl.float32)
         for first_d in range(0, D, BLOCK_D):
-            query = _load_rows(query_ptr, m, M, query_stride_m, first_d + d, D, query_stride_d)
+            query = load_rows(query_ptr, m, m < M, query_stride_m, first_d + d, D, query_stride_d)
             query_square, query_scale = _add_squares(query_square, query_scale, query)
-        query_inverse = _inverse_norm(query_square, query_scale)
+        query_inverse = inverse_norm(query_square, query_scale >= ZERO_SCALE)
         if WHOLE:
             whole_query = _load_query(query_ptr, m, M, query_stride_m, d, D, query_stride_d, query_scale)
         if query_id_ptr is not None:
@@ -164,21 +144,21 @@ if triton is not None:
             square = tl.zeros((BLOCK_L,), tl.float32)
             scale = tl.full((BLOCK_L,), FIRST_SCALE, tl.float32)
             if WHOLE:
-                queue = _load_rows(queue_ptr, l, L, queue_stride_l, d, D, queue_stride_d)
-                product = _dot(whole_query, queue, product, UPCAST)
+                queue = load_rows(queue_ptr, l, l < L, queue_stride_l, d, D, queue_stride_d)
+                product = dot(whole_query, tl.trans(queue), product, "ieee", UPCAST)
                 inverse = _plain_inverse_norm(queue)
             else:
                 for first_d in range(0, D, BLOCK_D):
-                    queue = _load_rows(queue_ptr, l, L, queue_stride_l, first_d + d, D, queue_stride_d)
+                    queue = load_rows(queue_ptr, l, l < L, queue_stride_l, first_d + d, D, queue_stride_d)
                     query = _load_query(query_ptr, m, M, query_stride_m, first_d + d, D, query_stride_d, query_scale)
-                    product = _dot(query, queue, product, UPCAST)
+                    product = dot(query, tl.trans(queue), product, "ieee", UPCAST)
                     square, scale = _add_squares(square, scale, queue)
-                inverse = _inverse_norm(square, scale) * scale
+                inverse = inverse_norm(square, scale >= ZERO_SCALE) * scale
             largest = tl.reduce(product * inverse[None, :], 1, _larger) * query_inverse
             if (first + BLOCK_L > limit) | _any(~(largest + SLACK <= bar)):  # so that NaN is looked at
                 if WHOLE:
                     square, scale = _add_squares(square, scale, queue)
-                    inverse = _inverse_norm(square, scale) * scale
+                    inverse = inverse_norm(square, scale >= ZERO_SCALE) * scale
                 cosine = product * inverse[None, :] * query_inverse[:, None]
                 found = (l < limit)[None, :]
                 if query_id_ptr is not None:

@@ -1,8 +1,4 @@
-"""Clip, static clip and frame difference.
-
-    rgb_t = (x_t - mean) / std,  t = 0 .. T-1                                             (the clip v)
-    static_t = rgb_{t*} for one frame t* in every place                                   DCLR Eq. 3
-    difference_t = (x_{t+1} - x_t) / std                                                  DCLR Eq. 4
+"""Clip, static clip and frame difference: `reference.py` has the formula, `kernel.py` the Triton kernels.
 
 Shape suffixes: b batch, c channels, t frames, h rows, w columns.
 """
@@ -11,66 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._common import FLOAT_DTYPES, check, check_same_device, define_op, runs_triton
-from ._decouple import launch_backward, launch_forward
+from .._common import (
+    FLOAT_DTYPES,
+    check,
+    check_channels,
+    check_rows,
+    check_tensors,
+    define_op,
+    first_derivative,
+    runs_triton,
+    wide_dtype,
+)
+from .kernel import launch_backward, launch_forward
+from .reference import Decoupled, decouple_backward_reference, decouple_reference
 
 MEMORY_FORMATS = (torch.contiguous_format, torch.channels_last_3d)
 
 _library = torch.library.Library("dclr", "FRAGMENT")
-
-
-class Decoupled(NamedTuple):
-    """(B, C, T, H, W) each."""
-
-    rgb: Tensor
-    static: Tensor
-    difference: Tensor
-
-
-# Reference
-
-
-def decouple_reference(
-    clip_bcthw: Tensor, static_index: Tensor, flip: Tensor | None, mean: Tensor, std: Tensor, dtype: torch.dtype
-) -> Decoupled:
-    """Plain PyTorch form of `decouple`; arithmetic in float32, or float64 for a float64 clip."""
-    wide = wide_dtype(clip_bcthw.dtype)
-    raw = clip_bcthw.to(wide) / 255 if clip_bcthw.dtype == torch.uint8 else clip_bcthw.to(wide)
-    if flip is not None:
-        raw = torch.where(flip.view(-1, 1, 1, 1, 1), raw.flip(-1), raw)
-    std = std.view(-1, 1, 1, 1)
-    rgb = ((raw[:, :, :-1] - mean.view(-1, 1, 1, 1)) / std).to(dtype)
-    difference = ((raw[:, :, 1:] - raw[:, :, :-1]) / std).to(dtype)
-    still = rgb[torch.arange(rgb.shape[0], device=rgb.device), :, static_index.long()]
-    return Decoupled(rgb, still[:, :, None].expand_as(rgb), difference)
-
-
-def decouple_backward_reference(
-    grads: Sequence[Tensor | None], static_index: Tensor, flip: Tensor | None, std: Tensor, to_clip: Tensor
-) -> Tensor:
-    """Gradient of the clip from those of rgb, static and difference, added to zeros `to_clip` (B, C, T+1, H, W)."""
-    rgb, static, difference = grads
-    if rgb is not None:
-        to_clip[:, :, :-1] += rgb
-    if static is not None:
-        samples = torch.arange(len(to_clip), device=to_clip.device)
-        to_clip[samples, :, static_index.long()] += static.sum(2, dtype=to_clip.dtype)
-    if difference is not None:
-        to_clip[:, :, 1:] += difference
-        to_clip[:, :, :-1] -= difference
-    to_clip = to_clip / std.view(-1, 1, 1, 1)
-    return to_clip if flip is None else torch.where(flip.view(-1, 1, 1, 1, 1), to_clip.flip(-1), to_clip)
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic on a clip of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # Ops
@@ -123,7 +80,7 @@ def _backward(
     to_clip = _empty(static_index, size, dtype, channels_last)
     wide = any(grad is not None and grad.dtype == torch.float64 for grad in (to_clip, *grads))
     if not runs_triton(to_clip) or wide:
-        zeros = torch.zeros(size, dtype=wide_dtype(dtype), device=to_clip.device)
+        zeros = torch.zeros(size, dtype=wide_dtype(to_clip), device=to_clip.device)
         std = zeros.new_ones(size[1]) if std is None else std
         to_clip.copy_(decouple_backward_reference(grads, static_index, flip, std, zeros))
     elif to_clip.numel():
@@ -172,7 +129,7 @@ class _Decouple(torch.autograd.Function):
         return results
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx, *grads):
         to_clip = torch.ops.dclr.decouple_backward(*grads, *ctx.saved_tensors, *ctx.clip)
         return to_clip, *(None,) * 6
@@ -220,24 +177,20 @@ def decouple(
 def _check(
     clip: Tensor, static_index: Tensor, flip: Tensor | None, dtype: torch.dtype | None, memory_format: object
 ) -> torch.dtype:
+    check_tensors(clip=clip, static_index=static_index, optional={"flip": flip})
     floating = clip.dtype in FLOAT_DTYPES
     check(floating or clip.dtype == torch.uint8, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
     enough = clip.dim() == 5 and clip.shape[2] >= 2
     check(enough, "clip", tuple(clip.shape), "(B, C, T+1, H, W) with at least 2 frames")
     small = clip.shape[1] * clip.shape[3] * clip.shape[4] < 2**31
     check(small, "clip", tuple(clip.shape), "frames of fewer than 2^31 elements")
-    integer = static_index.dtype in (torch.int64, torch.int32)
-    check(integer, "static_index", static_index.dtype, "int64 or int32", TypeError)
     batch, frames = clip.shape[0], clip.shape[2] - 1
     check(tuple(static_index.shape) == (batch,), "static_index", tuple(static_index.shape), (batch,))
     if flip is not None:
         check(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
         check(tuple(flip.shape) == (batch,), "flip", tuple(flip.shape), (batch,))
-    check_same_device(clip=clip, static_index=static_index, flip=flip)
     check(memory_format in MEMORY_FORMATS, "memory_format", memory_format, "contiguous_format or channels_last_3d")
-    if static_index.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
-        low, high = int(static_index.min()), int(static_index.max())
-        check(low >= 0 and high < frames, "static_index", f"values in [{low}, {high}]", f"values in [0, {frames})")
+    check_rows("static_index", static_index, frames)
     if dtype is None:
         return clip.dtype if floating else torch.float32
     check(dtype in FLOAT_DTYPES, "dtype", dtype, "float32, bfloat16, float16 or float64", TypeError)
@@ -247,12 +200,12 @@ def _check(
 def _per_channel(name: str, value: Sequence[float] | Tensor | None, clip: Tensor) -> Tensor | None:
     if value is None:
         return None
-    dtype, expected = wide_dtype(clip.dtype), (clip.shape[1],)
+    dtype, expected = wide_dtype(clip), (clip.shape[1],)
     if isinstance(value, Tensor):
-        check_same_device(clip=clip, **{name: value})
+        check_tensors(clip=clip, **{name: value})
         check(tuple(value.shape) == expected, name, tuple(value.shape), expected)
         return value.detach().to(dtype)
-    check(len(value) == clip.shape[1], name, tuple(value), "a value of each channel")
+    check_channels(name, value, clip.shape[1])
     # A traced or fake clip wants a constant of its own kind.
     plain = type(clip) is Tensor and not torch.compiler.is_compiling()
     constant = _cached_constant if plain else torch.tensor

@@ -7,19 +7,28 @@ is too small to fill the device, or a map too large for one tile, the phases are
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from ._common import device_class, tl, triton
-from ._tiles import CONFIGS as TILES
-from ._tiles import empty_gradient, tile_sizes
+from .._common import cdiv, device_class, tl, triton
+from ..feature_maps import empty_gradient, map_tile
 
 if triton is not None:
-    from ._tiles import load_pool, pool_weight, sign, sum_positions, tile_mask, tile_offset, tile_positions
-    from .activation import align_maps, launch_align, load_map
+    from ..activation import align_maps, launch_align, load_map
+    from ..feature_maps import load_pool, pool_weight, sign, sum_positions, tile_mask, tile_offset, tile_positions
 
-# Below PROGRAMS samples, the channels of one are split among up to CHUNKS programs, at the price of two more launches.
-CONFIGS = {"default": {"programs": 128, "chunks": 2}}
+
+@dataclass(frozen=True)
+class Split:
+    """Below `programs` samples, the channels of one are split among `chunks` programs, for two more launches."""
+
+    programs: int
+    chunks: int
+
+
+CONFIGS = {"default": {"split": Split(128, 2)}}
 
 if triton is not None:
 
@@ -175,8 +184,8 @@ def head_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tenso
         return *(torch.empty((batch, channels), **wide) for _ in range(5)), alignment, saved
     maps_bcp = [features.flatten(2) for features in (rgb, static, difference)]
     positions = maps_bcp[0].shape[2]
-    sizes = tile_sizes(TILES, "read", *maps_bcp)
-    tiles = triton.cdiv(positions, sizes["ROWS"] * sizes["LANES"])
+    sizes = map_tile("read", *maps_bcp)
+    tiles = cdiv(positions, sizes["ROWS"] * sizes["LANES"])
     chunk_size, chunks = _chunks(batch, channels, sizes["BLOCK_C"], rgb.device)
     whole = chunks == tiles == 1
     pools = [torch.empty((batch, channels) if tiles == 1 else (tiles, batch, channels), **wide) for _ in range(5)]
@@ -196,11 +205,11 @@ def head_backward(rgb: Tensor, saved: Tensor, *grads: Tensor | None) -> tuple[Te
     outs = [empty_gradient(rgb) for _ in range(3)]
     if len(rgb):
         rgb_bcp, outs_bcp = rgb.flatten(2), [out.flatten(2) for out in outs]
-        sizes = tile_sizes(TILES, "write", rgb_bcp, outs_bcp[0])
+        sizes = map_tile("write", rgb_bcp, outs_bcp[0])
         batch, channels, positions = rgb_bcp.shape
         strided = [value for grad in grads[:5] for value in ((None, 0, 0) if grad is None else (grad, *grad.stride()))]
         alignment = (None, 0) if grads[5] is None else (grads[5], *grads[5].stride())
-        grid = (batch, triton.cdiv(channels, sizes["BLOCK_C"]), triton.cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
+        grid = (batch, cdiv(channels, sizes["BLOCK_C"]), cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
         with torch.cuda.device_of(rgb):
             _head_backward_kernel[grid](
                 rgb_bcp, *rgb_bcp.stride(), saved, *outs_bcp, *outs_bcp[0].stride(), *strided, *alignment,
@@ -211,8 +220,8 @@ def head_backward(rgb: Tensor, saved: Tensor, *grads: Tensor | None) -> tuple[Te
 
 def _chunks(batch: int, channels: int, block_c: int, device: torch.device) -> tuple[int, int]:
     """Channels of a chunk, a multiple of the block, and how many chunks that makes."""
-    config = CONFIGS.get(device_class(device), CONFIGS["default"])
-    blocks = triton.cdiv(channels, block_c)
-    wanted = max(1, min(blocks, config["chunks"], config["programs"] // batch))
-    chunk_size = triton.cdiv(blocks, wanted) * block_c
-    return chunk_size, triton.cdiv(channels, chunk_size)
+    split = CONFIGS.get(device_class(device), CONFIGS["default"])["split"]
+    blocks = cdiv(channels, block_c)
+    wanted = max(1, min(blocks, split.chunks, split.programs // batch))
+    chunk_size = cdiv(blocks, wanted) * block_c
+    return chunk_size, cdiv(channels, chunk_size)

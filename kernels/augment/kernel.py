@@ -12,41 +12,37 @@ kernels, with colours of its own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from ._common import device_class, tl, triton
+from .._common import Config, cdiv, device_class, next_power_of_2, tl, triton
+from .reference import COLORS
 
-# `elements`: pixels of a tile, or of a step through a frame.
-CONFIGS = {
-    "default": {
-        "luma": {"elements": 1024, "num_warps": 4},
-        "point": {"elements": 256, "num_warps": 4},
-        "blur": {"num_warps": 8},
-    },
-}
+
+@dataclass(frozen=True)
+class Tile(Config):
+    """`elements`: pixels of a tile, or of a step through a frame; of a blur, SIDE x SIDE."""
+
+    elements: int | None = None
+
+
 # Without `maxnreg`, the assembler for sm_100 would spill values for more programs.
-CONFIGS["sm_100"] = CONFIGS["default"] | {"blur": {"num_warps": 8, "maxnreg": 255}}
+CONFIGS = {"default": {"luma": Tile(4, 1024), "point": Tile(4, 256), "blur": Tile(8)}}
+CONFIGS["sm_100"] = CONFIGS["default"] | {"blur": Tile(8, maxnreg=255)}
 
-COLORS = 6  # values of a clip in the table of colours
 SIDE = 64  # of a blurred tile and its border, together
 MAX_RADIUS = (SIDE - 2) // 2  # of a blur that leaves something of the tile
 
 if triton is not None:
+    from ..pixels import load_rgb
+
     _STRIDES = ["stride_b", "stride_c", "stride_t", "stride_h", "stride_w"]
 
     @triton.jit
     def _clamp(x):
         return tl.minimum(tl.maximum(x, 0.0), 1.0)
-
-    @triton.jit
-    def _load(frame_ptr, stride_c, offset, mask):
-        """Red, green and blue in float32, as they are stored."""
-        stride_c = stride_c.to(tl.int64)
-        r = tl.load(frame_ptr + offset, mask=mask, other=0).to(tl.float32)
-        g = tl.load(frame_ptr + stride_c + offset, mask=mask, other=0).to(tl.float32)
-        b = tl.load(frame_ptr + 2 * stride_c + offset, mask=mask, other=0).to(tl.float32)
-        return r, g, b
 
     @triton.jit
     def _store(frame_ptr, pixel, r, g, b, mask):
@@ -134,7 +130,7 @@ if triton is not None:
         for start in range(0, size, P):
             p = start + tl.arange(0, P)
             offset = _offset(p // W, p % W, W, False, stride_h, stride_w)
-            red, green, blue = _load(clip_ptr + b * stride_b + t * stride_t, stride_c, offset, p < size)
+            red, green, blue = load_rgb(clip_ptr + b * stride_b + t * stride_t, stride_c, offset, p < size, tl.float32)
             red, green, blue = _brightened(red * SCALE, green * SCALE, blue * SCALE, row)
             total += _luma(red, green, blue)
         tl.store(luma_ptr + b * jobs + job, tl.sum(total))
@@ -161,10 +157,10 @@ if triton is not None:
         center = _center(luma_ptr + b * jobs, T, size)
         # Without a difference, nothing of a clip that is to be blurred is read here.
         steps = T if STATIC else tl.where(blurred, 0, T)
-        r, g, c = _load(clip_ptr, stride_c, offset, p < tl.where(steps > 0, size, 0))
+        r, g, c = load_rgb(clip_ptr, stride_c, offset, p < tl.where(steps > 0, size, 0), tl.float32)
         for t in range(steps):
             after_ptr = clip_ptr + (t + 1) * stride_t.to(tl.int64)
-            r1, g1, c1 = _load(after_ptr, stride_c, offset, p < tl.where(t + 1 < jobs, size, 0))
+            r1, g1, c1 = load_rgb(after_ptr, stride_c, offset, p < tl.where(t + 1 < jobs, size, 0), tl.float32)
             frame = (b * T + t) * size * 3
             if STATIC:  # scaled after the subtraction: equal frames differ by exactly 0
                 d_r, d_g, d_b = SCALE * factor_r, SCALE * factor_g, SCALE * factor_b
@@ -178,7 +174,8 @@ if triton is not None:
             row, t = static_color_ptr + b * COLORS, tl.load(index_ptr + b).to(tl.int64)
             blurred = tl.load(row + 5) > 0 if BLUR else False
             if not blurred:
-                r, g, c = _load(clip_ptr + t * stride_t, stride_c, offset, p < tl.where((t >= 0) & (t < T), size, 0))
+                inside = p < tl.where((t >= 0) & (t < T), size, 0)
+                r, g, c = load_rgb(clip_ptr + t * stride_t, stride_c, offset, inside, tl.float32)
                 center = _center(luma_ptr + b * jobs + T, 1, size)
                 x, y, z = _colored(r * SCALE, g * SCALE, c * SCALE, row, center)
                 x, y, z = (x - mean_r) * factor_r, (y - mean_g) * factor_g, (z - mean_b) * factor_b
@@ -232,7 +229,7 @@ if triton is not None:
             mirrored = tl.load(flip_ptr + b) if flip_ptr is not None else False
             offset = _offset(h[:, None], w[None, :], W, mirrored, stride_h, stride_w)
             frame_ptr = clip_ptr + b * stride_b + t * stride_t
-            r, g, c = _load(frame_ptr, stride_c, offset, inside_h[:, None] & inside_w[None, :])
+            r, g, c = load_rgb(frame_ptr, stride_c, offset, inside_h[:, None] & inside_w[None, :], tl.float32)
             r, g, c = _colored(r * SCALE, g * SCALE, c * SCALE, row, center)
             # float16 has 11 bits for values in [0, 1], as many as TF32: an error of a quarter of 1 / 255.
             r, g, c = r.to(tl.float16), g.to(tl.float16), c.to(tl.float16)
@@ -272,21 +269,20 @@ def launch(
     normal = *mean, *(1 / value for value in std)
 
     def sizes(name: str) -> dict[str, int]:
-        config = dict(configs[name])
-        return {"P": min(config.pop("elements"), triton.next_power_of_2(height * width)), **config}
+        return {"P": min(configs[name].elements, next_power_of_2(height * width)), **configs[name].options()}
 
     with torch.cuda.device_of(clip):
         luma_kernel[(batch * jobs,)](*source, frames, height, width, **constants, **sizes("luma"))
         point = sizes("point")
-        point_kernel[(batch * triton.cdiv(height * width, point["P"]),)](
+        point_kernel[(batch * cdiv(height * width, point["P"]),)](
             *source, flip, rgb, static, difference, frames, height, width, *normal, BLUR=blur_size > 1,
             **constants, **point,
         )  # fmt: skip
         if blur_size > 1:
             radius = blur_size // 2
             tile = tile_size(height, radius), tile_size(width, radius)
-            grid = batch * jobs, triton.cdiv(height, tile[0]) * triton.cdiv(width, tile[1])
+            grid = batch * jobs, cdiv(height, tile[0]) * cdiv(width, tile[1])
             blur_kernel[grid](
                 *source, flip, rgb, static, frames, height, width, *tile, radius, *normal, SIDE=SIDE,
-                **constants, **configs["blur"],
+                **constants, **configs["blur"].options(),
             )  # fmt: skip

@@ -7,19 +7,29 @@ over positions crosses few threads.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ._common import device_class, tl, triton
+from ._common import Config, device_class, next_power_of_2, tl, triton
 
-# Positions and elements of a tile, in kernels that read maps and in those that write gradients. STAGES tiles are in
-# flight at once, in shared memory. Without `maxnreg`, NVIDIA's assembler would spill a value or two for more programs.
-_WRITE = {"positions": 128, "elements": 8192, "num_warps": 8}
-_READ_SM90 = {"positions": 128, "elements": 4096, "num_warps": 16, "STAGES": 5, "maxnreg": 128}
+
+@dataclass(frozen=True)
+class Tile(Config):
+    """Positions and elements of a tile; STAGES tiles are in flight at once, in shared memory."""
+
+    positions: int
+    elements: int
+    STAGES: int | None = None
+
+
+# In kernels that read maps and in those that write gradients. Without `maxnreg`, NVIDIA's assembler would spill a value
+# or two for more programs.
+_WRITE, _READ_SM90 = Tile(8, 128, 8192), Tile(16, 128, 4096, 5, maxnreg=128)
 CONFIGS = {
-    "default": {"read": {"positions": 128, "elements": 4096, "num_warps": 8, "STAGES": 2}, "write": _WRITE},
-    "sm_80": {"read": _READ_SM90 | {"elements": 2048, "num_warps": 8, "STAGES": 4}, "write": _WRITE},
+    "default": {"read": Tile(8, 128, 4096, 2), "write": _WRITE},
+    "sm_80": {"read": Tile(8, 128, 2048, 4, maxnreg=128), "write": _WRITE},
     "sm_90": {"read": _READ_SM90, "write": _WRITE},
     "sm_100": {"read": _READ_SM90, "write": _WRITE},
 }
@@ -70,11 +80,6 @@ if triton is not None:
         return tl.sum(tl.sum(x, 0), 1)
 
 
-def wide_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype of sums and results: float32, or float64 where an input has it."""
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-
-
 def vector_sizes(*features_bcp: Tensor) -> dict[str, int]:
     """Elements that any access may span, along channels and along positions: powers of two up to 16."""
 
@@ -87,16 +92,15 @@ def vector_sizes(*features_bcp: Tensor) -> dict[str, int]:
     return {"VEC_P": along(2), "VEC_C": along(1) if along(2) == 1 else 1}
 
 
-def tile_sizes(configs: dict, kind: str, *features_bcp: Tensor) -> dict[str, int]:
+def map_tile(kind: str, *features_bcp: Tensor) -> dict[str, int]:
     """Constants of a launch over feature maps of one shape: vector widths, tile sizes, warps, stages for "read"."""
     _, channels, positions = features_bcp[0].shape
-    vectors = vector_sizes(*features_bcp)
-    device = configs.get(device_class(features_bcp[0].device), configs["default"])
-    config = dict(device[kind])
-    block_p = min(config.pop("positions"), triton.next_power_of_2(positions))
-    block_c = min(config.pop("elements") // block_p, triton.next_power_of_2(channels))
+    config = CONFIGS.get(device_class(features_bcp[0].device), CONFIGS["default"])[kind]
+    block_p = min(config.positions, next_power_of_2(positions))
+    block_c = min(config.elements // block_p, next_power_of_2(channels))
     lanes = min(16, block_p)
-    return {**vectors, "ROWS": block_p // lanes, "BLOCK_C": block_c, "LANES": lanes, **config}
+    tile = {"ROWS": block_p // lanes, "BLOCK_C": block_c, "LANES": lanes}
+    return {**vector_sizes(*features_bcp), **tile, **config.options("STAGES")}
 
 
 def empty_gradient(features: Tensor) -> Tensor:
