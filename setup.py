@@ -45,6 +45,7 @@ setup(
     extras_require={
         "test": test,
         "bench": ["pytest-benchmark>=5"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     entry_points={"console_scripts": ["dclr = dclr.cli:main"]},
 )

@@ -28,7 +28,7 @@ def _column(names: list[str]) -> str:
 
 _PRESETS = [
     name
-    for method in ("dclr", "moco", "fame", "dualvar", "demo")
+    for method in ("small", "dclr", "moco", "fame", "dualvar", "demo")
     for name in names_in(f"presets/{method}.py", "PRESETS")
 ]
 
@@ -37,7 +37,7 @@ usage: dclr pretrain [--preset NAME] [--config FILE] [--method NAME] [--SECTION.
 
 Pretrain an encoder on videos.
 
-  dclr pretrain --data.dataset folder --data.root my_videos --output runs/mine
+  dclr pretrain --preset small --data.root my_videos --output runs/mine
   dclr pretrain --preset dclr_ucf101 --data.root /data/UCF-101 --encoder r3d_18
   dclr pretrain --preset fame_k400 --data.root /data/k400 --train.batch 256 --optim.scale-lr
   dclr pretrain --resume --output runs/mine
@@ -52,7 +52,7 @@ Where settings come from; what is further down wins:
 
 Settings that most runs need; --help-all lists all, with their defaults under the preset given:
   --output FOLDER       where the run is written
-  --encoder NAME        {_column(names_in("models/__init__.py", "_BUILDERS"))}
+  --encoder NAME        {_column(names_in("models/encoders.py", "_BUILDERS"))}
   --data.dataset NAME   ucf101 hmdb51 kinetics400 diving48, or folder: class folders or a list
   --data.root FOLDER    where the videos are
   --data.frames, --data.stride, --data.size      of a clip: frames, raw frames to the next, pixels
