@@ -49,6 +49,7 @@ setup(
         "hub": ["huggingface_hub>=0.30"],
         "wandb": ["wandb>=0.17"],
         "mlflow": ["mlflow-skinny>=2.14"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     entry_points={"console_scripts": ["dclr = dclr.cli:main"]},
 )
