@@ -22,7 +22,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     package_dir={"dclr": "dclr", "dclr.kernels": "kernels"},
-    packages=[*find_packages(include=["dclr", "dclr.*"]), "dclr.kernels"],
+    packages=[
+        *find_packages(include=["dclr", "dclr.*"]),
+        "dclr.kernels",
+        *(f"dclr.kernels.{name}" for name in find_packages("kernels")),
+    ],
+    package_data={"dclr": ["py.typed"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",
@@ -40,6 +45,11 @@ setup(
     extras_require={
         "test": test,
         "bench": ["pytest-benchmark>=5"],
+        "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+        "hub": ["huggingface_hub>=0.30"],
+        "wandb": ["wandb>=0.17"],
+        "mlflow": ["mlflow-skinny>=2.14"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     entry_points={"console_scripts": ["dclr = dclr.cli:main"]},
 )

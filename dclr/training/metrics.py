@@ -28,9 +28,12 @@ def append_metrics(folder: Path | str, record: Mapping[str, Any]) -> None:
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
     }
     path = Path(folder) / METRICS
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(finite) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
@@ -90,6 +93,10 @@ class Meter:
         """Count a batch of `clips`, for which the process waited `waited` seconds."""
         self._clips += clips
         self._waited += waited
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count the `seconds` that have just passed, in which no clip was trained on."""
+        self._since += seconds
 
     def read(self) -> dict[str, float]:
         """Rates since the last reading; starts the next."""

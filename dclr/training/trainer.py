@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dclr.augment import Draw
 from dclr.config import ConfigError, PretrainConfig, save, to_dict
 from dclr.data import Batch, to_device
-from dclr.distributed import broadcast_from_first, is_first, largest_over_ranks, mean_over_ranks, rank, world
+from dclr.distributed import broadcast_from_first, is_first, largest_over_ranks, mean_over_ranks, note_step, rank, world
 from dclr.errors import RunError
 from dclr.methods import Method, Output
 from dclr.phases import phase
 from dclr.training.checkpoint import LAST, CheckpointError, load_state, save_checkpoint
 from dclr.training.failures import Failures
+from dclr.training.faults import explained
 from dclr.training.health import Watch, effective_rank, spread
 from dclr.training.interrupts import Stopped, StopRequest
 from dclr.training.lock import RunLock
@@ -92,6 +93,8 @@ class Trainer:
         self.meter = Meter()
         self.bad_step = torch.tensor(NEVER, device=device)
         self.lock: RunLock | None = None
+        #: Called on every process after each `train.eval_every`-th epoch and the last; its figures join the log.
+        self.evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
         self.chance = method.chance(train.batch // train.accumulate)
         self.watch = Watch(self.chance, method.pushed_apart)
 
@@ -103,7 +106,8 @@ class Trainer:
     def run(self) -> None:
         """Train to the last epoch, saving on the way; see `pretrain` for what it raises. The folder is free then."""
         try:
-            self._run()
+            with explained():
+                self._run()
         finally:
             if self.lock is not None:
                 self.lock.release()
@@ -130,12 +134,24 @@ class Trainer:
                 while self.epoch < epochs:
                     self._run_epoch()
                     self.epoch, self.step_in_epoch = self.epoch + 1, 0
+                    self._evaluate_if_due()
                     self.save(keep=self.epoch % self.config.train.checkpoint_every == 0 or self.epoch == epochs)
                     self._stop_if_asked()
             self._report()
         finally:
             if self.log is not None:
                 self.log.close()
+
+    def _evaluate_if_due(self) -> None:
+        """Log figures of the encoder as it is; nothing of the run depends on it."""
+        every = self.config.train.eval_every
+        if self.evaluate is None or not every or (self.epoch % every and self.epoch < self.config.train.epochs):
+            return
+        start = time.perf_counter()
+        figures = self.evaluate(self.method.encoder)
+        self.meter.leave_out(time.perf_counter() - start)
+        if self.log is not None:
+            self.log.write({"step": self.global_step, "epoch": self.epoch, **figures})
 
     def _note_start(self) -> None:
         """The configuration, and beside it that of every start, with the step that it goes on from."""
@@ -203,6 +219,7 @@ class Trainer:
         start = time.perf_counter()
         with phase("load"):
             batch = next(batches)
+        note_step(self.global_step + 1)
         views, videos = batch.clips.shape[:2]
         self.meter.add(views * videos * world(), time.perf_counter() - start)
         for failure in self.failures.add(batch.failures):
