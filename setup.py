@@ -22,7 +22,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     package_dir={"dclr": "dclr", "dclr.kernels": "kernels"},
-    packages=[*find_packages(include=["dclr", "dclr.*"]), "dclr.kernels"],
+    packages=[
+        *find_packages(include=["dclr", "dclr.*"]),
+        "dclr.kernels",
+        *(f"dclr.kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_data={"dclr": ["py.typed"]},
     install_requires=[
         "torch>=2.11",
@@ -45,6 +49,7 @@ setup(
         "hub": ["huggingface_hub>=0.30"],
         "wandb": ["wandb>=0.17"],
         "mlflow": ["mlflow-skinny>=2.14"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     entry_points={"console_scripts": ["dclr = dclr.cli:main"]},
 )

@@ -39,7 +39,7 @@ class Verb(NamedTuple):
     summary: str
     config: str = ""
     required: tuple[str, ...] = ()
-    help: str = ""
+    help: Callable[[], str] | None = None
     call: Callable[[list[str]], None] | None = None
 
 
@@ -89,7 +89,7 @@ def run(argv: list[str]) -> None:
         name, *rest = argv
         verb = VERBS[name]
         if verb.help and ("--help" in rest or "-h" in rest):
-            print(verb.help, end="")
+            print(verb.help(), end="")
             return
         with _Interruptible():
             _command(name)
@@ -297,7 +297,7 @@ VERBS: dict[str, Verb] = {
     "pretrain": Verb(
         "pretrain",
         "Pretrain an encoder; --preset NAME, then --config run.yaml, then flags; --resume, --list-presets.",
-        help=help.PRETRAIN,
+        help=help.pretrain,
         call=_pretrain,
     ),
     "profile": Verb(
@@ -364,4 +364,5 @@ VERBS: dict[str, Verb] = {
         "Time the kernels against their peers; --plot draws results, --tune searches a config table on this GPU.",
         "BenchConfig",
     ),
+    "doctor": Verb("doctor", "Check this installation: versions, devices, kernels, decoding, disk.", "DoctorConfig"),
 }

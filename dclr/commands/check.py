@@ -32,7 +32,7 @@ class CheckConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """The videos, and the length of a clip, which a video should have."""
     read: bool = True
-    """Read each video through to count its frames; without, only see whether it is there."""
+    """Read each video through, unless that was done before, to count its frames; else only see whether it is there."""
     output: str | None = None
     """File for all that was found, as JSON; the terminal shows the first few of each kind."""
 
@@ -130,12 +130,17 @@ def _extra(root: str, paths: set[str], notes: list[str]) -> list[str]:
     """The videos below the root that are not among the paths."""
     passed: Counter[str] = Counter()
     extra = sorted(set(walk_videos(os.path.abspath(Path(root).expanduser()), passed)) - paths)
-    notes += [f"passed over {count} {what}" for what, count in passed.items() if count]
+    # Class folders have told so themselves.
+    if not any("passed over" in note for note in notes):
+        notes += [f"passed over {count} {what}" for what, count in passed.items() if count]
     return extra
 
 
 class _Counting(Dataset):
-    """Item i is the number of frames of video i, or the reason why it cannot be read."""
+    """Item i is the number of frames of video i, or the reason why it cannot be read.
+
+    What the index knows of a video that has not changed since is believed; what is learned is kept there.
+    """
 
     def __init__(self, paths: list[str]):
         self.paths, self.index = paths, FrameIndex(paths)

@@ -7,7 +7,7 @@ learned: 12.5% is chance for either.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from dclr.training import append_metrics, load_method, read_metrics
 
 # What of the whole objective the row `dclr` trains, and why.
 TRAINED = (
-    "Of DCLR's terms L_VD is trained alone first, then L_VS with it. L_SD, cross-video search, refinement and "
-    "alignment are off: in so few steps L_SD drives L_VD back to chance, and the others were not needed."
+    "Of DCLR's terms L_VS and L_VD are trained, together from the start. L_SD, cross-video search, refinement and "
+    "alignment are off: so short a run does not need them."
 )
 
 
@@ -50,7 +50,7 @@ def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
     """Generate, pretrain, evaluate, print the table.
 
     Returns:
-        One dict for each seed, row and stage of its curriculum: figures in percent under "motion R@1" and so on.
+        One dict for each seed and row: figures in percent under "motion R@1" and so on.
 
     Raises:
         ConfigError: the output folder holds other runs.
@@ -64,7 +64,7 @@ def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
     for seed in config.seeds:
         root = generated_videos(folder / f"videos_{seed}", dataclasses.replace(config.synth, seed=seed))
         for row in config.rows:
-            results += run_row(row, seed, root, folder / f"{row}_{seed}", config.epochs)
+            results.append(run_row(row, seed, root, folder / f"{row}_{seed}", config.epochs))
     table = format_table(results)
     (folder / "table.md").write_text(table + "\n")
     trained = f"{TRAINED} " if "dclr" in config.rows else ""
@@ -72,20 +72,29 @@ def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
     return results
 
 
-def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = None) -> list[dict[str, Any]]:
-    """Pretrain one objective and evaluate its encoder, also as it was before a term joined, if that was kept.
+def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = None) -> dict[str, Any]:
+    """Pretrain one objective, and evaluate its encoder.
 
     A finished or interrupted run goes on where it stopped.
+
+    Returns:
+        Figures, and the losses of the last step with their weights.
     """
     run = _run(row, epochs)
     run.output, run.train.seed, run.data.root = str(output), seed, str(root)
     pretrain(run, resume="or_start")
-    kept = output / "checkpoints"
-    stages = [epoch for epoch in _stages(run) if (kept / f"epoch_{epoch:04d}.pt").exists()]
-    results = [_stage(row, seed, root, run, epoch) for epoch in (*stages, run.train.epochs)]
-    for result in results:
-        append_metrics(output, result)
-    return results
+    method = load_method(output).method
+    last = [record for record in read_metrics(output) if "loss" in record][-1]
+    result = {
+        "step": last["step"],
+        "row": row,
+        "seed": seed,
+        **motion_and_scene(method.encoder, run, root),
+        "losses": {name.removeprefix("loss/"): value for name, value in last.items() if name.startswith("loss/")},
+        "weights": method.loss_weights,
+    }
+    append_metrics(output, result)
+    return result
 
 
 def _run(row: str, epochs: int | None) -> PretrainConfig:
@@ -95,31 +104,8 @@ def _run(row: str, epochs: int | None) -> PretrainConfig:
     return run
 
 
-def _stages(run: PretrainConfig) -> list[int]:
-    """Epochs, other than the first, at which a term of the objective starts."""
-    starts = getattr(run.method, "loss_start", None)
-    return sorted({epoch for epoch in asdict(starts).values() if epoch}) if starts else []
-
-
-def _stage(row: str, seed: int, root: Path, run: PretrainConfig, epochs: int) -> dict[str, Any]:
-    """The run as it was after some epochs: figures, and the losses of its last step with their weights."""
-    folder = Path(run.output)
-    method = load_method(folder / "checkpoints" / f"epoch_{epochs:04d}.pt").method
-    method.start_epoch(epochs - 1, resumed=True)
-    records = [record for record in read_metrics(folder) if "loss" in record and record["epoch"] < epochs]
-    last = records[-1]
-    return {
-        "step": last["step"],
-        "row": row,
-        "seed": seed,
-        **motion_and_scene(method.encoder, run, root),
-        "losses": {name.removeprefix("loss/"): value for name, value in last.items() if name.startswith("loss/")},
-        "weights": method.loss_weights,
-    }
-
-
 def format_table(results: list[dict[str, Any]]) -> str:
-    """Markdown table, a line for each seed, row and stage, each loss of its last step with its weight."""
+    """Markdown table, a line for each seed and row, each loss of its last step with its weight."""
     columns = ("motion R@1", "motion linear", "scene R@1", "scene linear")
     head = ["objective", "seed", "steps", *columns, "weight x last loss"]
     lines = [head, ["---"] * len(head)]

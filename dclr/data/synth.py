@@ -1,9 +1,10 @@
-"""Moving scenes: labelled videos in which motion and scene are independent.
+"""Moving scenes: labelled videos in which motion, scene and object are independent.
 
-Every video has a textured background of its own, of one of eight scene families, over which bright blobs all move in
-one direction at one speed. Labels are the nearest of eight directions (`motion`) and the family (`scene`). No
-background is drawn twice, so train and test share none. Three settings make it harder, each alone: `scenes`, `turn`,
-`still`.
+Every video has a textured background of its own, of one of eight scene families, over which a few bright objects, all
+of one look, move in one direction at one speed. The look is the video's own too: a shape of one of eight families with
+a size, an angle and holes of its own. Labels are the nearest of eight directions (`motion`) and the two families
+(`scene`, `object`). No background and no look is drawn twice, so train and test share none. Three settings make it
+harder, each alone: `scenes`, `turn`, `still`.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ class SynthConfig:
 
     train: int = 1024
     test: int = 400
-    size: int = 40
+    size: int = 30
     """Height and width."""
     frames: int = 24
     contrast: float = 0.4
     """Range of the background's brightness, 0 (flat grey) to 1."""
     blend: Literal["add", "cover"] = "add"
-    """Blobs add to the background (the frame difference holds motion alone) or cover it (it leaks in)."""
-    blobs: int = 14
-    radius: float = 1.6
-    """Standard deviation of a blob."""
+    """Objects add to the background (the frame difference holds nothing of it) or cover it (it leaks in)."""
+    objects: int = 3
+    """Of each video, all alike."""
+    object_size: int = 9
+    """Width and height of the square that an object fits in."""
     brightness: float = 0.8
-    """Of a blob's centre, 0 to 1."""
+    """Of an object, 0 to 1."""
     speed: tuple[float, float] = (1.0, 2.0)
     """Slowest and fastest, in pixels per frame."""
     sector: float = 0.5
@@ -53,19 +55,19 @@ class SynthConfig:
     """Share of the videos that go another label's way in their second half, so that two clips of one video may show
     different motions; the label is the first half's."""
     still: int = 0
-    """Blobs that stand still: in a single frame they look like the others."""
+    """Objects that stand still: in a single frame they look like the others."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least_of = {"train": 1, "test": 1, "size": 8, "frames": 2, "blobs": 1, "scenes": 0, "still": 0, "seed": 0}
-        for name, least in least_of.items():
+        counts = {"train": 1, "test": 1, "objects": 1, "scenes": 0, "still": 0}
+        for name, least in {**counts, "size": 8, "frames": 2, "object_size": 4, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"synth.{name}: got {getattr(self, name)}, expected at least {least}")
         for name in ("sector", "turn"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"synth.{name}: got {getattr(self, name)}, expected a share in [0, 1]")
-        if not self.radius > 0:
-            raise ValueError(f"synth.radius: got {self.radius}, expected more than 0 pixels")
+        if self.object_size > self.size:
+            raise ValueError(f"synth.object_size: got {self.object_size}, expected at most the frame's {self.size}")
         if not 0 <= self.speed[0] <= self.speed[1]:
             raise ValueError(f"synth.speed: got {self.speed}, expected two speeds, 0 <= slowest <= fastest")
         if self.size % 2:
@@ -120,6 +122,37 @@ SCENES: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
+# Within [-1, 1] x [-1, 1]; `thick` is about a third to two thirds.
+OBJECTS: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
+    "disc": lambda x, y, thick: np.hypot(x, y) < 1,
+    "ring": lambda x, y, thick: np.abs(np.hypot(x, y) - 1 + thick / 2) < thick / 2,
+    "square": lambda x, y, thick: _box(x, y) < 0.8,
+    "triangle": lambda x, y, thick: (y > -0.6) & (1.7 * np.abs(x) + y < 1),
+    "cross": lambda x, y, thick: (np.minimum(np.abs(x), np.abs(y)) < thick / 1.5) & (_box(x, y) < 1),
+    "bar": lambda x, y, thick: (np.abs(y) < thick) & (np.abs(x) < 1),
+    "corner": lambda x, y, thick: (np.minimum(x, y) < 1.3 * thick - 1) & (_box(x, y) < 1),
+    "pair": lambda x, y, thick: (np.abs(x) > 1 - thick) & (_box(x, y) < 1),
+}
+
+
+def _box(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(x), np.abs(y))
+
+
+def object_picture(family: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """(size, size) float32 in [0, 1]: a shape of the family, turned, stretched, and with holes of its own."""
+    fine = 4 * size  # drawn four times as large, so that its edge is smooth
+    y, x = (np.mgrid[:fine, :fine] + 0.5) / fine * 2 - 1
+    angle, (width, height) = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1, 2)
+    x, y = (x * np.cos(angle) + y * np.sin(angle)) / width, (y * np.cos(angle) - x * np.sin(angle)) / height
+    whole = list(OBJECTS.values())[family](x, y, rng.uniform(0.35, 0.65))
+    while True:  # until about half of the shape is left
+        shape = whole & np.kron(rng.random((4, 4)) < 0.7, np.ones((size, size), bool))
+        if 2 * shape.sum() > whole.sum():
+            break
+    return rng.uniform(0.7, 1) * shape.reshape(size, 4, size, 4).mean((1, 3), dtype=np.float32)
+
+
 def background(scene: int, size: int, contrast: float, rng: np.random.Generator) -> np.ndarray:
     """(size, size, 3) float32 in [0, 1]: a texture of the family in two colours near the family's hue."""
     y, x = np.mgrid[:size, :size].astype(np.float32)
@@ -143,26 +176,33 @@ def shared_background(number: int, split: str, config: SynthConfig) -> tuple[int
 
 
 def moving_scene(
-    motion: int, scene: int, config: SynthConfig, rng: np.random.Generator, scenery: np.ndarray | None = None
+    motion: int,
+    scene: int,
+    family: int,
+    config: SynthConfig,
+    rng: np.random.Generator,
+    scenery: np.ndarray | None = None,
 ) -> np.ndarray:
-    """One video, (frames, size, size, 3) uint8. Blobs that leave on one side come back on the other.
+    """One video, (frames, size, size, 3) uint8. Objects that leave on one side come back on the other.
 
     Args:
+        motion, scene, family: numbers of the labels; the last is the object's.
         scenery: (size, size, 3) background to use; by default one of the family `scene` is drawn.
     """
     size = config.size
     scenery = background(scene, size, config.contrast, rng) if scenery is None else scenery
     velocity = _velocity(motion, rng.uniform(-0.5, 0.5), config, rng.uniform(*config.speed))
-    start = rng.uniform(0, size, (config.blobs, 2))
+    start = rng.uniform(0, size, (config.objects, 2))
+    look = object_picture(family, config.object_size, rng)
     time = np.arange(config.frames)[:, None, None]
     # Settings that are off draw nothing, and those that are on draw last: what they do not concern stays as it is.
     change = _second_velocity(motion, velocity, config, rng) - velocity
     path = velocity * time + change * np.maximum(time - config.frames // 2, 0)
-    blob = _blobs(start + path, config)  # (frames, size, size, 1)
+    moving = _objects(start + path, look, size)  # (frames, size, size, 1)
     if config.still:
         stands = rng.uniform(0, size, (1, config.still, 2))
-        scenery = _over(scenery, _blobs(stands, config), config)
-    return np.round(np.clip(_over(scenery, blob, config), 0, 1) * 255).astype(np.uint8)
+        scenery = _over(scenery, _objects(stands, look, size), config)
+    return np.round(np.clip(_over(scenery, moving, config), 0, 1) * 255).astype(np.uint8)
 
 
 def _velocity(motion: int, offset: float, config: SynthConfig, speed: float) -> np.ndarray:
@@ -179,18 +219,24 @@ def _second_velocity(motion: int, velocity: np.ndarray, config: SynthConfig, rng
     return _velocity(other, rng.uniform(-0.5, 0.5), config, float(np.hypot(*velocity)))
 
 
-def _blobs(center: np.ndarray, config: SynthConfig) -> np.ndarray:
-    """Blobs with centres (frames, blobs, xy): (frames, size, size, 1) in [0, 1], each pixel of the nearest one."""
-    size = config.size
-    distance = np.abs(np.arange(size)[:, None] - (center % size)[:, :, None])  # (frames, blobs, pixel, xy)
-    distance = np.minimum(distance, size - distance)
-    profile = np.exp(-(distance**2) / (2 * config.radius**2))
-    return (profile[..., None, :, 0] * profile[..., :, None, 1]).max(1)[..., None]
+def _objects(corner: np.ndarray, look: np.ndarray, size: int) -> np.ndarray:
+    """Objects with corners (frames, objects, xy), in pixels and between them: (frames, size, size, 1) in [0, 1]."""
+    out = np.zeros((len(corner), size, size), np.float32)
+    reach = np.arange(len(look) + 1)
+    whole = np.floor(corner).astype(int)
+    for frame, (places, rest) in enumerate(zip(whole, corner - whole)):
+        for (x, y), (right, down) in zip(places, rest):
+            # Between pixels: the weighted mean of the four nearest places.
+            rows = (1 - down) * np.pad(look, ((0, 1), (0, 0))) + down * np.pad(look, ((1, 0), (0, 0)))
+            picture = (1 - right) * np.pad(rows, ((0, 0), (0, 1))) + right * np.pad(rows, ((0, 0), (1, 0)))
+            area = np.ix_([frame], (y + reach) % size, (x + reach) % size)
+            out[area] = np.maximum(out[area], picture)
+    return out[..., None]
 
 
-def _over(scenery: np.ndarray, blob: np.ndarray, config: SynthConfig) -> np.ndarray:
-    under = scenery * (1 - blob) if config.blend == "cover" else scenery
-    return under + config.brightness * blob
+def _over(scenery: np.ndarray, moving: np.ndarray, config: SynthConfig) -> np.ndarray:
+    under = scenery * (1 - moving) if config.blend == "cover" else scenery
+    return under + config.brightness * moving
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int = 25) -> None:
@@ -207,7 +253,7 @@ def write_video(path: Path, frames: np.ndarray, fps: int = 25) -> None:
 
 
 def synthesize(root: Path, config: SynthConfig, progress: bool = True) -> Path:
-    """Write the set: `videos/*.mp4` and `labels.csv` (path, motion, scene, split). The same seed gives the same set.
+    """Write the set: `videos/*.mp4` and `labels.csv` (path, motion, scene, object, split). One seed, one set.
 
     Returns:
         Path of the labels file.
@@ -218,15 +264,16 @@ def synthesize(root: Path, config: SynthConfig, progress: bool = True) -> Path:
     rows = []
     for number, split in enumerate(tqdm(splits, desc="moving scenes", unit="video", disable=not progress)):
         rng = np.random.default_rng((config.seed, number))
-        motion, scene, scenery = number % len(MOTIONS), int(rng.integers(len(SCENES))), None
+        motion, scene, family = number % len(MOTIONS), int(rng.integers(len(SCENES))), int(rng.integers(len(OBJECTS)))
+        scenery = None
         if config.scenes:
             scene, scenery = shared_background(int(rng.integers(config.scenes)), split, config)
         path = f"videos/{number:06d}.mp4"
-        write_video(root / path, moving_scene(motion, scene, config, rng, scenery))
-        rows.append((path, MOTIONS[motion], list(SCENES)[scene], split))
+        write_video(root / path, moving_scene(motion, scene, family, config, rng, scenery))
+        rows.append((path, MOTIONS[motion], list(SCENES)[scene], list(OBJECTS)[family], split))
     labels = root / LABELS_FILE
     with labels.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("path", "motion", "scene", "split"))
+        writer.writerow(("path", "motion", "scene", "object", "split"))
         writer.writerows(rows)
     return labels

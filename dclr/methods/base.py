@@ -80,14 +80,14 @@ class Output(NamedTuple):
         """
         values = list(self.losses.values())
         weight = tuple(weights[name] for name in self.losses)
-        gradients = _constant(tuple(share * each for each in weight), values[0].device).unbind()
+        gradients = constant(tuple(share * each for each in weight), values[0].device).unbind()
         learned = [(value, gradient) for value, gradient in zip(values, gradients) if value.requires_grad]
         torch.autograd.backward(*zip(*learned))
-        return torch.stack([value.detach() for value in values]) @ _constant(weight, values[0].device)
+        return torch.stack([value.detach() for value in values]) @ constant(weight, values[0].device)
 
 
 @functools.lru_cache(maxsize=64)
-def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """A float32 tensor, copied to the device at the first call only."""
     return torch.tensor(values, device=device)
 
@@ -96,8 +96,6 @@ class Method(nn.Module, ABC):
     """Base of the methods. `encoder` is what evaluation takes; `state_dict()` holds all state, queues included."""
 
     encoder: nn.Module
-    #: Whether some parameters get no gradient in some epochs, because a term of the loss starts later.
-    conditional = False
     #: Losses whose positives are to become no more alike than others.
     pushed_apart: frozenset[str] = frozenset()
 

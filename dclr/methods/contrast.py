@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dclr.distributed import gather_rows, rank, world
+from dclr.distributed import gather_rows, mean_over_ranks, rank, world
 from dclr.phases import phase
 
 Denominator = Literal["others", "literal", "all", "joint"]
+Bound = Literal["anchor", "batch", "none"]
 
 
 class Term(NamedTuple):
@@ -30,11 +31,14 @@ class Term(NamedTuple):
         anchor: (2n, d) with gradient.
         key: (2N, d), gathered, with gradient.
         same_view: whether the positive is the anchor's own row (L_SD) instead of the other view's (L_VS, L_VD).
+        bound: whether I ends at chance, the value for features that know nothing of each other: of each `anchor`, of
+            the mean over the `batch`, or not at all. For a term that is maximised.
     """
 
     anchor: Tensor
     key: Tensor
     same_view: bool = False
+    bound: Bound = "none"
 
 
 class CrossTerm(NamedTuple):
@@ -81,8 +85,18 @@ def in_batch_loss(term: Term, temperature: float, denominator: Denominator = "ot
     if denominator == "joint":
         own_modality = unit_vectors(term.anchor) @ unit_vectors(gather_views(term.anchor)).T / temperature
         logits = torch.cat([logits, own_modality.scatter(1, torch.stack(rows, dim=1), -torch.inf)], dim=1)
-    # Twice the mean over the 2n anchors is the sum of the means over each view.
-    return 2 * (logits.logsumexp(1, keepdim=True) - attracted).mean()
+    return sum_over_views(logits.logsumexp(1) - attracted[:, 0], term, denominator)
+
+
+def sum_over_views(losses: Tensor, term: Term, denominator: Denominator) -> Tensor:
+    """The sum of the means over each view, which is twice the mean over the 2n anchors, of I (2n,), bounded: ()."""
+    end = chance(len(term.key) // 2, denominator) / 2
+    if term.bound == "anchor":
+        losses = losses.clamp(max=end)
+    mean = losses.mean()
+    if term.bound == "batch":  # the global one
+        mean = torch.where(mean_over_ranks(mean) < end, mean, end)
+    return 2 * mean
 
 
 def chance(videos: int, denominator: Denominator = "others") -> float:

@@ -8,8 +8,7 @@ Shapes: n videos on this rank, two views each; rows of 2n hold view i before vie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Literal
 
@@ -19,13 +18,24 @@ from torch import Tensor, nn
 
 from dclr.augment import Augment, AugmentConfig, Difference, DifferenceSource, Draw, Streams
 from dclr.data.clips import Batch
-from dclr.distributed import gather_rows, mean_over_ranks, rank
+from dclr.distributed import gather_rows, rank, world
 from dclr.kernels import decoupled_pool
+from dclr.methods.balance import by_progress
 from dclr.methods.base import ContrastiveConfig, Method, Output
-from dclr.methods.contrast import CrossTerm, Denominator, Term, chance, gather_views, reference_losses, similarities
+from dclr.methods.contrast import (
+    Bound,
+    CrossTerm,
+    Denominator,
+    Term,
+    chance,
+    gather_views,
+    reference_losses,
+    similarities,
+)
 from dclr.methods.packing import packed_losses
 from dclr.methods.search import CrossVideoSearch, Entries, Modality, SearchConfig, non_negative_rows
 from dclr.models import ProjectionHead, average_pool
+from dclr.models.separate_norm import separate_statistics
 from dclr.models.static_once import StaticOnceResNet
 
 
@@ -41,20 +51,6 @@ class LossWeights:
     """L_VD: a clip and a frame difference."""
     sd: float = 1.0
     """L_SD: a static frame and a frame difference, pushed apart."""
-
-
-@dataclass
-class LossStart:
-    """First epoch of each contrastive term, counted from 0: the curriculum."""
-
-    vv: int = 0
-    """First epoch of L_VV."""
-    vs: int = 0
-    """First epoch of L_VS."""
-    vd: int = 0
-    """First epoch of L_VD."""
-    sd: int = 0
-    """First epoch of L_SD."""
 
 
 @dataclass
@@ -87,8 +83,10 @@ class DCLRConfig(ContrastiveConfig):
 
     losses: LossWeights = field(default_factory=LossWeights)
     """Weights of the contrastive terms."""
-    loss_start: LossStart = field(default_factory=LossStart)
-    """First epochs of the contrastive terms."""
+    sd_bound: Bound = "anchor"
+    """L_SD pushes a static frame and a difference apart only while they know more of each other than chance does: for
+    each anchor, for the mean over the batch, or without end as Eq. 8 is printed. The last has a degenerate optimum, in
+    which s and d are opposite constants, that costs L_VS and L_VD everything."""
     same_view: bool = False
     """Positives of L_VS and L_VD from the same view instead of the other."""
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -102,13 +100,15 @@ class DCLRConfig(ContrastiveConfig):
     (Eq. 2 as printed); all; or others and those of other videos in the anchor's modality."""
     symmetric: bool = False
     """Add the reverse directions s -> v and d -> v to L_VS and L_VD."""
-    balance: float = 0.0
-    """Power of a term's value that L_VV, L_VS and L_VD are also weighted by, so that the harder one gets more of the
-    gradient; 0 is off. Not in the paper, for short runs."""
+    balance: Literal["progress", "none"] = "progress"
+    """Weigh the gradients of L_VV, L_VS and L_VD by how little below chance each is, so that a term that is ahead
+    waits for the others (`dclr.methods.balance`), or add the terms as the paper does: then the first to leave chance
+    often keeps the others there."""
     heads: Literal["separate", "shared"] = "separate"
     """A projection head for each operand of the terms, or one for all."""
-    bn: Literal["mixed", "per_modality"] = "mixed"
-    """One encoder forward for v, s and d, whose batch statistics mix, or one for each."""
+    bn: Literal["per_modality", "mixed"] = "per_modality"
+    """Batch statistics of v, of s and of d, each alone, with v's for evaluation; or of all three together, as in the
+    released code. The paper is silent."""
     static_crop: Literal["shared", "independent"] = "shared"
     """Whether the static frame has the crop and flip of its clip, or its own."""
     difference: Difference = "forward"
@@ -122,7 +122,6 @@ class DCLRConfig(ContrastiveConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require("balance", self.balance >= 0, "a power of at least 0")
         if not any(asdict(self.losses).values()):
             raise ValueError("method.losses: every weight is 0, expected at least one term")
 
@@ -134,31 +133,6 @@ class DCLRConfig(ContrastiveConfig):
 
 # Projection heads of each term: that of its anchor and that of its key (paper Sec. 3.1; the released code's names).
 HEADS = {"vv": ("vv", "vv"), "vs": ("vs", "s"), "vd": ("vd", "d"), "sd": ("s", "d")}
-
-
-@contextmanager
-def _running_statistics_kept(encoder: nn.Module) -> Iterator[None]:
-    """Forward passes in the block use batch statistics as ever, but leave the running ones alone."""
-    norms = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
-
-
-def balanced(losses: Mapping[str, Tensor], power: float) -> dict[str, Tensor]:
-    """The same values, with gradients in proportion to value^power: factors of mean 1 over the losses, each a ().
-
-    Processes agree on the factors, which are those of the global batch.
-    """
-    values = mean_over_ranks(torch.stack([loss.detach() for loss in losses.values()]))
-    factors = values**power
-    factors = factors / factors.mean().clamp(min=torch.finfo(factors.dtype).tiny)
-    return {name: factor * loss + (1 - factor) * loss.detach() for (name, loss), factor in zip(losses.items(), factors)}
 
 
 class DCLR(Method):
@@ -189,15 +163,13 @@ class DCLR(Method):
         if searched:
             head = {modality: self._head_name(modality) for modality in searched}
             self.search = CrossVideoSearch(config.search, encoder, self.heads, head, encoder.feature_dim, config.dim)
-        starts = asdict(config.loss_start)
-        self.conditional = any(starts[term] for term in self.terms)
         self._pending: list[tuple[Modality, Entries]] = []
         self.start_epoch(0, resumed=True)
 
     @property
     def loss_weights(self) -> dict[str, float]:
         weights = asdict(self.config.losses)
-        signed = {name: -weights[name] if name == "sd" else weights[name] for name in self.active}
+        signed = {name: -weights[name] if name == "sd" else weights[name] for name in self.terms}
         return {**signed, "ac": self.config.alignment.lambda_} if self.aligning else signed
 
     def chance(self, global_batch: int) -> dict[str, float]:
@@ -211,13 +183,13 @@ class DCLR(Method):
 
     def start_epoch(self, epoch: int, resumed: bool = False) -> None:
         config = self.config
-        starts = asdict(config.loss_start)
-        self.active = [term for term in self.terms if epoch >= starts[term]]
-        if not self.active:
-            raise ValueError(f"method.loss_start: no term is active in epoch {epoch}, expected one to start at epoch 0")
         self.aligning = bool(config.alignment.lambda_) and epoch >= config.alignment.start
         refining = epoch >= config.refine.start
         self.refine_static, self.refine_difference = refining and config.refine.s, refining and config.refine.d
+        if config.bn == "per_modality":
+            modalities = self._modalities()
+            once = "s" in modalities and isinstance(self.encoder, StaticOnceResNet)
+            separate_statistics(self.encoder, len(modalities) - once)
         if self.search is not None:
             self.search.start_epoch(epoch, self.encoder, self.heads, resumed)
 
@@ -237,8 +209,8 @@ class DCLR(Method):
             crossing = self._cross_video(batch, streams, projected, gathered, statistics)
         losses = self._contrast(projected, gathered, crossing, statistics)
         attracting = {name: loss for name, loss in losses.items() if name != "sd"}
-        if self.config.balance and attracting:
-            losses |= balanced(attracting, self.config.balance)
+        if self.config.balance == "progress" and len(attracting) > 1:
+            losses |= by_progress(attracting, self.chance(len(batch.video_id) * world()))
         if self.aligning:
             losses["ac"] = alignment
         return Output(losses, {**statistics, **self.augment.statistics}, pooled["vv"].detach())
@@ -255,25 +227,17 @@ class DCLR(Method):
         return self.heads[self._head_name(name)](pooled)
 
     def _names(self) -> list[str]:
-        """Projections that the active terms need."""
-        return sorted({head for term in self.active for head in HEADS[term]})
+        """Projections that the terms need."""
+        return sorted({head for term in self.terms for head in HEADS[term]})
+
+    def _modalities(self) -> list[str]:
+        """What the encoder sees: `v` always, `s` and `d` where a term or a map needs them."""
+        maps_needed = self.aligning or self.refine_static or self.refine_difference
+        return ["v", *(name for name in "sd" if maps_needed or name in self._names())]
 
     def _encode(self, streams: Streams) -> dict[str, Tensor]:
-        """Feature maps of the modalities in use: `v` always, `s` and `d` where a term or a map needs them."""
-        maps_needed = self.aligning or self.refine_static or self.refine_difference
-        names = self._names()
-        used = {"v": streams.rgb}
-        if maps_needed or "s" in names:
-            used["s"] = streams.static
-        if maps_needed or "d" in names:
-            used["d"] = streams.difference
-        if self.config.bn == "per_modality":
-            features = {}
-            for name, clip in used.items():
-                # Evaluation feeds RGB, so that running statistics are those of v alone.
-                with nullcontext() if name == "v" else _running_statistics_kept(self.encoder):
-                    features[name] = self.encode(clip)
-            return features
+        """Feature maps of the modalities in use, from one pass of the encoder."""
+        used = {name: clip for name, clip in zip("vsd", streams) if name in self._modalities()}
         if "s" in used and isinstance(self.encoder, StaticOnceResNet):
             frame = used.pop("s")[:, :, :1]
             features = self.encode(torch.cat(list(used.values())), frame)
@@ -311,12 +275,13 @@ class DCLR(Method):
     ) -> dict[str, Tensor]:
         """L_VV, L_VS, L_VD, L_SD (DCLR Eq. 1, 6-8), of which `crossing` replaces some (Eq. 10)."""
         terms: list[tuple[str, Term]] = []
-        for name in self.active:
+        for name in self.terms:
             anchor, key = HEADS[name]
             same_view = name == "sd" or (self.config.same_view and name != "vv")
-            term = Term(projected[anchor], gathered[key], same_view)
+            bound = self.config.sd_bound if name == "sd" else "none"
+            term = Term(projected[anchor], gathered[key], same_view, bound)
             statistics[f"similarity/{name}_positive"], statistics[f"similarity/{name}_negative"] = similarities(term)
-            if name in crossing:
+            if name in crossing and not self.config.search.keep_own:
                 continue
             terms.append((name, term))
             if self.config.symmetric and name in ("vs", "vd"):
@@ -326,8 +291,10 @@ class DCLR(Method):
             [term for _, term in terms], self.config.temperature, self.config.denominator, list(crossing.values())
         ).unbind()
         losses: dict[str, Tensor] = {}
-        for name, value in zip([*(name for name, _ in terms), *crossing], values):
+        for (name, _), value in zip(terms, values):
             losses[name] = losses[name] + value if name in losses else value
+        for name, value in zip(crossing, values[len(terms) :]):
+            losses[name] = (losses[name] + value) / 2 if name in losses else value
         return losses
 
     def _cross_video(
@@ -343,13 +310,15 @@ class DCLR(Method):
         crossing: dict[str, CrossTerm] = {}
         for modality, clip in (("s", streams.static), ("d", streams.difference)):
             term = f"v{modality}"
-            if modality not in self.search.queues or term not in self.active:
+            if modality not in self.search.queues or term not in self.terms:
                 continue
             described = self.search.describe(modality, clip)
             queue = self.search.queues[modality]
             if self.search.ready(modality):
                 found = queue.retrieve(described[:n], self.config.search, batch.video_id)
                 exclude = non_negative_rows(found.video_id, gather_rows(batch.video_id, dim=0), rank() * n)
+                if self.config.search.dist == "mean":
+                    exclude = exclude.flatten(1)[:, None]
                 stored = found.rgb_projection, found.modality_projection, found.weight
                 crossing[term] = CrossTerm(projected[term], gathered[modality], *stored, exclude)
                 known = (found.video_id >= 0) & (batch.label[:, None] >= 0)

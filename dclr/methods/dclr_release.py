@@ -1,9 +1,10 @@
 """DCLR as its released code meant to run, with the least repair.
 
 Unlike the paper: momentum keys and a queue of negatives per head instead of in-batch negatives; L_VV and the reverse
-directions, no L_SD; the masks come from the momentum encoder and refine from the first step; each step's five nearest
-queue entries are further positives, with equal weight, of a multi-positive loss; the difference rolls over augmented
-frames; the static frame has a crop of its own; L_ac is reported but has no gradient.
+directions, no L_SD; the masks come from the momentum encoder and refine from the first step; the five queue entries
+nearest to view i, as the momentum encoder sees it, are further positives, with equal weight, of a multi-positive loss;
+the difference rolls over augmented frames; the static frame has a crop of its own; L_ac, of the momentum encoder's
+maps, is reported but has no gradient; heads start from N(0, 0.01).
 
 Shapes: n videos on this rank. View i gives queries, view j keys.
 """
@@ -36,7 +37,7 @@ class DCLRReleaseConfig(ContrastiveConfig):
     """The released recipe of DCLR."""
 
     k: int = 5
-    """Entries nearest to a key that are further positives of its query."""
+    """Entries of the queue that are further positives of a query."""
     queue: int = 2048
     """Keys of earlier steps, of each head, that serve as negatives and are searched."""
 
@@ -57,6 +58,10 @@ class Branch(nn.Module):
         self.encoder = encoder
         widths = encoder.feature_dim, config.hidden, config.dim
         self.heads = nn.ModuleDict({name: ProjectionHead(*widths, config.center) for name in PAIRS})
+        for module in self.heads.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
 
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
         """l2-normalised projections (n, d) of feature maps v, s, d, with v refined by the masks of s and d."""
@@ -111,12 +116,12 @@ class DCLRRelease(Method):
                 {name: activation_map(view[name]) for name in ("v", "s", "d")} for view in (view_i, view_j)
             )
             keys = self.key.module(view_j, mask_j)
-            positive = self._positives(keys)
+            positive = self._positives(self.key.module(view_i, mask_i))
         features = self._maps(self.query, streams, slice(n))
         queries = self.query(features, mask_i)
         losses = {name: self._term(name, queries[name], keys[key], positive[name]) for name, key in PAIRS.items()}
         with torch.no_grad():
-            raw = activation_map(features["v"]) - mask_j["s"] - mask_j["d"]
+            raw = mask_i["v"] - mask_j["s"] - mask_j["d"]
             losses["ac"] = raw.square().mean()
             similarity = {
                 f"similarity/{name}_positive": (queries[name] * keys[key]).sum(1).mean() for name, key in PAIRS.items()
@@ -137,11 +142,15 @@ class DCLRRelease(Method):
         features = branch.encoder(clip.contiguous(memory_format=torch.channels_last_3d))
         return dict(zip("vsd", features.chunk(3)))
 
-    def _positives(self, keys: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Queue rows (n, K) that count as positives of each term: nearest by s, by d, and by both for L_VV."""
+    def _positives(self, described: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Queue rows (n, K) that count as positives of each term: nearest by s, by d, and by both for L_VV.
+
+        Args:
+            described: projections of view i by the momentum encoder.
+        """
         k = self.config.k
-        nearest = {name: topk_similarity(keys[name], self.queues[name].keys, k).indices for name in ("sv", "dv")}
-        joint = sum((keys[name] @ self.queues[name].keys.T).softmax(1) for name in ("sv", "dv"))
+        nearest = {name: topk_similarity(described[name], self.queues[name].keys, k).indices for name in ("sv", "dv")}
+        joint = sum((described[name] @ self.queues[name].keys.T).softmax(1) for name in ("sv", "dv"))
         by_both = joint.topk(k, dim=1).indices
         by_s, by_d = nearest["sv"], nearest["dv"]
         return {"vv": by_both, "vs": by_s, "sv": by_s, "vd": by_d, "dv": by_d}

@@ -19,8 +19,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dclr.distributed import rank
-from dclr.kernels import Ranges, info_nce_ranges
-from dclr.methods.contrast import CrossTerm, Denominator, Term, gather_views, own_rows, unit_vectors, video_rows
+from dclr.kernels import Ranges, info_nce, info_nce_ranges
+from dclr.methods.contrast import (
+    CrossTerm,
+    Denominator,
+    Term,
+    gather_views,
+    own_rows,
+    sum_over_views,
+    unit_vectors,
+    video_rows,
+)
 from dclr.phases import phase
 
 
@@ -95,8 +104,17 @@ def packed_losses(
 ) -> Tensor:
     """As `reference_losses`: the losses of `terms`, then of `crossing`, (len(terms) + len(crossing),).
 
-    `joint` terms have more keys than those across videos, and get a launch of their own.
+    `joint` terms have more keys than those across videos, and get a launch of their own; so do bounded ones, of which
+    the loss of each anchor is needed.
     """
+    bounded = {place: term for place, term in enumerate(terms) if term.bound != "none"}
+    if bounded:
+        rest = [term for term in terms if term.bound == "none"]
+        others = packed_losses(rest, temperature, denominator, crossing).unbind() if rest or crossing else ()
+        losses = list(others)
+        for place, term in bounded.items():
+            losses.insert(place, sum_over_views(_anchor_losses(term, temperature, denominator), term, denominator))
+        return torch.stack(losses)
     if denominator == "joint" and terms and crossing:
         in_batch = packed_losses(terms, temperature, "joint")
         return torch.cat([in_batch, packed_losses((), temperature, crossing=crossing)])
@@ -114,9 +132,29 @@ def packed_losses(
         packed.rows, plan.ranges, exclude=exclude, weight=weight, temperature=temperature, scale=1 / n
     )
     if denominator == "literal" and terms:
-        moved = [_positive_moved(term) for term in terms] + [losses.new_zeros(()) for _ in crossing]
-        losses = losses + torch.stack(moved) / temperature
+        moved = [2 * _positive_moved(term).mean() if term.same_view else losses.new_zeros(()) for term in terms]
+        losses = losses + torch.stack([*moved, *(losses.new_zeros(()) for _ in crossing)]) / temperature
     return losses
+
+
+def _anchor_losses(term: Term, temperature: float, denominator: Denominator) -> Tensor:
+    """I of each anchor, (2n,)."""
+    rows = own_rows(len(term.anchor) // 2, term.anchor.device)
+    literal = term.same_view and denominator == "literal"
+    positive, exclude = rows if term.same_view and not literal else rows[::-1]
+    key, exclude = term.key, exclude[:, None]
+    if denominator == "joint":
+        exclude = torch.cat([exclude, torch.stack(rows, dim=-1) + len(key)], dim=-1)
+        key = torch.cat([key, gather_views(term.anchor)])
+    losses = info_nce(
+        term.anchor,
+        key,
+        positive=positive,
+        exclude=None if denominator == "all" else exclude,
+        temperature=temperature,
+        reduction="none",
+    )
+    return losses + _positive_moved(term) / temperature if literal else losses
 
 
 def _by_group(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,9 +279,8 @@ def _cross_video_groups(number: int, term: CrossTermRows, sizes: Sizes) -> Itera
 
 
 def _positive_moved(term: Term) -> Tensor:
-    """What turns a loss with the other view's row as positive into one with the own row, the denominator kept."""
+    """What turns the losses of anchors with the other view's row as positive into those with the own row, the
+    denominator kept: (2n,)."""
     anchor, key = unit_vectors(term.anchor), unit_vectors(term.key)
-    if not term.same_view:
-        return anchor.new_zeros(())
     rows = own_rows(len(anchor) // 2, anchor.device)
-    return 2 * (anchor * (key[rows.other_view] - key[rows.same_view])).sum(1).mean()
+    return (anchor * (key[rows.other_view] - key[rows.same_view])).sum(1)

@@ -34,6 +34,9 @@ def current_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     values = {KEYS.get(key, key): value for key, value in values.items()}
     if values.get("difference") in DIFFERENCES:
         values["difference"] = DIFFERENCES[values["difference"]]
+    values.pop("loss_start", None)  # the first epochs of the terms, which a trained encoder does not need
+    if isinstance(values.get("balance"), (int, float)):
+        values["balance"] = "none"  # was the power of a term's value
     values.pop("color_shared", None)  # also a setting of the augmentation, which is the one that was used
     if values.pop("variant", "paper") == "official_release":
         return _release(values)

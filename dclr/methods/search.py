@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from dclr.distributed import gather_rows
 from dclr.kernels import topk_similarity
@@ -34,8 +35,12 @@ class SearchConfig:
     nothing."""
     k: int = 5
     """Entries that are retrieved for each clip."""
-    dist: Literal["prior", "uniform"] = "prior"
-    """Weights of the retrieved entries. prior: in proportion to their similarity (the paper's p_k); uniform: 1 / K."""
+    dist: Literal["prior", "uniform", "mean"] = "prior"
+    """Weights of the retrieved entries. prior: in proportion to their similarity (the paper's p_k); uniform: 1 / K;
+    mean: one positive, which is the mean of their projections, as Table 6's caption describes the uniform form."""
+    keep_own: bool = False
+    """Keep the in-video positive beside the retrieved ones, as Eq. 9 is printed: half of the term is Eq. 7, half is
+    Eq. 10, which else replaces it."""
     start: int = 10
     """First epoch that may use retrieved entries; before, and until the queue is full, positives are of the batch."""
     refresh: int = 10
@@ -81,9 +86,9 @@ class Retrieved(NamedTuple):
     """The K entries nearest to each of n clips.
 
     Attributes:
-        rgb_projection, modality_projection: (n, K, d), as in `Entries`.
+        rgb_projection, modality_projection: (n, K, d), as in `Entries`; (n, 1, d) where they are a mean.
         video_id, label: (n, K) int64; video -1 where the queue has fewer than K entries.
-        weight: (n, K) p_k.
+        weight: (n, K) p_k, or (n, 1).
     """
 
     rgb_projection: Tensor
@@ -143,7 +148,8 @@ class SearchQueue(nn.Module):
         """The K entries whose descriptors have the largest cosines S_k with each query.
 
         Their weights are the prior p_k = max(S_k, 0) / sum over k of max(S_k, 0), or uniform. Where no entry has a
-        positive cosine, the prior is uniform too. Entries that are not there have weight 0.
+        positive cosine, the prior is uniform too. Entries that are not there have weight 0. With `dist = mean`,
+        projections and weight are of one entry, the mean; videos and labels remain those of the K.
 
         Args:
             query: (n, e) descriptors.
@@ -161,7 +167,13 @@ class SearchQueue(nn.Module):
         prior = torch.where(total > 1e-8, positive / total.clamp(min=1e-8), uniform)
         weight = prior if config.dist == "prior" else uniform
         video_id = self.video_id[row].where(found, -1)
-        return Retrieved(self.rgb_projection[row], self.modality_projection[row], video_id, self.label[row], weight)
+        projections = [self.rgb_projection[row], self.modality_projection[row]]
+        if config.dist == "mean":
+            projections = [
+                (uniform[..., None] * normalize(value, dim=-1)).sum(1, keepdim=True) for value in projections
+            ]
+            weight = found.any(1, keepdim=True).to(weight.dtype)
+        return Retrieved(*projections, video_id, self.label[row], weight)
 
 
 class SlowEncoder(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 
 from dclr.models.c3d import c3d
 from dclr.models.i3d import i3d
-from dclr.models.r2plus1d import r2plus1d_18, r2plus1d_tiny, r2plus1d_tv1111, r2plus1d_vcop
+from dclr.models.r2plus1d import r2plus1d_18, r2plus1d_micro, r2plus1d_tiny, r2plus1d_tv1111, r2plus1d_vcop
 from dclr.models.resnet3d import mc3_18, r2d3d18, r3d18_hara, r3d_18, r3d_vcop
 from dclr.models.s3d import s3d, s3dg
 from dclr.models.vit import vit_base, vit_small, vit_tiny
@@ -20,6 +20,7 @@ _BUILDERS = (
     r2plus1d_tv1111,
     r2plus1d_18,
     r2plus1d_tiny,
+    r2plus1d_micro,
     r3d_18,
     r3d_vcop,
     r3d18_hara,

@@ -61,19 +61,24 @@ def torchvision_block(channels: int, width: int, stride: int) -> ResidualBlock:
     return ResidualBlock(first, Conv2Plus1d(width, width, mid=mid), width, skip)
 
 
-def r2plus1d_vcop(widths: Sequence[int] = WIDTHS) -> VideoResNet:
+def r2plus1d_vcop(widths: Sequence[int] = WIDTHS, last_stride: int = 2) -> VideoResNet:
     """One block a stage, VCOP's style: 14,365,303 parameters, the encoder of DCLR Sec. 4.1."""
     if len(widths) != 4 or min(widths) < 1:
         raise ValueError(f"widths must be 4 numbers of channels, one a stage, got {tuple(widths)}")
     stem = nn.Sequential(
         Conv2Plus1d(3, widths[0], (3, 7, 7), (1, 2, 2)), nn.BatchNorm3d(widths[0]), nn.ReLU(inplace=True)
     )
-    return VideoResNet(stem, [vcop_block] * 4, (1, 1, 1, 1), widths)
+    return VideoResNet(stem, [vcop_block] * 4, (1, 1, 1, 1), widths, last_stride)
 
 
 def r2plus1d_tiny(widths: Sequence[int] = (16, 32, 64, 96)) -> VideoResNet:
-    """`r2plus1d_vcop` in narrow, for CPUs and the demo."""
+    """`r2plus1d_vcop` in narrow, for CPUs."""
     return r2plus1d_vcop(widths)
+
+
+def r2plus1d_micro() -> VideoResNet:
+    """For the demo: narrower still, and no stride in the last stage: clips of 8 x 24 x 24 have maps of 2 x 3 x 3."""
+    return r2plus1d_vcop((8, 16, 32, 64), last_stride=1)
 
 
 def r2plus1d_tv1111() -> VideoResNet:

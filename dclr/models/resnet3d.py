@@ -39,6 +39,7 @@ class VideoResNet(nn.Module):
         builders: the block builder of each stage. Every stage but the first halves its input.
         blocks: number of blocks in each stage.
         widths: channels of each stage.
+        last_stride: of the last stage; 1 leaves small clips a map of more than a few positions.
     """
 
     def __init__(
@@ -47,13 +48,14 @@ class VideoResNet(nn.Module):
         builders: Sequence[BlockBuilder],
         blocks: Sequence[int],
         widths: Sequence[int] = WIDTHS,
+        last_stride: int = 2,
     ):
         super().__init__()
         self.stem = stem
         self.layer1 = _residual_stage(builders[0], widths[0], widths[0], 1, blocks[0])
         self.layer2 = _residual_stage(builders[1], widths[0], widths[1], 2, blocks[1])
         self.layer3 = _residual_stage(builders[2], widths[1], widths[2], 2, blocks[2])
-        self.layer4 = _residual_stage(builders[3], widths[2], widths[3], 2, blocks[3])
+        self.layer4 = _residual_stage(builders[3], widths[2], widths[3], last_stride, blocks[3])
         self.feature_dim = widths[3]
 
     def forward(self, clip_bcthw: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch.nn.functional import batch_norm
 from dclr.distributed import gather_rows, world
 from dclr.models.resnet3d import ResidualBlock, VideoResNet
 from dclr.models.rewrites import PaddedUnit
+from dclr.models.separate_norm import SEPARATE
 
 
 class StaticClips(NamedTuple):
@@ -86,7 +87,8 @@ def _apply_mixed(module: nn.Module, x: MixedClips, state: Mapping[str, Tensor] |
         residual = x if module.downsample is None else _apply_mixed(module.downsample, x)
         return _apply_mixed(module.relu, _add(_apply_mixed(module.conv2, _apply_mixed(module.conv1, x)), residual))
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-        return _normalize(module, x, state or {})
+        normalize = _normalize_apart if type(module) in SEPARATE.values() else _normalize
+        return normalize(module, x, state or {})
 
     def apply(clip: Tensor) -> Tensor:
         return functional_call(module, state, clip) if state else module(clip)
@@ -141,6 +143,26 @@ def _normalize(norm: nn.modules.batchnorm._BatchNorm, x: MixedClips, state: Mapp
         running_mean.lerp_(mean_c.to(running_mean.dtype), norm.momentum)
         running_var.lerp_((var_c * (values / (values - 1))).to(running_var.dtype), norm.momentum)
     return MixedClips(moving, x.static._replace(frames=frames))
+
+
+def _normalize_apart(norm: nn.Module, x: MixedClips, state: Mapping[str, Tensor]) -> MixedClips:
+    """BatchNorm in training by the statistics of each part of the moving clips, and of the static clips, alone."""
+    moving = functional_call(norm, state, x.moving) if state else norm(x.moving)
+    weight, bias = (state.get(name, getattr(norm, name)) for name in ("weight", "bias"))
+    over_ranks = isinstance(norm, nn.SyncBatchNorm)
+    frames = x.static.frames.to(torch.promote_types(x.static.frames.dtype, torch.float32))
+    share = x.static.counts(frames.dtype)
+    share = share / (share.sum() * frames[:, 0, 0].numel())
+
+    def mean_c11(values: Tensor) -> Tensor:
+        mean_c = values.sum((0, 3, 4)) @ share
+        mean_c = gather_rows(mean_c[None]).mean(0) if over_ranks else mean_c
+        return mean_c[:, None, None, None]
+
+    centered = frames - mean_c11(frames)
+    scale = weight[:, None, None, None] * (mean_c11(centered.square()) + norm.eps).rsqrt()
+    normalized = torch.addcmul(bias[:, None, None, None], centered, scale).to(x.static.frames.dtype)
+    return MixedClips(moving, x.static._replace(frames=normalized))
 
 
 class _MixedBatchNorm(torch.autograd.Function):

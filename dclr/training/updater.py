@@ -48,7 +48,7 @@ class Updater:
             part.compile(mode=train.compile, fullgraph=whole, dynamic=False)
         self.model = self._parallel()
         self.optimizer = build_optimizer(optim, self.method)
-        self.optim, self.clip_gradients = optim, False
+        self.optim = optim
         on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
         bf16 = train.precision == "bf16" or (train.precision == "auto" and on_gpu)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
@@ -59,15 +59,11 @@ class Updater:
         if world() == 1:
             return self.method
         # Queues are alike on all processes by construction; BatchNorm's averages are made so once an epoch.
-        # A term that starts late leaves its heads without gradient until then.
-        return DistributedDataParallel(
-            self.method, broadcast_buffers=False, find_unused_parameters=self.method.conditional
-        )
+        return DistributedDataParallel(self.method, broadcast_buffers=False)
 
     def start_epoch(self, epoch: int, resumed: bool = False) -> None:
         """As `Method.start_epoch`, after which the method may ask for other random numbers."""
         self.method.start_epoch(epoch, resumed)
-        self.clip_gradients = self.optim.clip is not None and epoch >= self.optim.clip_start
         self._requests = None
 
     def add_gradients(self, batch: Batch, draw: Draw, last: bool = True) -> tuple[Output, Tensor]:
@@ -101,7 +97,7 @@ class Updater:
         with phase("optimizer"):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            if self.clip_gradients:
+            if self.optim.clip is not None:
                 norm = nn.utils.clip_grad_norm_(self.method.parameters(), self.optim.clip)
             elif measured:
                 gradients = (parameter.grad for parameter in self.method.parameters())

@@ -19,14 +19,14 @@ def test_demo_end_to_end(tmp_path, capsys):
     for result in results:
         assert all(0 <= result[key] <= 100 for key in ("motion R@1", "motion linear", "scene R@1", "scene linear"))
         assert f"{result['motion R@1']:.1f}" in printed
-    assert set(results[0]["losses"]) == {"vv"} and set(results[1]["losses"]) == {"vd"}
+    assert set(results[0]["losses"]) == {"vv"} and set(results[1]["losses"]) == {"vs", "vd"}
     assert (tmp_path / "table.md").read_text().strip() in printed and "L_SD" in printed
     before = (tmp_path / "dclr_0" / "checkpoints" / "last.pt").stat().st_mtime_ns
     again = demo(config)
     assert (tmp_path / "dclr_0" / "checkpoints" / "last.pt").stat().st_mtime_ns == before
     assert [result["motion R@1"] for result in again] == [result["motion R@1"] for result in results]
     with pytest.raises(ConfigError, match="dclr_0 holds a run with other settings"):
-        demo(replace(config, rows=("dclr",), synth=replace(config.synth, blobs=3)))
+        demo(replace(config, rows=("dclr",), synth=replace(config.synth, objects=4)))
 
 
 def test_output_in_the_home_folder(tmp_path, monkeypatch):

@@ -225,7 +225,7 @@ def test_files_that_cannot_be_read(exported, tmp_path):
 
 def test_command(tmp_path, capsys):
     run, root = tmp_path / "run", tmp_path / "videos"
-    synthesize(root, SynthConfig(train=9, test=8, size=16, frames=8, blobs=2), progress=False)
+    synthesize(root, SynthConfig(train=9, test=8, size=16, frames=8, objects=2), progress=False)
     main(["pretrain", "--encoder", "r2plus1d_tiny", "--method.search.queue", "64", "--data.dataset", "folder",
           "--data.root", str(root), "--data.label", "motion", "--data.frames", "4", "--data.stride", "1",
           "--data.size", "16", "--data.workers", "0", "--train.batch", "4", "--train.epochs", "1",

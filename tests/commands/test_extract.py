@@ -28,7 +28,7 @@ FRAMES, SIZE, CLIPS = 4, 16, 2
 def videos(tmp_path_factory):
     """Nine videos to train on, the fifth of which is no video, and eight to test."""
     root = tmp_path_factory.mktemp("videos")
-    synthesize(root, SynthConfig(train=9, test=8, size=SIZE, frames=8, blobs=2), progress=False)
+    synthesize(root, SynthConfig(train=9, test=8, size=SIZE, frames=8, objects=2), progress=False)
     broken = root / rows(root, "train")[4]["path"]
     broken.write_bytes(b"no video")
     return root

@@ -25,7 +25,7 @@ AUGMENT = AugmentConfig(mean=(0.4, 0.5, 0.6))
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
-    synthesize(root, SynthConfig(train=17, test=8, size=24, frames=8, blobs=2), progress=False)
+    synthesize(root, SynthConfig(train=17, test=8, size=24, frames=8, objects=2), progress=False)
     return root
 
 

@@ -67,11 +67,23 @@ def test_a_whole_dataset(ucf, files):
     assert "split 2: 1 videos are in train and in test" in checked(ucf, "ucf101", read=False).notes
 
 
+def test_a_second_check_reads_nothing_again(tmp_path, files, monkeypatch):
+    lay_out(tmp_path, files, run__a="avi", jump__b="h264")
+    first = checked(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("dclr.data.index.learn", None)
+        assert checked(tmp_path) == first
+    lay_out(tmp_path, files, run__a="truncated")
+    again = checked(tmp_path).frames
+    assert first.frames.keys() == again.keys() and sum(first.frames.values()) == 60 > sum(again.values())
+
+
 def test_without_reading(tmp_path):
     touch(tmp_path, "run/a.mp4", "run/._b.mp4", "jump/c.mp4")
     found = checked(tmp_path, read=False)
     assert [(part.subset, part.listed, part.official, part.classes) for part in found.parts] == [("train", 2, None, 2)]
-    assert not found.frames and "passed over 1 hidden or system entries" in found.notes
+    assert not found.frames and found.notes[0] == "folder: passed over 1 hidden or system entries"
+    assert sum("passed over" in note for note in found.notes) == 1
 
 
 def test_names_that_are_not_text(tmp_path, capsys):

@@ -143,7 +143,7 @@ def test_bad_input(train, test, options, message):
 
 def test_command(tmp_path, capsys):
     run, root = tmp_path / "run", tmp_path / "videos"
-    synthesize(root, SynthConfig(train=9, test=8, size=16, frames=8, blobs=2), progress=False)
+    synthesize(root, SynthConfig(train=9, test=8, size=16, frames=8, objects=2), progress=False)
     data = ["--data.dataset", "folder", "--data.root", str(root), "--data.label", "motion", "--data.workers", "0"]
     main(["pretrain", "--method", "simclr", "--encoder", "r2plus1d_tiny", *data, "--data.frames", "4", "--data.size",
           "16", "--data.stride", "1", "--train.batch", "4", "--train.epochs", "1", "--train.device", "cpu",

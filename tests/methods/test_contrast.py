@@ -59,16 +59,17 @@ def test_objective_of_the_worked_example(compute):
     assert (terms[0] + terms[1] - terms[2]).item() == pytest.approx(1.276318, abs=1e-6)
 
 
+@pytest.mark.parametrize("bound", ["none", "anchor", "batch"])
 @pytest.mark.parametrize("denominator", ["others", "literal", "all", "joint"])
-def test_one_launch_equals_the_equations(denominator):
+def test_one_launch_equals_the_equations(denominator, bound):
     """Losses and gradients of three terms that share tensors."""
     torch.manual_seed(0)
     a, b, c = (torch.randn(14, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    terms = [Term(a, b), Term(a, c), Term(b, c, same_view=True)]
+    terms = [Term(b, c, True, bound), Term(a, b), Term(a, c)]
     together = packed_losses(terms, 0.07, denominator)
     alone = torch.stack([in_batch_loss(term, 0.07, denominator) for term in terms])
     torch.testing.assert_close(together, alone)
-    weight = torch.tensor([1.0, 2, -1], dtype=torch.float64)
+    weight = torch.tensor([-1.0, 1, 2], dtype=torch.float64)
     got, expected = (torch.autograd.grad(weight @ losses, (a, b, c)) for losses in (together, alone))
     torch.testing.assert_close(got, expected)
 

@@ -1,16 +1,23 @@
 """A whole DCLR step on small clips: terms, switches, schedule, gradients, two processes."""
 
+import copy
+import math
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch import nn
 
-from dclr.augment import AugmentConfig, Draw
+from dclr.augment import AugmentConfig, Draw, Streams
 from dclr.data.clips import Batch
 from dclr.methods import DCLR, DCLRConfig, DCLRRelease, DCLRReleaseConfig, SimCLR, SimCLRConfig, build_method
-from dclr.methods.dclr import AlignmentConfig, LossStart, LossWeights, RefineConfig, balanced
+from dclr.methods.balance import by_progress
+from dclr.methods.contrast import Term
+from dclr.methods.dclr import AlignmentConfig, LossWeights, RefineConfig
+from dclr.methods.packing import packed_losses
 from dclr.methods.search import SearchConfig
+from dclr.models import accelerate, build_encoder
+from dclr.models.separate_norm import separate_statistics
 
 FRAMES, SIZE = 4, 16
 PLAIN = AugmentConfig(flip=0, grayscale=0, jitter=0, blur=0)
@@ -85,15 +92,27 @@ def test_switches_train(same_view, symmetric, heads, bn, denominator):
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
-def test_per_modality_statistics_are_those_of_the_clip():
-    """Running statistics after a step equal those of an encoder that saw v alone."""
-    batch = batch_of(3)
-    method, alone = (build(DCLRConfig(hidden=8, dim=4, bn="per_modality", center=True)) for _ in range(2))
-    method(batch, draw_of())
-    alone.encode(alone.augment.streams(batch.clips, draw_of()).rgb)
-    torch.testing.assert_close(method.encoder.norm.running_mean, alone.encoder.norm.running_mean)
-    torch.testing.assert_close(method.encoder.norm.running_var, alone.encoder.norm.running_var)
-    assert method.encoder.norm.momentum == 0.1
+@pytest.mark.parametrize("static_once", [False, True])
+@pytest.mark.parametrize("losses", [LossWeights(0, 1, 1, 0), LossWeights(0, 1, 0, 0), LossWeights(0, 0, 1, 0)])
+def test_per_modality_statistics_are_those_of_separate_passes(losses, static_once):
+    """Features of one pass, and its gradients; the running statistics are the clip's."""
+    config = DCLRConfig(hidden=8, dim=4, losses=losses, search=SearchConfig(on=()), alignment=AlignmentConfig(0))
+    torch.manual_seed(0)
+    method = build_method(config, build_encoder("r2plus1d_tiny", widths=(5, 6, 7, 9)), PLAIN)
+    alone = copy.deepcopy(method.encoder).double()
+    separate_statistics(alone, 1)
+    accelerate(method, static_once=static_once, fold=static_once).double()
+    method.start_epoch(0)
+    streams = Streams(*(clip.double() for clip in method.augment.streams(batch_of(3).clips, draw_of())))
+    features = method._encode(streams)
+    encoders = {name: copy.deepcopy(alone) for name in features}
+    expected = {name: encoders[name](clip) for name, clip in zip("vsd", streams) if name in features}
+    torch.testing.assert_close(features, expected)
+    for outputs in (features, expected):
+        sum((outputs[name] * "_vsd".index(name)).square().sum() for name in outputs).backward()
+    for one, *others in zip(method.encoder.parameters(), *(encoder.parameters() for encoder in encoders.values())):
+        torch.testing.assert_close(one.grad, sum(other.grad for other in others))
+    torch.testing.assert_close(dict(method.encoder.named_buffers()), dict(encoders["v"].named_buffers()))
 
 
 def test_alignment_gradient_reaches_the_clip_only():
@@ -111,19 +130,49 @@ def test_alignment_gradient_reaches_the_clip_only():
     assert all(features[name].grad is None or not features[name].grad.any() for name in "sd")
 
 
-def test_balance_keeps_values_and_moves_gradient_to_the_harder_term():
-    first, second = torch.tensor(2.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
-    losses = balanced({"vs": first * 3, "vd": second * 2}, 2.0)
+def test_balance_keeps_values_and_moves_gradient_to_the_term_behind():
+    first, second = torch.tensor(1.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    losses = by_progress({"vs": first * 6, "vd": second * 2}, {"vs": 7.0, "vd": 6.0})
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx({"vs": 6, "vd": 2})
     sum(losses.values()).backward()
-    # 36 and 4 over their mean of 20.
-    assert (first.grad.item(), second.grad.item()) == pytest.approx((3 * 1.8, 2 * 0.2))
-    assert balanced({"vd": second * 0}, 3.0)["vd"] == 0
+    # 1 / 1 and 1 / 16 over their mean of 17 / 32.
+    assert (first.grad.item(), second.grad.item()) == pytest.approx((6 * 32 / 17, 2 * 2 / 17))
 
 
-def test_balance_of_the_separation_alone():
-    method = build(DCLRConfig(hidden=8, dim=4, losses=LossWeights(0, 0, 0, 1), balance=1, alignment=AlignmentConfig(0)))
-    assert set(method(batch_of(3), draw_of()).losses) == {"sd"}
+def test_balance_of_a_term_at_chance():
+    """Has all of the gradient, but a share that is not zero."""
+    first, second = torch.tensor(7.0, requires_grad=True), torch.tensor(5.0, requires_grad=True)
+    sum(by_progress({"vs": first, "vd": second}, {"vs": 6.0, "vd": 6.0}).values()).backward()
+    assert first.grad > 1.9 and 0 < second.grad < 0.01
+
+
+def test_balance_is_the_gradient_of_the_harmonic_mean_of_progress():
+    """Of 1 / (c - L_vs) + 1 / (c - L_vd), but for its length."""
+    method = build(DCLRConfig(hidden=8, dim=4, losses=LossWeights(0, 1, 1, 0), search=SearchConfig(on=())))
+    chance = 2 * math.log(2 * 4 - 1)
+    losses = method(batch_of(4), draw_of()).losses
+    values = {name: losses[name] for name in ("vs", "vd")}
+    shifted = {name: value - value.item() + chance - 0.5 - place for place, (name, value) in enumerate(values.items())}
+    progress = by_progress(shifted, dict.fromkeys(shifted, chance))
+    parameters = list(method.encoder.parameters())
+    got = torch.autograd.grad(sum(progress.values()), parameters, retain_graph=True)
+    inverse = sum(1 / (chance - value) for value in shifted.values())
+    expected = torch.autograd.grad(inverse, parameters)
+    length = got[0].norm() / expected[0].norm()
+    for one, other in zip(got, expected):
+        torch.testing.assert_close(one, length * other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("losses", [LossWeights(0, 0, 1, 1), LossWeights(0, 0, 0, 1)])
+def test_balance_leaves_a_single_term_and_the_separation_alone(losses):
+    plain, weighted = (
+        build(DCLRConfig(hidden=8, dim=4, losses=losses, search=SearchConfig(on=()), balance=balance))
+        for balance in ("none", "progress")
+    )
+    for method in (plain, weighted):
+        total(method, method(batch_of(4), draw_of())).backward()
+    for one, other in zip(plain.parameters(), weighted.parameters()):
+        assert torch.equal(one.grad, other.grad)
 
 
 def test_colours_are_shared_where_the_augmentation_says_so():
@@ -137,36 +186,27 @@ def test_heads_have_a_width(width):
         build(DCLRConfig(**{width: 0}))
 
 
-def test_balance_leaves_a_single_term_and_the_separation_alone():
-    plain, weighted = (
-        build(DCLRConfig(hidden=8, dim=4, loss_start=LossStart(vs=1), search=SearchConfig(on=()), balance=power))
-        for power in (0, 3)
-    )
-    outputs = [method(batch_of(4), draw_of()) for method in (plain, weighted)]
-    for method, output in zip((plain, weighted), outputs):
-        total(method, output).backward()
-    for one, other in zip(plain.parameters(), weighted.parameters()):
-        assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
-
-
-def test_terms_start_at_their_epochs():
-    config = DCLRConfig(
-        hidden=8, dim=4, losses=LossWeights(0, 1, 1, 1), loss_start=LossStart(vs=2, sd=3),
-        alignment=AlignmentConfig(start=1), refine=RefineConfig(start=2),
-    )  # fmt: skip
+def test_parts_start_at_their_epochs():
+    config = DCLRConfig(hidden=8, dim=4, alignment=AlignmentConfig(start=1), refine=RefineConfig(start=2))
     method = build(config)
-    expected = {0: {"vd"}, 1: {"vd", "ac"}, 2: {"vd", "vs", "ac"}, 3: {"vd", "vs", "sd", "ac"}}
-    assert method.conditional
-    for epoch, names in expected.items():
+    for epoch in range(3):
         method.start_epoch(epoch)
-        assert set(method.loss_weights) == names
-        assert set(method(batch_of(3), draw_of()).losses) == names
+        names = {"vs", "vd", "sd", "ac"} if epoch else {"vs", "vd", "sd"}
+        assert set(method.loss_weights) == set(method(batch_of(3), draw_of()).losses) == names
         assert method.refine_difference == (epoch >= 2)
 
 
-def test_no_term_at_the_first_epoch_is_an_error():
-    with pytest.raises(ValueError, match="loss_start"):
-        build(DCLRConfig(losses=LossWeights(0, 0, 1, 0), loss_start=LossStart(vd=3)))
+@pytest.mark.parametrize("bound", ["anchor", "batch"])
+def test_the_separation_ends_at_chance(bound):
+    """Beyond it there is no gradient; without a bound there is."""
+    chance = 2 * math.log(2 * 3 - 1)
+    s, d = torch.eye(6, 8), -torch.eye(6, 8)
+    for one, alive in ((bound, False), ("none", True)):
+        anchor = s.clone().requires_grad_()
+        value = packed_losses([Term(anchor, d, True, one)], 0.1)
+        value.sum().backward()
+        assert bool(anchor.grad.any()) == alive
+        assert (value.item() > chance + 1) == alive
 
 
 def test_search_replaces_the_in_batch_term_once_the_queue_is_full():
@@ -192,6 +232,21 @@ def test_search_replaces_the_in_batch_term_once_the_queue_is_full():
     assert 0 <= outputs[0].statistics["search/vd_hit_rate"] <= 1
     total(method, outputs[0]).backward()
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("dist", ["prior", "mean"])
+def test_the_own_positive_stays_where_asked(dist):
+    """Half of the term is that of the batch alone, half that across videos."""
+    search = SearchConfig(queue=8, start=0, refresh=5, k=3, dist=dist)
+    kept = replace(search, keep_own=True)
+    values = {}
+    for name, how in (("across", search), ("both", kept), ("own", SearchConfig(on=()))):
+        method = build(DCLRConfig(hidden=8, dim=4, search=how))
+        method.start_epoch(0)
+        for step in range(3):
+            values[name] = method(batch_of(4, seed=step, first_id=4 * step), draw_of(step)).losses["vd"]
+            method.after_step()
+    torch.testing.assert_close(values["both"], (values["own"] + values["across"]) / 2)
 
 
 def test_a_step_by_the_equations_equals_one_by_the_kernel():
@@ -272,13 +327,55 @@ def test_official_release_runs_end_to_end():
         assert not torch.equal(old, new) or torch.equal(old, fast)
 
 
+def test_official_release_in_its_own_order_of_operations():
+    """A step from plain PyTorch: both views through the momentum encoder, then the queries, then the losses."""
+    config = DCLRReleaseConfig(hidden=8, dim=4, queue=12, k=3, temperature=0.2)
+    method = build(config, PLAIN)
+    for parameter in method.key.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    method.eval()  # BatchNorm's statistics do not depend on who is encoded together
+    batch = batch_of(3, views=4)
+    streams = method.augment.streams(batch.clips[:2], draw_of(), batch.clips[2:])
+    view_i, view_j = ([stream[rows] for stream in streams] for rows in (slice(3), slice(3, 6)))
+
+    def project(branch, clips, masks):
+        """As the release pools: the average of F A / mean(A)."""
+        v, s, d = (branch.encoder(clip) for clip in clips)
+        refined = [(v * a[:, None] / a.mean((1, 2, 3))[:, None, None, None, None]) for a in masks]
+        pooled = dict(zip(("vv", "vs", "vd", "sv", "dv"), (v, *refined, s, d)))
+        heads = {name: branch.heads[name](feature.mean((2, 3, 4))) for name, feature in pooled.items()}
+        return {name: value / value.norm(dim=1, keepdim=True) for name, value in heads.items()}
+
+    with torch.no_grad():
+        maps = [[method.key.module.encoder(clip).abs().sum(1) for clip in view] for view in (view_i, view_j)]
+        found = project(method.key.module, view_i, maps[0][1:])
+        keys = project(method.key.module, view_j, maps[1][1:])
+        queue = {name: method.queues[name].keys for name in keys}
+        ranking = {name: (found[name] @ queue[name].T).softmax(1) for name in ("sv", "dv")}
+        near = {name: value.topk(3).indices for name, value in ranking.items()}
+        near_both = (ranking["sv"] + ranking["dv"]).topk(3).indices
+    query = project(method.query, view_i, maps[0][1:])
+    output = method(batch, draw_of())
+    positives = {"vv": near_both, "vs": near["sv"], "sv": near["sv"], "vd": near["dv"], "dv": near["dv"]}
+    for name, key in {"vv": "vv", "vs": "sv", "sv": "vs", "vd": "dv", "dv": "vd"}.items():
+        logits = torch.cat([(query[name] * keys[key]).sum(1, keepdim=True), query[name] @ queue[key].T], 1) / 0.2
+        share = logits.softmax(1)
+        chosen = share[:, 0] + share[:, 1:].gather(1, positives[name]).sum(1)
+        torch.testing.assert_close(output.losses[name], -chosen.log().mean())
+    across = maps[0][0] - maps[1][1] - maps[1][2]
+    torch.testing.assert_close(output.losses["ac"], across.square().mean())
+    weights = [module.weight for module in method.query.heads.modules() if isinstance(module, nn.Linear)]
+    assert all(0.005 < weight.std() < 0.015 for weight in weights)
+
+
 def test_table_of_defaults():
     config = asdict(DCLRConfig())
     assert config["losses"] == {"vv": 0, "vs": 1, "vd": 1, "sd": 1}
     assert (config["temperature"], config["dim"], config["hidden"], config["denominator"]) == (0.07, 128, 512, "others")
     assert config["search"] == {
         "on": ("d",), "k": 5, "dist": "prior", "start": 10, "refresh": 10, "queue": 2048, "on_refresh": "flush",
-        "exclude_same_video": True, "feat": "proj",
+        "exclude_same_video": True, "feat": "proj", "keep_own": False,
     }  # fmt: skip
     assert config["alignment"] == {"lambda_": 0.5, "reduction": "mean", "start": 0}
+    assert (config["sd_bound"], config["bn"], config["balance"]) == ("anchor", "per_modality", "progress")
     assert config["refine"] == {"s": True, "d": True, "start": 10}

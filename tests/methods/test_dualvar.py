@@ -220,7 +220,6 @@ def test_every_form_and_mode_reaches_every_parameter(form, mode):
     config = dataclasses.replace(SMALL, form=form, mode=mode)
     method = build(config)
     assert isinstance(method, DualVar) and config.crops == (1 if mode == "clip" else 2)
-    assert not method.conditional
     before = [parameter.clone() for parameter in method.parameters() if parameter.requires_grad]
     losses = step(method, views=2 * config.crops, rate=1.0)
     assert set(losses) == LOSSES[mode] == set(method.loss_weights)

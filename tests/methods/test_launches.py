@@ -25,7 +25,7 @@ WEIGHTS = {"vs": 1.0, "vd": 1.0, "sd": -1.0}
 @pytest.fixture
 def device_operations(monkeypatch):
     """Takes a function from projections to losses; returns the operations of its second step, by name."""
-    op, launch = (importlib.import_module(f"dclr.kernels.{name}") for name in ("info_nce_ranges", "_nce_launch"))
+    op, launch = (importlib.import_module(f"dclr.kernels.{name}") for name in ("info_nce", "info_nce.launch"))
     for module in (op, launch):
         monkeypatch.setattr(module, "runs_triton", lambda tensor: True)
     monkeypatch.setattr(op, "check_rows", lambda *args, **kwargs: None)

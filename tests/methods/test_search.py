@@ -66,6 +66,16 @@ def test_eq10_of_the_worked_example(config, expected, compute):
     assert value.item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_mean_of_the_retrieved():
+    """One positive, of the unit projections' mean; none where nothing is found."""
+    found = filled_queue().retrieve(QUERY, replace(CONFIG, dist="mean"), torch.tensor([5]))
+    assert found.video_id.tolist() == [[8, 7]] and found.weight.tolist() == [[1.0]]
+    for got, stored in ((found.rgb_projection, P_RGB), (found.modality_projection, P_MODE)):
+        torch.testing.assert_close(got, normalize(stored[:2].float(), dim=-1).mean(0)[None, None])
+    empty = SearchQueue(4, 3, 2).retrieve(QUERY, replace(CONFIG, dist="mean"), torch.tensor([5]))
+    assert empty.weight.tolist() == [[0.0]] and not empty.rgb_projection.any()
+
+
 @pytest.mark.parametrize("compute", [reference_losses, packed_losses])
 def test_rows_of_the_retrieved_video_are_no_negatives(compute):
     """With entry 8's video in the batch too, its rows leave the denominator of its own positive only."""

@@ -15,8 +15,11 @@ from .test_dclr import TinyEncoder, batch_of
 
 VIDEOS, STEPS = 4, 3
 CONFIGS = {
-    "dclr": DCLRConfig(hidden=8, dim=4, search=SearchConfig(on=("s", "d"), queue=8, start=0, refresh=1, k=3)),
-    "joint": DCLRConfig(hidden=8, dim=4, denominator="joint", symmetric=True, balance=2.0, search=SearchConfig(on=())),
+    "dclr": DCLRConfig(
+        hidden=8, dim=4, balance="none", search=SearchConfig(on=("s", "d"), queue=8, start=0, refresh=1, k=3)
+    ),
+    "joint": DCLRConfig(hidden=8, dim=4, denominator="joint", symmetric=True, search=SearchConfig(on=())),
+    "batch": DCLRConfig(hidden=8, dim=4, sd_bound="batch", search=SearchConfig(on=())),
     "literal": DCLRConfig(hidden=8, dim=4, denominator="literal", same_view=True, search=SearchConfig(on=())),
     "simclr": SimCLRConfig(hidden=8, dim=4),
 }

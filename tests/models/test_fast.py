@@ -245,6 +245,7 @@ def test_dclr_with_and_without():
     plain.augment.streams = lambda *args: streams
     plain.double()
     fast = accelerate(copy.deepcopy(plain), static_once=True)
+    fast.start_epoch(10, resumed=True)
     outputs = [method(batch, Draw(generator)) for method in (plain, fast)]
     assert set(outputs[0].losses) == {"vs", "vd", "sd", "ac"}
     for name, loss in outputs[0].losses.items():

@@ -8,7 +8,9 @@ import torch
 from dclr.models import ENCODERS, accelerate, build_encoder
 
 # The others are these without a part, narrower or wider.
-DISTINCT = [name for name in ENCODERS if name not in ("s3d", "r2plus1d_tiny", "vit_small", "vit_base")]
+DISTINCT = [
+    name for name in ENCODERS if name not in ("s3d", "r2plus1d_tiny", "r2plus1d_micro", "vit_small", "vit_base")
+]
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last_3d, torch.contiguous_format
 
 

@@ -18,7 +18,7 @@ STRANGE = "<b>& $x"
 def videos(tmp_path_factory):
     """Generated videos, of which one class has a strange name."""
     root = tmp_path_factory.mktemp("videos")
-    synthesize(root, SynthConfig(train=10, test=9, size=20, frames=10, blobs=3), progress=False)
+    synthesize(root, SynthConfig(train=10, test=9, size=20, frames=10, objects=3), progress=False)
     with open(root / LABELS_FILE, newline="") as file:
         rows = list(csv.DictReader(file))
     with open(root / LABELS_FILE, "w", newline="") as file:
