@@ -93,9 +93,14 @@ def _gpu_run() -> PretrainConfig:
     )
 
 
+def _cpu_run() -> PretrainConfig:
+    run = demo_vanilla()
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, epochs=16))
+
+
 SIZES = {
     # 16 x 32 steps: a momentum of 0.999 would leave most of the initial weights to the end.
-    "cpu": Size(SynthConfig(), demo_vanilla(), dim=64, hidden=96, momentum=0.99),
+    "cpu": Size(SynthConfig(), _cpu_run(), dim=64, hidden=96, momentum=0.99),
     "gpu": Size(
         SynthConfig(train=20000, test=2000, size=72, frames=32, object_size=16),
         _gpu_run(),

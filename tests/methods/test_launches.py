@@ -25,10 +25,12 @@ WEIGHTS = {"vs": 1.0, "vd": 1.0, "sd": -1.0}
 @pytest.fixture
 def device_operations(monkeypatch):
     """Takes a function from projections to losses; returns the operations of its second step, by name."""
-    op, launch = (importlib.import_module(f"dclr.kernels.{name}") for name in ("info_nce_ranges", "_nce_launch"))
-    for module in (op, launch):
+    names = ("info_nce_ranges", "info_nce", "_nce_launch")
+    *ops, launch = (importlib.import_module(f"dclr.kernels.{name}") for name in names)
+    for module in (*ops, launch):
         monkeypatch.setattr(module, "runs_triton", lambda tensor: True)
-    monkeypatch.setattr(op, "check_rows", lambda *args, **kwargs: None)
+    for op in ops:
+        monkeypatch.setattr(op, "check_rows", lambda *args, **kwargs: None)
 
     def count(losses):
         projected = {name: torch.randn(2 * N, DIM, requires_grad=True) for name in ("vs", "vd", "s", "d")}
@@ -76,3 +78,14 @@ def test_with_a_cross_video_term(device_operations):
     operations = device_operations(losses)
     assert sum(name.endswith("_kernel") for name in operations) == 6
     assert len(operations) <= 12, operations
+
+
+def test_with_a_bounded_term(device_operations):
+    """L_SD per anchor is a launch of its own, forward and backward, and what bounds and adds up its anchors."""
+
+    def losses(vs, vd, s, d):
+        bounded = Term(s, d, same_view=True, bound="anchor")
+        return dict(zip(WEIGHTS, packed_losses([Term(vs, s), Term(vd, d), bounded], TAU).unbind()))
+
+    operations = device_operations(losses)
+    assert len(operations) <= 28, operations
