@@ -22,7 +22,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     package_dir={"dclr": "dclr", "dclr.kernels": "kernels"},
-    packages=[*find_packages(include=["dclr", "dclr.*"]), "dclr.kernels"],
+    packages=[
+        *find_packages(include=["dclr", "dclr.*"]),
+        "dclr.kernels",
+        *(f"dclr.kernels.{name}" for name in find_packages("kernels")),
+    ],
+    package_data={"dclr": ["py.typed"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",

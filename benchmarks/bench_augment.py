@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dclr.kernels import augment_clip
-from dclr.kernels.augment import augment_reference
+from dclr.kernels.augment.reference import augment_reference
 
 from .harness import COMPILED, OURS, REFERENCE, Problem, compiled, missing
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dclr.kernels import decouple, decoupled_pool, info_nce, topk_similarity
-from dclr.kernels.decouple import decouple_reference
-from dclr.kernels.info_nce import info_nce_gradient_reference, info_nce_reference
-from dclr.kernels.pooling import decoupled_pool_reference
-from dclr.kernels.topk import topk_similarity_reference
+from dclr.kernels.decouple.reference import decouple_reference
+from dclr.kernels.info_nce.reference import info_nce_gradient_reference, info_nce_reference
+from dclr.kernels.pooling.reference import decoupled_pool_reference
+from dclr.kernels.topk.reference import topk_similarity_reference
 
 from .harness import OURS, REFERENCE, Problem, with_gradients
 
@@ -57,23 +57,25 @@ def of_info_nce(device: torch.device):
         return (info_nce(query, key, positive=rows, temperature=TEMPERATURE),)
 
     def reference(query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
-        return (info_nce_reference(query[None], key[None], rows[None], None, None, TEMPERATURE).mean(),)
+        return (info_nce_reference(query, key, key[rows], rows[:, None], TEMPERATURE).mean(),)
 
     return ours, reference, (query, key)
 
 
 def of_info_nce_backward(device: torch.device):
     losses, reference_losses, inputs = of_info_nce(device)
-    rows = torch.arange(4, device=device)[None]
+    rows = torch.arange(4, device=device)
 
     def ours(query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
         leaves = query.detach().requires_grad_(), key.detach().requires_grad_()
         return with_gradients(lambda *leaves: losses(*leaves)[0], *leaves)()
 
     def reference(query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
-        grad = query.new_full((1, 4), 1 / 4)
-        grads = info_nce_gradient_reference(grad, query[None], key[None], rows, None, None, TEMPERATURE)
-        return (*reference_losses(query, key), grads[0][0], grads[1][0])
+        grad = query.new_full((4,), 1 / 4)
+        to_query, to_key, to_positive = info_nce_gradient_reference(
+            grad, query, key, key[rows], rows[:, None], TEMPERATURE
+        )
+        return (*reference_losses(query, key), to_query, to_key + to_positive)
 
     return ours, reference, inputs
 

@@ -39,7 +39,7 @@ from .harness import GRAPH, OURS, Problem, Run
 
 EAGER, STRAIGHT, RELEASE = "eager", "compiled bf16", "released recipe"
 KERNELS = (
-    "decouple", "info_nce", "info_nce_ranges", "_nce_launch", "pooling", "activation", "topk", "augment", "foreground",
+    "decouple", "info_nce", "info_nce.launch", "pooling", "activation", "topk", "augment", "foreground",
 )  # fmt: skip
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 PHASES = ("forward", "backward", "optimizer", "after_step")

@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dclr.commands.embed import embed
+    from dclr.commands.evaluate import evaluate
     from dclr.commands.pretrain import pretrain
     from dclr.data import load_dataset, read_clips
     from dclr.models import build_encoder, load_encoder
@@ -15,6 +17,8 @@ __version__ = "0.1.0"
 
 # Name -> the module that defines it.
 _PUBLIC = {
+    "embed": "dclr.commands.embed",
+    "evaluate": "dclr.commands.evaluate",
     "pretrain": "dclr.commands.pretrain",
     "load_dataset": "dclr.data",
     "read_clips": "dclr.data",
@@ -22,7 +26,7 @@ _PUBLIC = {
     "load_encoder": "dclr.models",
 }
 
-__all__ = ["build_encoder", "load_dataset", "load_encoder", "pretrain", "read_clips"]
+__all__ = ["build_encoder", "embed", "evaluate", "load_dataset", "load_encoder", "pretrain", "read_clips"]
 
 
 def __getattr__(name: str) -> Any:

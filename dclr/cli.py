@@ -285,6 +285,12 @@ VERBS: dict[str, Verb] = {
         "Profile steps of a pretraining run: flags as of pretrain, --steps N, --trace FILE, or --nsight under Nsight.",
         call=_profile,
     ),
+    "evaluate": Verb(
+        "evaluate",
+        "Linear probe, nearest neighbours and retrieval of a checkpoint, each video encoded once; --protocols.",
+        "EvaluateConfig",
+        _ON_CHECKPOINT,
+    ),
     "linear": Verb("evaluate", "Linear probe of a checkpoint on a dataset.", "LinearProbeConfig", _ON_CHECKPOINT),
     "finetune": Verb(
         "finetune",
@@ -328,4 +334,5 @@ VERBS: dict[str, Verb] = {
         "Time the kernels against their peers; --plot draws results, --tune searches a config table on this GPU.",
         "BenchConfig",
     ),
+    "doctor": Verb("doctor", "Check this installation: versions, devices, kernels, decoding, disk.", "DoctorConfig"),
 }

@@ -62,6 +62,10 @@ class DataConfig:
     """Range of the crop's aspect ratio."""
     workers: int = field(default_factory=default_workers)
     """Loader processes on each rank; by default as many as it has cores, at most 4."""
+    holdout: float | None = None
+    """Leave out this share of each class, which is for testing, where a `folder` says nothing of a split."""
+    holdout_seed: int = 0
+    """Chooses which videos those are."""
     cache: Literal["memory"] | None = None
     """Keep decoded videos in memory: for sets that fit, with `workers` 0."""
     allow_missing: bool = False
@@ -147,12 +151,16 @@ class TrainConfig:
     """Steps between saves of the last checkpoint within an epoch."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+    eval_every: int = 0
+    """Epochs between evaluations of the encoder in between, by nearest neighbours of labelled videos; 0 is none."""
+    eval_videos: int = 200
+    """Training and test videos, so many of each, that they take."""
     tensorboard: bool = True
     """Also write the metrics as TensorBoard events."""
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch": 1, "accumulate": 1, "seed": 0, "threads": 0}
-        at_least("train", self, **least, checkpoint_every=1, save_every=1, log_every=1)
+        at_least("train", self, **least, checkpoint_every=1, save_every=1, log_every=1, eval_every=0, eval_videos=2)
         if self.seed >= 2**64:
             raise ConfigError(f"train.seed: got {self.seed}, expected less than 2^64")
         if self.batch % self.accumulate:
@@ -177,6 +185,8 @@ class PretrainConfig(Generic[AnyMethodConfig]):
     """Run folder: configuration, metrics, checkpoints, TensorBoard events."""
     encoder: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(ENCODERS)}}}")] = "r2plus1d_vcop"
     """Name of the video encoder, as of `dclr.models.ENCODERS`."""
+    encoder_weights: str | None = None
+    """Weights to start from, not random ones: a run, a checkpoint, an export, or those of others (SOURCE:FILE)."""
     data: DataConfig = field(default_factory=DataConfig)
     """Videos and clips."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

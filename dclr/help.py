@@ -1,6 +1,38 @@
 """Help that a newcomer reads first: one screen, shown before anything slow is imported."""
 
-PRETRAIN = """\
+from __future__ import annotations
+
+import ast
+import textwrap
+from pathlib import Path
+
+
+def names_in(file: str, table: str) -> list[str]:
+    """Names in a table of a file of this package, a dict or a tuple.
+
+    The file is read and not imported, which would import torch and take seconds.
+    """
+    for node in ast.parse((Path(__file__).parent / file).read_text(encoding="utf-8")).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == table:
+            entries = node.value.keys if isinstance(node.value, ast.Dict) else node.value.elts
+            names = (getattr(entry, "value", getattr(entry, "id", None)) for entry in entries)
+            return [name for name in names if isinstance(name, str)]
+    raise LookupError(f"{file}: there is no table {table}")
+
+
+def _column(names: list[str]) -> str:
+    """Names in lines, beside the flag that takes one."""
+    return textwrap.fill(" ".join(names), 95, initial_indent=24 * " ", subsequent_indent=24 * " ").lstrip()
+
+
+_PRESETS = [
+    name
+    for method in ("dclr", "moco", "fame", "dualvar", "demo")
+    for name in names_in(f"presets/{method}.py", "PRESETS")
+]
+
+PRETRAIN = f"""\
 usage: dclr pretrain [--preset NAME] [--config FILE] [--method NAME] [--SECTION.NAME VALUE ...]
 
 Pretrain an encoder on videos.
@@ -12,18 +44,15 @@ Pretrain an encoder on videos.
   torchrun --nproc-per-node 8 -m dclr pretrain --preset dclr_k400 --data.root /data/k400
 
 Where settings come from; what is further down wins:
-  --preset NAME         dclr_ucf101 dclr_k400 simclr_ucf101 moco_ucf101 official_release
-                        fame_ucf101 fame_k400 dualvar_ucf101 dualvar_ucf101_moco dualvar_k400
-                        dualvar_only_seg demo demo_vanilla demo_vs demo_vd
+  --preset NAME         {_column(_PRESETS)}
                         or a row of the papers' tables; --list-presets explains all
   --config FILE         YAML, as the config.yaml in the folder of a run
-  --method NAME         dclr dclr_release simclr moco fame dualvar
+  --method NAME         {_column([name for name in names_in("methods/__init__.py", "METHODS") if name != "classifier"])}
   --SECTION.NAME VALUE  any setting
 
 Settings that most runs need; --help-all lists all, with their defaults under the preset given:
   --output FOLDER       where the run is written
-  --encoder NAME        r2plus1d_vcop r2plus1d_tv1111 r2plus1d_18 r2plus1d_tiny r3d_18 r3d_vcop
-                        r3d18_hara mc3_18 r2d3d18 c3d s3d s3dg i3d
+  --encoder NAME        {_column(names_in("models/__init__.py", "_BUILDERS"))}
   --data.dataset NAME   ucf101 hmdb51 kinetics400 diving48, or folder: class folders or a list
   --data.root FOLDER    where the videos are
   --data.frames, --data.stride, --data.size      of a clip: frames, raw frames to the next, pixels

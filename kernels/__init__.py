@@ -5,8 +5,7 @@ from .augment import Augmented, augment_clip
 from .crop_resize import crop_resize_yuv
 from .decouple import Decoupled, decouple
 from .foreground import MotionMap, merge_foreground, motion_map
-from .info_nce import info_nce
-from .info_nce_ranges import Ranges, info_nce_ranges
+from .info_nce import Ranges, info_nce, info_nce_ranges
 from .pooling import DecoupledPool, decoupled_pool, weighted_pool
 from .topk import TopK, topk_similarity
 

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import functools
+import numbers
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -39,6 +42,19 @@ def define_op(library: torch.library.Library, schema: str, run: Callable) -> Non
         library.impl(schema[: schema.index("(")], run, key)
 
 
+def first_derivative(backward: Callable) -> Callable:
+    """A backward pass that no second one follows: under `create_graph=True` it is an error, not a wrong result."""
+
+    @functools.wraps(backward)
+    def only(ctx, *grads):
+        if torch.is_grad_enabled():
+            name = type(ctx).__name__.removesuffix("Backward").lstrip("_")
+            raise RuntimeError(f"{name} of dclr.kernels: got create_graph=True, expected no second derivative")
+        return backward(ctx, *grads)
+
+    return only
+
+
 def check(condition: bool, argument: str, got: object, expected: object, error: type = ValueError) -> None:
     """Raise `error` naming the argument, what it was and what it must be.
 
@@ -50,53 +66,95 @@ def check(condition: bool, argument: str, got: object, expected: object, error: 
         raise error(f"{argument}: got {got}, expected {expected}")
 
 
-def check_float(argument: str, tensor: torch.Tensor, rank: int | tuple[int, ...]) -> None:
-    """A floating tensor of one of the ranks, or a TypeError/ValueError that names it."""
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{argument}: got {type(tensor).__name__}, expected a torch.Tensor")
-    check(
-        tensor.dtype in FLOAT_DTYPES,
-        argument,
-        tensor.dtype,
-        "float32, bfloat16, float16 or float64",
-        TypeError,
-    )
-    ranks = (rank,) if isinstance(rank, int) else rank
-    check(
-        tensor.dim() in ranks,
-        argument,
-        tuple(tensor.shape),
-        f"{' or '.join(map(str, ranks))} dimensions",
-    )
-
-
-def check_same_device(**tensors: torch.Tensor | None) -> None:
-    """All given tensors on one device, or a ValueError that lists where each is."""
-    devices = {name: t.device for name, t in tensors.items() if t is not None}
+def check_tensors(*, optional: dict[str, torch.Tensor | None] | None = None, **tensors: torch.Tensor) -> None:
+    """All are tensors on one device, or a TypeError or ValueError that names them; those in `optional` can be None."""
+    tensors |= {name: tensor for name, tensor in (optional or {}).items() if tensor is not None}
+    for name, tensor in tensors.items():
+        check(isinstance(tensor, torch.Tensor), name, type(tensor).__name__, "a torch.Tensor", TypeError)
+    devices = {name: tensor.device for name, tensor in tensors.items()}
     if len(set(devices.values())) > 1:
         listing = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"tensors on different devices: {listing}; expected one device")
 
 
-def check_rows(name: str, rows: torch.Tensor, count: int, least: int) -> None:
-    """Indices in [least, count), or an error; their values are looked at on the CPU only."""
-    check(rows.dtype in (torch.int64, torch.int32), name, rows.dtype, "int64 or int32", TypeError)
-    if rows.device.type == "cpu" and rows.numel() and not torch.compiler.is_compiling():
+def check_float(argument: str, tensor: torch.Tensor, rank: int | tuple[int, ...]) -> None:
+    """A floating tensor of one of the ranks, or a TypeError/ValueError that names it."""
+    known = "float32, bfloat16, float16 or float64"
+    check(tensor.dtype in FLOAT_DTYPES, argument, tensor.dtype, known, TypeError)
+    ranks = (rank,) if isinstance(rank, int) else rank
+    check(tensor.dim() in ranks, argument, tuple(tensor.shape), lambda: f"{' or '.join(map(str, ranks))} dimensions")
+
+
+def check_number(argument: str, value: float) -> None:
+    """An int or a float."""
+    check(isinstance(value, numbers.Real), argument, value, "a number", TypeError)
+
+
+def check_count(argument: str, value: int, low: int, high: int | None = None) -> None:
+    """An int, symbolic or not, in [low, high]."""
+    check(isinstance(value, (int, torch.SymInt)), argument, value, "an int", TypeError)
+    inside = value >= low and (high is None or value <= high)
+    check(inside, argument, value, lambda: f"at least {low}" if high is None else f"{low} to {high}")
+
+
+def check_channels(argument: str, values: Sequence[float], channels: int) -> None:
+    """A sequence of as many numbers as there are channels."""
+    right = isinstance(values, Sequence) and len(values) == channels
+    check(right, argument, values, lambda: f"a value of each of {channels} channels")
+
+
+def check_rows(argument: str, rows: torch.Tensor, count: int, least: int = 0) -> None:
+    """Indices in [least, count), int64 or int32; their values are looked at where that waits for no device."""
+    check(rows.dtype in (torch.int64, torch.int32), argument, rows.dtype, "int64 or int32", TypeError)
+    if has_values(rows) and rows.numel():
         low, high = int(rows.min()), int(rows.max())
-        check(low >= least and high < count, name, f"values in [{low}, {high}]", f"values in [{least}, {count})")
+        check(low >= least and high < count, argument, f"values in [{low}, {high}]", f"values in [{least}, {count})")
 
 
-def unit(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Rows (..., D) in `dtype`, divided by their norm; a zero row stays zero and has zero gradient."""
-    rows = rows.to(dtype)
-    # Brought to about 1 first: the squares of very small and very large elements leave the range of a float.
-    largest = rows.detach().abs().amax(-1, keepdim=True) if rows.shape[-1] else rows.new_ones(())
-    zero = largest == 0
-    rows = rows / torch.where(zero, 1, largest)
-    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return torch.where(zero, 0, rows / torch.where(zero, 1, norm))
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether the values of a tensor are there to be looked at: on the CPU, and not traced, fake or one of a vmap."""
+    if torch.compiler.is_compiling() or type(tensor) is not torch.Tensor or tensor.device.type != "cpu":
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def wide_dtype(*tensors: torch.Tensor) -> torch.dtype:
+    """The dtype of arithmetic on tensors: float32, or float64 where one of them has it."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+# As triton's of these names, which are wrapped for use in kernels and take a hundred times as long.
+
+
+def cdiv(count: int, size: int) -> int:
+    """How many parts of a size there are in `count`, the last of them perhaps not full."""
+    return -(-count // size)
+
+
+def next_power_of_2(count: int) -> int:
+    """The least power of two that is no less than `count`."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Config:
+    """An entry of a kernel's table: constants of the kernel in capitals, options of Triton, and what the launch needs.
+
+    `num_warps` and `maxnreg` are Triton's; None leaves a choice to it.
+    """
+
+    num_warps: int
+    maxnreg: int | None = field(default=None, kw_only=True)
+
+    def options(self, *names: str) -> dict[str, int]:
+        """Keyword arguments of a launch: those constants, and Triton's options."""
+        given = {
+            name: getattr(self, name) for name in (*names, "num_warps", "num_stages", "maxnreg") if hasattr(self, name)
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@functools.lru_cache
 def device_class(device: torch.device) -> str:
     """Key into a kernel's config table: `sm_90`, `gfx942`, or `default` for what has no row of its own."""
     if device.type != "cuda":
@@ -105,3 +163,9 @@ def device_class(device: torch.device) -> str:
     if torch.version.hip:
         return properties.gcnArchName.split(":")[0]
     return f"sm_{properties.major}{properties.minor}"
+
+
+@functools.lru_cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; what the interpreter pretends to have."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

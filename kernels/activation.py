@@ -11,13 +11,24 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._common import check, check_float, check_same_device, define_op, runs_triton, tl, triton
-from ._tiles import CONFIGS, empty_gradient, tile_sizes, wide_dtype
+from ._common import (
+    cdiv,
+    check,
+    check_float,
+    check_tensors,
+    define_op,
+    first_derivative,
+    next_power_of_2,
+    runs_triton,
+    tl,
+    triton,
+    wide_dtype,
+)
+from .feature_maps import empty_gradient, map_tile
 
 if triton is not None:
-    from ._tiles import sign, tile_mask, tile_offset, tile_positions
+    from .feature_maps import sign, tile_mask, tile_offset, tile_positions
 
 _library = torch.library.Library("dclr", "FRAGMENT")
 
@@ -146,7 +157,7 @@ if triton is not None:
 def launch_align(maps_bk3p: Tensor, alignment: Tensor, slope: Tensor) -> None:
     """Alignment (B,) and slope (B, ...) from partial maps (B, chunks, 3, P) of rgb, static and difference."""
     batch, chunks, _, positions = maps_bk3p.shape
-    block_p = triton.next_power_of_2(positions)
+    block_p = next_power_of_2(positions)
     with torch.cuda.device_of(alignment):
         _align_kernel[(batch,)](
             maps_bk3p, alignment, slope, slope.stride(0), chunks, positions,
@@ -156,9 +167,9 @@ def launch_align(maps_bk3p: Tensor, alignment: Tensor, slope: Tensor) -> None:
 
 def _launch_map(features: Tensor, out_bp: Tensor) -> None:
     features_bcp = features.flatten(2)
-    sizes = tile_sizes(CONFIGS, "read", features_bcp)
+    sizes = map_tile("read", features_bcp)
     batch, channels, positions = features_bcp.shape
-    grid = (batch, triton.cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
+    grid = (batch, cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
     with torch.cuda.device_of(features):
         _map_kernel[grid](features_bcp, *features_bcp.stride(), out_bp, out_bp.stride(0), channels, positions, **sizes)
 
@@ -181,9 +192,9 @@ def _backward(grad: Tensor, features: Tensor) -> Tensor:
         return out.copy_(grad.unsqueeze(1) * features.sign())
     if len(features):
         features_bcp, out_bcp, grad_bp = features.flatten(2), out.flatten(2), grad.flatten(1)
-        sizes = tile_sizes(CONFIGS, "write", features_bcp, out_bcp)
+        sizes = map_tile("write", features_bcp, out_bcp)
         batch, channels, positions = features_bcp.shape
-        grid = (batch, triton.cdiv(channels, sizes["BLOCK_C"]), triton.cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
+        grid = (batch, cdiv(channels, sizes["BLOCK_C"]), cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
         with torch.cuda.device_of(features):
             _map_backward_kernel[grid](
                 grad_bp, *grad_bp.stride(), features_bcp, *features_bcp.stride(), out_bcp, *out_bcp.stride(),
@@ -241,7 +252,7 @@ class _ActivationMap(torch.autograd.Function):
             return torch.ops.dclr.activation_map(features)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx, grad):
         return torch.ops.dclr.activation_map_backward(grad, *ctx.saved_tensors)
 
@@ -256,7 +267,7 @@ class _ActivationAlignment(torch.autograd.Function):
         return alignment, slope
 
     @staticmethod
-    @once_differentiable
+    @first_derivative
     def backward(ctx, grad, _):
         rgb, slope = ctx.saved_tensors
         return torch.ops.dclr.activation_map_backward(grad[:, None, None, None] * slope, rgb), None, None
@@ -271,6 +282,7 @@ _library.impl("activation_alignment", _ActivationAlignment.apply, "Autograd")
 
 def check_features(**maps: Tensor) -> None:
     """Feature maps (B, C, T, H, W) of one shape, dtype and device with at least one channel and one position."""
+    check_tensors(**maps)
     (first_name, first), *others = maps.items()
     for name, features in maps.items():
         check_float(name, features, 5)
@@ -279,7 +291,6 @@ def check_features(**maps: Tensor) -> None:
     for name, features in others:
         check(features.shape == shape, name, tuple(features.shape), lambda: f"{shape} as {first_name}")
         check(features.dtype == dtype, name, features.dtype, f"{dtype} as {first_name}", TypeError)
-    check_same_device(**maps)
 
 
 def activation_map(features: Tensor) -> Tensor:

@@ -12,20 +12,38 @@ Shape suffixes: b batch, c channels, t frames, h rows, w columns, p pixels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._common import FLOAT_DTYPES, check, check_same_device, define_op, device_class, runs_triton, tl, triton
+from ._common import (
+    FLOAT_DTYPES,
+    Config,
+    cdiv,
+    check,
+    check_rows,
+    check_tensors,
+    define_op,
+    device_class,
+    next_power_of_2,
+    runs_triton,
+    tl,
+    triton,
+    wide_dtype,
+)
 
-# `elements`: pixels of a tile, `FRAMES` how many frames it has at a time.
-CONFIGS = {
-    "default": {
-        "motion": {"elements": 256, "num_warps": 4},
-        "merge": {"elements": 64, "FRAMES": 4, "num_warps": 4},
-    },
-}
+
+@dataclass(frozen=True)
+class Tile(Config):
+    """`elements`: pixels of a tile, FRAMES how many frames it has at a time."""
+
+    elements: int
+    FRAMES: int | None = None
+
+
+CONFIGS = {"default": {"motion": Tile(4, 256), "merge": Tile(4, 64, 4)}}
 
 _library = torch.library.Library("dclr", "FRAGMENT")
 
@@ -42,7 +60,7 @@ class MotionMap(NamedTuple):
 
 def motion_map_reference(clip_bcthw: Tensor, flip: Tensor | None) -> MotionMap:
     """Plain PyTorch form of `motion_map`; float32, or float64 for a float64 clip."""
-    raw = clip_bcthw.to(_wide(clip_bcthw))
+    raw = clip_bcthw.to(wide_dtype(clip_bcthw))
     frames, levels = raw.shape[2], _levels(clip_bcthw)
     # In place and in one sum: faster than abs, sum, mean, and makes no second copy of the steps.
     motion = (raw[:, :, 1:] - raw[:, :, :-1]).abs_().sum((1, 2)) / (levels * max(1, frames - 1))
@@ -55,15 +73,11 @@ def merge_foreground_reference(
     """Plain PyTorch form of `merge_foreground`; blends in float32, or float64 for a float64 clip."""
     chooses = dtype == torch.uint8
     raw = _mirrored(clip_bcthw, flip)
-    raw = raw if chooses else raw.to(_wide(clip_bcthw)) / _levels(clip_bcthw)
+    raw = raw if chooses else raw.to(wide_dtype(clip_bcthw)) / _levels(clip_bcthw)
     own, rest, other = raw[: len(background)], raw[len(background) :], raw[background]
-    weight = weight_bhw[:, None, None].to(_wide(clip_bcthw))
+    weight = weight_bhw[:, None, None].to(wide_dtype(clip_bcthw))
     merged = torch.where(weight > 0.5, own, other) if chooses else torch.lerp(other, own, weight)
     return torch.cat([merged, rest]).to(dtype)
-
-
-def _wide(clip: Tensor) -> torch.dtype:
-    return torch.float64 if clip.dtype == torch.float64 else torch.float32
 
 
 def _levels(clip: Tensor) -> int:
@@ -78,6 +92,8 @@ def _mirrored(x: Tensor, flip: Tensor | None) -> Tensor:
 # Triton
 
 if triton is not None:
+    from .pixels import load_rgb
+
     _STRIDES = ["stride_b", "stride_c", "stride_t", "stride_h", "stride_w"]
 
     @triton.jit
@@ -97,15 +113,6 @@ if triton is not None:
         return b * stride_b + h.to(tl.int64) * stride_h + w.to(tl.int64) * stride_w
 
     @triton.jit
-    def _load(frame_ptr, stride_c, offset, mask, dtype: tl.constexpr):
-        """Red, green and blue."""
-        stride_c = stride_c.to(tl.int64)
-        r = tl.load(frame_ptr + offset, mask=mask, other=0).to(dtype)
-        g = tl.load(frame_ptr + stride_c + offset, mask=mask, other=0).to(dtype)
-        b = tl.load(frame_ptr + 2 * stride_c + offset, mask=mask, other=0).to(dtype)
-        return r, g, b
-
-    @triton.jit
     def _mean(total, count):
         """Rounded as IEEE division is: the same on every device."""
         return tl.div_rn(total.to(tl.float32), count.to(tl.float32))
@@ -120,10 +127,10 @@ if triton is not None:
         offset = _source(b, p, W, stride_b, stride_h, stride_w, flip_ptr, True)
         # Sums of bytes are exact, in any order.
         dtype: tl.constexpr = tl.float32 if LEVELS == 1 else tl.int32
-        r, g, c = _load(clip_ptr, stride_c, offset, mask, dtype)
+        r, g, c = load_rgb(clip_ptr, stride_c, offset, mask, dtype)
         sum_r, sum_g, sum_c, moved = r, g, c, tl.zeros((P,), dtype)
         for t in tl.range(1, T, loop_unroll_factor=4):  # reads of four frames are in flight at once
-            r1, g1, c1 = _load(clip_ptr + t * stride_t.to(tl.int64), stride_c, offset, mask, dtype)
+            r1, g1, c1 = load_rgb(clip_ptr + t * stride_t.to(tl.int64), stride_c, offset, mask, dtype)
             moved += tl.abs(r1 - r) + tl.abs(g1 - g) + tl.abs(c1 - c)
             sum_r, sum_g, sum_c = sum_r + r1, sum_g + g1, sum_c + c1
             r, g, c = r1, g1, c1
@@ -169,13 +176,13 @@ if triton is not None:
 def _launch(name: str, clip: Tensor, *arguments: Tensor | int | None, **constants: bool) -> None:
     """`arguments` stand between the clip's strides and its sizes."""
     batch, _, frames, height, width = clip.shape
-    config = dict(CONFIGS.get(device_class(clip.device), CONFIGS["default"])[name])
-    pixels = min(config.pop("elements"), triton.next_power_of_2(height * width))
+    config = CONFIGS.get(device_class(clip.device), CONFIGS["default"])[name]
+    pixels = min(config.elements, next_power_of_2(height * width))
     kernel = {"motion": motion_kernel, "merge": merge_kernel}[name]
     with torch.cuda.device_of(clip):
-        kernel[(batch * triton.cdiv(height * width, pixels),)](
+        kernel[(batch * cdiv(height * width, pixels),)](
             clip, *clip.stride(), *arguments, frames, height, width, LEVELS=_levels(clip), P=pixels,
-            **constants, **config,
+            **constants, **config.options("FRAMES"),
         )  # fmt: skip
 
 
@@ -184,7 +191,7 @@ def _launch(name: str, clip: Tensor, *arguments: Tensor | int | None, **constant
 
 def _empty_maps(clip: Tensor) -> tuple[Tensor, Tensor]:
     batch, channels, _, height, width = clip.shape
-    motion = torch.empty((batch, height, width), dtype=_wide(clip), device=clip.device)
+    motion = torch.empty((batch, height, width), dtype=wide_dtype(clip), device=clip.device)
     return motion, motion.new_empty((batch, channels, height, width))
 
 
@@ -279,6 +286,7 @@ def merge_foreground(
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype or device, named.
     """
+    check_tensors(clip=clip, background=background, weight=weight, optional={"flip": flip})
     _check_clip(clip, flip)
     dtype = clip.dtype if dtype is None else dtype
     known = dtype in FLOAT_DTYPES or dtype == clip.dtype
@@ -289,15 +297,12 @@ def merge_foreground(
     check(weight.dtype == torch.float32, "weight", weight.dtype, "float32", TypeError)
     expected = background.shape[0], *clip.shape[3:]
     check(tuple(weight.shape) == expected, "weight", tuple(weight.shape), expected)
-    check_same_device(clip=clip, background=background, weight=weight)
-    if background.device.type == "cpu" and not torch.compiler.is_compiling() and background.numel():
-        low, high, clips = int(background.min()), int(background.max()), clip.shape[0]
-        right = low >= 0 and high < clips
-        check(right, "background", f"values in [{low}, {high}]", f"values in [0, {clips})")
+    check_rows("background", background, clip.shape[0])
     return torch.ops.dclr.merge_foreground(clip.detach(), background, weight.detach(), flip, dtype)
 
 
 def _check_clip(clip: Tensor, flip: Tensor | None) -> None:
+    check_tensors(clip=clip, optional={"flip": flip})
     known = clip.dtype in FLOAT_DTYPES or clip.dtype == torch.uint8
     check(known, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
     right = clip.dim() == 5 and clip.shape[1] == 3 and clip.shape[2] >= 1
@@ -306,4 +311,3 @@ def _check_clip(clip: Tensor, flip: Tensor | None) -> None:
     if flip is not None:
         check(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
         check(tuple(flip.shape) == (clip.shape[0],), "flip", tuple(flip.shape), (clip.shape[0],))
-    check_same_device(clip=clip, flip=flip)

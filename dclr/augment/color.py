@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dclr.augment.draws import AugmentConfig, ColorDraw
 from dclr.augment.foreground import blur_size
-from dclr.kernels.augment import LUMA
+
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 def _where_drawn(mask_b: Tensor, changed: Tensor, clip_bcthw: Tensor) -> Tensor:
@@ -23,7 +24,7 @@ def _where_drawn(mask_b: Tensor, changed: Tensor, clip_bcthw: Tensor) -> Tensor:
 
 
 def _brightness_of(clip_bcthw: Tensor) -> Tensor:
-    weights = torch.tensor(LUMA, device=clip_bcthw.device, dtype=clip_bcthw.dtype).view(1, 3, 1, 1, 1)
+    weights = torch.tensor(GRAY_WEIGHTS, device=clip_bcthw.device, dtype=clip_bcthw.dtype).view(1, 3, 1, 1, 1)
     return (clip_bcthw * weights).sum(1, keepdim=True)
 
 

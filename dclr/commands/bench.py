@@ -20,7 +20,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,20 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from dclr.kernels._common import device_class
+from dclr.kernels._common import Config, device_class
 from dclr.suggest import nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Of each op, the modules of `dclr.kernels` with the tables CONFIGS that it launches by, and its benchmark.
 TUNABLE = {
-    "augment_clip": (("_augment",), "bench_augment"),
-    "crop_resize_yuv": (("_crop_resize",), "bench_crop_resize"),
-    "decouple": (("_decouple",), "bench_decouple"),
-    "decoupled_pool": (("_tiles", "_head"), "bench_head"),
-    "info_nce": (("_nce_launch",), "bench_info_nce"),
+    "augment_clip": (("augment.kernel",), "bench_augment"),
+    "crop_resize_yuv": (("crop_resize",), "bench_crop_resize"),
+    "decouple": (("decouple.kernel",), "bench_decouple"),
+    "decoupled_pool": (("feature_maps", "pooling.decoupled"), "bench_head"),
+    "info_nce": (("info_nce.launch",), "bench_info_nce"),
     "merge_foreground": (("foreground",), "bench_foreground"),
-    "topk_similarity": (("topk",), "bench_topk"),
+    "topk_similarity": (("topk.launch",), "bench_topk"),
 }
 # What the grid halves and doubles, and what it moves by one. Other entries say which inputs fit a tile, and stay.
 DOUBLED = {
@@ -50,8 +50,6 @@ DOUBLED = {
 STEPPED = {"STAGES", "num_stages"}
 # A change of the table must pay more than the measurement's own noise.
 WORTH = 0.98
-
-Config = dict[str, int]
 
 
 class BenchError(ValueError):
@@ -197,7 +195,7 @@ def tune(op: str, only: str = "", seconds: float = 2.0) -> None:
     for module in modules:
         table = importlib.import_module(f"dclr.kernels.{module}").CONFIGS
         line = f'    "{device}": {search(table, device, problems, seconds)},'.replace("'", '"')
-        print(f"\nkernels/{module}.py, CONFIGS:\n{line}")
+        print(f"\nkernels/{module.replace('.', '/')}.py, CONFIGS:\n{line}")
 
 
 def search(table: dict[str, dict], device: str, problems: list, seconds: float) -> dict:
@@ -224,9 +222,9 @@ def search(table: dict[str, dict], device: str, problems: list, seconds: float) 
     return row
 
 
-def config_paths(row: dict, itemsize: int) -> Iterator[tuple]:
+def config_paths(row: dict | Config, itemsize: int) -> Iterator[tuple]:
     """Keys that lead to the configs in a row of a table; of those by element size, `itemsize` alone."""
-    if not any(isinstance(value, dict) for value in row.values()):
+    if not isinstance(row, dict):
         yield ()
         return
     for key, value in row.items():
@@ -234,7 +232,7 @@ def config_paths(row: dict, itemsize: int) -> Iterator[tuple]:
             yield from ((key, *rest) for rest in config_paths(value, itemsize))
 
 
-def replaced(row: dict, path: tuple, config: Config) -> dict:
+def replaced(row: dict | Config, path: tuple, config: Config) -> dict | Config:
     """A copy of `row` with another config at `path`."""
     return row | {path[0]: replaced(row[path[0]], path[1:], config)} if path else config
 
@@ -242,13 +240,16 @@ def replaced(row: dict, path: tuple, config: Config) -> dict:
 def grid(config: Config) -> list[Config]:
     """All combinations of each entry and its neighbours."""
 
-    def near(name: str, value: int) -> list[int]:
+    def near(name: str, value: int | None) -> list[int | None]:
+        if value is None:
+            return [None]
         if name in DOUBLED:
             return [number for number in (value // 2, value, 2 * value) if number]
         return [number for number in (value - 1, value, value + 1) if number] if name in STEPPED else [value]
 
-    values = [near(name, value) for name, value in config.items()]
-    return [dict(zip(config, combination)) for combination in itertools.product(*values)]
+    entries = vars(config)
+    values = [near(name, value) for name, value in entries.items()]
+    return [replace(config, **dict(zip(entries, combination))) for combination in itertools.product(*values)]
 
 
 def run_under(table: dict[str, dict], device: str, row: dict, run: Callable) -> Any:

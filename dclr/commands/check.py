@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dclr.config import DataConfig
+from dclr.data.container import VideoError
 from dclr.data.datasets import DATASETS, DatasetError, dataset_spec, load_all
 from dclr.data.folders import walk_videos
+from dclr.data.index import FrameIndex
 from dclr.data.loader import worker_options
-from dclr.data.prepared import count_prepared
-from dclr.data.video import VideoError, count_frames
 from dclr.files import write_or_explain
 
 SHOWN = 3
@@ -32,7 +32,7 @@ class CheckConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """The videos, and the length of a clip, which a video should have."""
     read: bool = True
-    """Read each video through to count its frames; without, only see whether it is there."""
+    """Read each video through, unless that was done before, to count its frames; else only see whether it is there."""
     output: str | None = None
     """File for all that was found, as JSON; the terminal shows the first few of each kind."""
 
@@ -135,17 +135,20 @@ def _extra(root: str, paths: set[str], notes: list[str]) -> list[str]:
 
 
 class _Counting(Dataset):
-    """Item i is the number of frames of video i, or the reason why it cannot be read."""
+    """Item i is the number of frames of video i, or the reason why it cannot be read.
+
+    What the index knows of a video that has not changed since is believed; what is learned is kept there.
+    """
 
     def __init__(self, paths: list[str]):
-        self.paths = paths
+        self.paths, self.index = paths, FrameIndex(paths)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[int, int | str]:
         try:
-            return index, count_prepared(self.paths[index]) or count_frames(self.paths[index])
+            return index, self.index.known(self.paths[index]).count
         except VideoError as error:
             return index, error.reason
 

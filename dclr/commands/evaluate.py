@@ -1,73 +1,154 @@
-"""`dclr linear`, `dclr retrieve` and `dclr knn`: evaluations of a checkpoint on a dataset by its features."""
+"""`dclr evaluate`, `linear`, `retrieve` and `knn`: evaluations of a checkpoint on a dataset by its features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
 
 from dclr.config import ConfigError
 from dclr.distributed import choose_device
-from dclr.evaluation import LinearConfig, knn_classification, linear_probe, retrieval
-from dclr.evaluation.checkpoint import Evaluated, EvaluationConfig, add_record, features_of
-from dclr.training import find_checkpoint
+from dclr.evaluation import LinearConfig, classify_by_layer, classify_by_neighbours, retrieval
+from dclr.evaluation.checkpoint import Evaluated, EvaluationConfig, features_of
+from dclr.evaluation.records import add_record, add_summary
+from dclr.evaluation.targets import in_words, targets_of
+from dclr.suggest import nearest as nearest_name
+from dclr.visualize.confusion import write_confusion
+
+KS, VOTERS = (1, 5, 10, 20, 50), 20
 
 
 @dataclass
-class LinearProbeConfig(EvaluationConfig):
-    """Train a linear classifier on the features of a frozen encoder (cached: each clip is encoded once)."""
+class LinearOptions:
+    """How the linear layer is trained, and how often."""
 
     linear: LinearConfig = field(default_factory=LinearConfig)
-    seed: int = 0
+    """Of the linear layer."""
+    seeds: tuple[int, ...] = (0,)
+    """Of the layer's initial weights and the order of clips; several give mean and spread."""
 
 
 @dataclass
-class RetrieveConfig(EvaluationConfig):
-    """Find the nearest training videos of each test video: R@k."""
+class RetrieveOptions:
+    """What is similar, and how many are looked at."""
 
-    ks: tuple[int, ...] = (1, 5, 10, 20, 50)
+    ks: tuple[int, ...] | None = None
+    """Numbers of neighbours; by default those of 1, 5, 10, 20, 50 that the gallery has."""
     clip_l2: bool = True
     """Normalise each clip's feature before the mean over clips."""
     center: Literal["per_split", "train", "none"] = "per_split"
+    """What is subtracted before the cosine; the figures without it, or with it, stand beside."""
 
     def __post_init__(self) -> None:
-        if not self.ks or min(self.ks) < 1:
+        if self.ks is not None and (not self.ks or min(self.ks) < 1):
             raise ConfigError(f"ks: got {self.ks}, expected numbers of at least 1")
 
 
 @dataclass
-class KnnConfig(EvaluationConfig):
-    """Classify each test video by a weighted vote of the nearest training videos."""
+class KnnOptions:
+    """Who votes, and how much a vote counts."""
 
-    k: int = 20
-    """Neighbours that vote."""
+    k: int | None = None
+    """Neighbours that vote; by default 20, or all of fewer."""
     temperature: float = 0.07
     """A neighbour's vote weighs exp(cosine / temperature)."""
     clip_l2: bool = True
     """Normalise each clip's feature before the mean over clips."""
     center: Literal["per_split", "train", "none"] = "none"
+    """What is subtracted before the cosine."""
 
     def __post_init__(self) -> None:
-        if self.k < 1:
+        if self.k is not None and self.k < 1:
             raise ConfigError(f"k: got {self.k}, expected at least 1")
         if not self.temperature > 0:
             raise ConfigError(f"temperature: got {self.temperature}, expected a temperature above 0")
+
+
+@dataclass
+class SplitsConfig(EvaluationConfig):
+    """An evaluation of one split or several."""
+
+    splits: tuple[int, ...] = ()
+    """Splits of the dataset to evaluate on, with mean and spread; by default `data.split` alone."""
+
+
+@dataclass
+class LeaveOneOutConfig(SplitsConfig):
+    """An evaluation that needs no videos set apart."""
+
+    leave_one_out: bool = False
+    """Compare every video, of both subsets, with all others instead of the test with the training videos."""
+
+
+@dataclass
+class LinearProbeConfig(LinearOptions, SplitsConfig):
+    """Train a linear classifier on the features of a frozen encoder."""
+
+
+@dataclass
+class RetrieveConfig(RetrieveOptions, LeaveOneOutConfig):
+    """Find the nearest training videos of each test video: R@k."""
+
+
+@dataclass
+class KnnConfig(KnnOptions, LeaveOneOutConfig):
+    """Classify each test video by a weighted vote of the nearest training videos."""
+
+
+@dataclass
+class EvaluateConfig(LinearOptions, LeaveOneOutConfig):
+    """Several evaluations of a checkpoint; each video is decoded and encoded once for all of them."""
+
+    protocols: str = "linear,knn,retrieve"
+    """Which, with commas between."""
+    retrieve: RetrieveOptions = field(default_factory=RetrieveOptions)
+    """Of the retrieval."""
+    knn: KnnOptions = field(default_factory=KnnOptions)
+    """Of the nearest-neighbour classification."""
+
+
+class Result(NamedTuple):
+    """One evaluation: what goes to its record, and each test video's guess, where it classifies."""
+
+    record: dict[str, Any]
+    guesses: Tensor | None = None
+
+
+# From features to the results of one protocol, of each seed one.
+Protocol = Callable[[Evaluated], Iterator[Result]]
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
+    """Linear probe, nearest-neighbour classification and retrieval of a checkpoint, on features computed once.
+
+    Under torchrun all processes encode; what follows is the first's.
+
+    Returns:
+        Of each protocol its record, as `linear`, `knn` and `retrieve` return it; empty on other processes.
+    """
+    known: dict[str, Protocol] = {
+        "linear": _linear_protocol(config, config.device),
+        "knn": _knn_protocol(config.knn),
+        "retrieve": _retrieve_protocol(config.retrieve),
+    }
+    names = [name.strip() for name in config.protocols.split(",") if name.strip()]
+    for name in names or [""]:
+        if name not in known:
+            raise ConfigError(f"protocols: got {name!r}{nearest_name(name, known)}")
+    return _evaluate(config, {name: known[name] for name in names})
 
 
 def linear(config: LinearProbeConfig) -> dict[str, Any]:
     """Linear probe of a checkpoint (DCLR Sec. 4.1); see `dclr.evaluation.linear_probe`.
 
     Returns:
-        The record that was appended to <output>/metrics.jsonl: "top1" and so on in percent, and the protocol.
+        The record that was appended to <output>/metrics.jsonl: "top1" and so on in percent, and the protocol; of
+        several seeds or splits their mean, with the standard deviation under "spread".
     """
-
-    def probe(features: Evaluated) -> dict[str, Any]:
-        device, classes = choose_device(config.device), len(features.classes)
-        return linear_probe(
-            features.train, features.test, config.linear, classes=classes, seed=config.seed, device=device
-        )
-
-    return _evaluate("linear", config, probe)
+    return _evaluate(config, {"linear": _linear_protocol(config, config.device)}).get("linear", {})
 
 
 def retrieve(config: RetrieveConfig) -> dict[str, Any]:
@@ -76,12 +157,7 @@ def retrieve(config: RetrieveConfig) -> dict[str, Any]:
     Returns:
         The record that was appended to <output>/metrics.jsonl: "R@1" and so on in percent, and the protocol.
     """
-
-    def search(features: Evaluated) -> dict[str, Any]:
-        train, test = features.train, features.test
-        return retrieval(train.clips, train.labels, test.clips, test.labels, config.ks, config.clip_l2, config.center)
-
-    return _evaluate("retrieve", config, search)
+    return _evaluate(config, {"retrieve": _retrieve_protocol(config)}).get("retrieve", {})
 
 
 def knn(config: KnnConfig) -> dict[str, Any]:
@@ -90,21 +166,119 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     Returns:
         The record that was appended to <output>/metrics.jsonl: "top1" and so on in percent, and the protocol.
     """
-
-    def vote(features: Evaluated) -> dict[str, Any]:
-        options = {"k": config.k, "temperature": config.temperature, "clip_l2": config.clip_l2, "center": config.center}
-        return knn_classification(features.train, features.test, classes=len(features.classes), **options)
-
-    return _evaluate("knn", config, vote)
+    return _evaluate(config, {"knn": _knn_protocol(config)}).get("knn", {})
 
 
-def _evaluate(name: str, config: EvaluationConfig, figures: Callable[[Evaluated], dict[str, Any]]) -> dict[str, Any]:
-    """Features, figures, one record of both."""
-    features = features_of(name, config)
-    record = {
-        **figures(features),
-        "checkpoint": str(find_checkpoint(config.checkpoint)),
-        "epoch": features.position["epoch"],
-        "encoder": features.pretraining.encoder,
-    }
-    return add_record(features.folder, name, features.data, record, features.train, features.test)
+def _linear_protocol(options: LinearOptions, device: str) -> Protocol:
+    """The probe, and beside it the one whose features are normalised where its are not."""
+    other = replace(options.linear, l2=not options.linear.l2)
+    beside = "l2-normalised" if other.l2 else "not normalised"
+
+    def probe(features: Evaluated) -> Iterator[Result]:
+        where, classes = choose_device(device), len(features.classes)
+        for seed in options.seeds:
+            settings = {"classes": classes, "seed": seed, "device": where}
+            found, second = (
+                classify_by_layer(features.train, features.test, each, **settings) for each in (options.linear, other)
+            )
+            trained_on = int((features.own >= 0).sum())
+            overlap = f"; {trained_on} of the {len(features.own)} test videos were trained on" if trained_on else ""
+            record = _with(found.figures, second.figures, ("top1",), beside)
+            yield Result({"seed": seed, **record, "protocol": record["protocol"] + overlap}, found.guesses)
+
+    return probe
+
+
+def _retrieve_protocol(options: RetrieveOptions) -> Protocol:
+    """The retrieval, and beside it the literal one without centring, which the papers' text does not mention."""
+    other = "none" if options.center != "none" else "per_split"
+    beside = "not centred" if other == "none" else "centred"
+
+    def search(features: Evaluated) -> Iterator[Result]:
+        train, test, own = features.train, features.test, features.own
+        others = _others(features)
+        ks = options.ks or tuple(k for k in KS if k <= others)
+        _require_at_most(others, "ks", max(ks))
+        arguments = train.clips, train.labels, test.clips, test.labels, ks, options.clip_l2
+        found, second = (retrieval(*arguments, center, own) for center in (options.center, other))
+        yield Result(_with(found, second, [f"R@{k}" for k in ks], beside))
+
+    return search
+
+
+def _knn_protocol(options: KnnOptions) -> Protocol:
+    def vote(features: Evaluated) -> Iterator[Result]:
+        others = _others(features)
+        k = options.k or min(VOTERS, others)
+        _require_at_most(others, "k", k)
+        found = classify_by_neighbours(
+            features.train,
+            features.test,
+            classes=len(features.classes),
+            k=k,
+            temperature=options.temperature,
+            clip_l2=options.clip_l2,
+            center=options.center,
+            own=features.own,
+        )
+        yield Result(found.figures, found.guesses)
+
+    return vote
+
+
+def _others(features: Evaluated) -> int:
+    """Training videos that every test video can be compared with."""
+    others = len(features.train.clips) - bool((features.own >= 0).any())
+    if others < 1:
+        raise ConfigError(f"data: {features.data.dataset} has no training video but the test video itself")
+    return others
+
+
+def _require_at_most(others: int, name: str, k: int) -> None:
+    if k > others:
+        raise ConfigError(f"{name}: got {k}, expected at most the {others} training videos to compare with")
+
+
+def _with(figures: dict[str, Any], second: dict[str, Any], names: Sequence[str], how: str) -> dict[str, Any]:
+    """Figures, and behind them those of `names` in `second`, which say how they were computed otherwise."""
+    beside = {f"{name}, {how}": second[name] for name in names}
+    rest = {name: figures[name] for name in ("chance", "protocol")}
+    own = {name: value for name, value in figures.items() if name not in rest}
+    return {**own, **beside, **rest}
+
+
+def _evaluate(config: SplitsConfig, protocols: dict[str, Protocol]) -> dict[str, dict[str, Any]]:
+    """The record of each protocol, of all splits; empty on other processes than the first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    folders: dict[str, Path] = {}
+    for split in config.splits or (config.data.split,):
+        of_split = replace(config, data=replace(config.data, split=split))
+        for name, features in _features(of_split, list(protocols)):
+            for result in protocols[name](features):
+                record = _record(name, features, result, split if config.splits else None)
+                found.setdefault(name, []).append(record)
+            if result.guesses is not None:
+                stem = f"{name}_split{split}" if config.splits else name
+                folder, labels = features.folder(name), features.test.labels
+                write_confusion(folder, stem, result.guesses, labels, features.classes)
+            folders[name] = features.folder(name)
+    return {name: add_summary(folders[name], records) for name, records in found.items()}
+
+
+def _features(config: SplitsConfig, names: list[str]) -> Iterator[tuple[str, Evaluated]]:
+    """Of each protocol the features that it takes; on the first process."""
+    alone = getattr(config, "leave_one_out", False)
+    needs = {name: alone and name != "linear" for name in names}
+    made = {need: features_of(names, config, labelled=True, leave_one_out=need) for need in sorted(set(needs.values()))}
+    for name in names:
+        if made[needs[name]] is not None:
+            yield name, made[needs[name]]
+
+
+def _record(name: str, features: Evaluated, result: Result, split: int | None) -> dict[str, Any]:
+    """One result as a record of the folder's metrics.jsonl, with the published figures of its setting."""
+    place = {} if split is None else {"split": split}
+    targets = targets_of(name, features.data.dataset, features.subject.pretrained_on)
+    published = {"published": [in_words(target) for target in targets]} if targets else {}
+    record = {**place, **result.record, **features.subject.record, **published}
+    return add_record(features.folder(name), name, features.protocol, record, features.train, features.test)

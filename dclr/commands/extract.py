@@ -11,9 +11,7 @@ import numpy as np
 
 from dclr.evaluation import Features
 from dclr.evaluation.checkpoint import EvaluationConfig, features_of
-from dclr.evaluation.dataset import clip_protocol
 from dclr.files import write_or_explain
-from dclr.training import find_checkpoint
 
 
 @dataclass
@@ -24,20 +22,22 @@ class ExtractConfig(EvaluationConfig):
     """Folder for the two files; by default <run>/extract_<dataset>."""
 
 
-def extract(config: ExtractConfig) -> Path:
+def extract(config: ExtractConfig) -> Path | None:
     """Write a checkpoint's features of the videos of a dataset to train.npz and test.npz.
 
     Each holds "clips" (V, n, D) float32 as of `Features`, "labels" (V,) int64, -1 unknown, "paths" (V,), "classes"
     (K,), and "protocol": a string. Videos that cannot be read have no row, and are named on the terminal.
 
     Returns:
-        The folder of both.
+        The folder of both; None on other processes of torchrun than the first.
     """
-    found = features_of("extract", config)
-    folder = found.folder
+    found = features_of(["extract"], config)
+    if found is None:
+        return None
+    folder = found.folder("extract")
     protocol = (
-        f"{clip_protocol(found.data)}; features of {found.pretraining.encoder} in evaluation mode, averaged over time "
-        f"and space, not normalised; {find_checkpoint(config.checkpoint)}, {found.position['epoch']} epochs"
+        f"{found.protocol}; features of {found.subject.name} in evaluation mode, averaged over time "
+        f"and space, not normalised; {found.subject.words}"
     )
     for name, features, paths in (("train", found.train, found.train_paths), ("test", found.test, found.test_paths)):
         write_or_explain(folder / f"{name}.npz", _archive(features, paths, found.classes, protocol))

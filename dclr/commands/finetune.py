@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +14,18 @@ from dclr.config import ConfigError, DataConfig, OptimConfig, PretrainConfig, Tr
 from dclr.data import VideoDataset
 from dclr.data.crops import SQUEEZED_RATIO, SQUEEZED_SCALE
 from dclr.distributed import choose_device, is_first, process_group
-from dclr.evaluation import Features
-from dclr.evaluation.checkpoint import add_record, output_folder
-from dclr.evaluation.dataset import EvaluationDataConfig, encode, load_subsets
+from dclr.evaluation import Features, extract_features
+from dclr.evaluation.checkpoint import load_subject, output_folder
+from dclr.evaluation.classification import classified
+from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, evaluation_clips, load_subsets, require_labels
 from dclr.evaluation.linear import top1, video_scores
+from dclr.evaluation.records import add_record, add_summary
+from dclr.evaluation.targets import in_words, targets_of
 from dclr.methods import ClassifierConfig
+from dclr.models.weights import absolute
 from dclr.training import find_checkpoint, load_method, ready_trainer
 from dclr.training.schedule import base_rate
+from dclr.visualize.confusion import write_confusion
 
 SETTINGS = "finetune.yaml"
 
@@ -31,14 +35,19 @@ class FinetuneConfig:
     """Train a pretrained encoder with a linear classifier on top, all of it, and test it (DCLR Sec. 4.1)."""
 
     checkpoint: str
-    """Run folder (its last checkpoint), or checkpoint file."""
+    """Run folder (its last checkpoint), checkpoint, file of `dclr export`, or weights of others as SOURCE:FILE."""
     output: str | None = None
     """Folder of the run; by default <run>/finetune_<dataset>."""
+    splits: tuple[int, ...] = ()
+    """Splits of the dataset to train and test on, each in a folder of its own; by default `data.split` alone."""
+    seeds: tuple[int, ...] = ()
+    """Seeds to train with, each in a folder of its own; by default `train.seed` alone."""
     resume: bool = False
     """Go on from the last checkpoint of the output folder, whose settings are those that are not given."""
     scratch: bool = False
     """Start from random weights instead of the checkpoint's: what pretraining is measured against."""
     data: EvaluationDataConfig = field(default_factory=EvaluationDataConfig)
+    """Videos to train on and to test, and the test clips."""
     scale: tuple[float, float] = (0.2, 1.0)
     """Range of a training crop's share of the frame's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -48,6 +57,7 @@ class FinetuneConfig:
     dropout: float = 0.7
     """Share of the pooled feature that is dropped in training."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=0.1))
+    """Optimiser and learning rate."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=100))
     """An epoch takes one random clip of each video."""
     average: Literal["logits", "prob"] = "logits"
@@ -94,11 +104,30 @@ def dualvar_k400_recipe() -> FinetuneConfig:
     return _dualvar_recipe(150, 50, 100)
 
 
+def videomoco_recipe() -> FinetuneConfig:
+    """VideoMoCo's: 10 epochs of 10 clips a video, here 100 of one; rate 0.005 for a batch of 256; no dropout."""
+    return FinetuneConfig(
+        "",
+        data=EvaluationDataConfig(test_crop="native"),
+        scale=(0.08, 1.0),
+        dropout=0.0,
+        optim=OptimConfig(lr=0.005),
+        train=TrainConfig(epochs=100, batch=256),
+    )
+
+
+def diving48_recipe() -> FinetuneConfig:
+    """Diving-48 (DCLR Table 2): its settings are not published, so those of `dclr`; stride and clips are its too."""
+    return dclr_recipe()
+
+
 RECIPES: dict[str, Callable[[], FinetuneConfig]] = {
     "dclr": dclr_recipe,
     "fame": fame_recipe,
     "dualvar_ucf101": dualvar_ucf101_recipe,
     "dualvar_k400": dualvar_k400_recipe,
+    "videomoco": videomoco_recipe,
+    "diving48": diving48_recipe,
 }
 
 
@@ -113,12 +142,50 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         ConfigError, ValueError: settings or a dataset that cannot work.
         CheckpointError, NonFiniteLoss, TooManyFailures, Stopped: as `dclr.commands.pretrain.pretrain`.
     """
-    checkpoint = os.path.abspath(find_checkpoint(config.checkpoint))
-    pretrained = load_method(checkpoint)
-    data = config.data.completed(pretrained.config.data)
-    config = replace(config, checkpoint=checkpoint, data=data)
+    runs = _runs(config)
+    if len(runs) == 1:
+        return _finetune(runs[0])
+    with process_group(choose_device(config.train.device)):
+        records = [
+            {"split": run.data.split, "seed": run.train.seed, **record} for run in runs if (record := _finetune(run))
+        ]
+    return add_summary(Path(runs[0].output).parent, records) if records else {}
+
+
+def _runs(config: FinetuneConfig) -> list[FinetuneConfig]:
+    """The configuration of each split and seed; of several, each with a folder of its own below the output's."""
+    pairs = [
+        (split, seed)
+        for split in config.splits or (config.data.split,)
+        for seed in config.seeds or (config.train.seed,)
+    ]
+    split, seed = pairs[0]
+    if len(pairs) == 1:
+        return [replace(config, data=replace(config.data, split=split), train=replace(config.train, seed=seed))]
+    subject = load_subject(config.checkpoint)
+    folder = output_folder(
+        "finetune", config.checkpoint, config.output, config.data.completed(subject.pretraining.data)
+    )
+    return [
+        replace(
+            config,
+            output=str(folder / f"split{split or 1}_seed{seed}"),
+            data=replace(config.data, split=split),
+            train=replace(config.train, seed=seed),
+        )
+        for split, seed in pairs
+    ]
+
+
+def _finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """One split and one seed, as `finetune`."""
+    pretrained = load_subject(config.checkpoint)
+    data = config.data.completed(pretrained.pretraining.data)
+    config = replace(config, checkpoint=absolute(config.checkpoint), data=data)
     train, test = load_subsets(data)
-    run = _run(config, data, pretrained.config, train)
+    for subset in (train, test):
+        require_labels(subset, "finetune")
+    run = _run(config, data, pretrained.pretraining, train)
     start, saved = _start(config), _settings_in(Path(run.output)) if config.resume else None
     if saved and _start(saved) != start:
         raise ConfigError(f"{run.output}: its run starts from {_start(saved)}, this one from {start}: cannot resume")
@@ -130,12 +197,13 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             trainer.folder.mkdir(parents=True, exist_ok=True)
             save(config, trainer.folder / SETTINGS)
         trainer.run()
-    return _test(config, trainer.folder, device, test) if first else {}
+    pretrained_on = "nothing" if config.scratch else pretrained.pretrained_on
+    return _test(config, trainer.folder, device, (train, test), pretrained_on) if first else {}
 
 
 def saved_settings(config: FinetuneConfig) -> FinetuneConfig | None:
     """What the run in the output folder of `config` was last asked for; None where there is none."""
-    data = config.data.completed(load_method(config.checkpoint).config.data)
+    data = config.data.completed(load_subject(config.checkpoint).pretraining.data)
     return _settings_in(output_folder("finetune", config.checkpoint, config.output, data))
 
 
@@ -148,8 +216,6 @@ def _run(
     config: FinetuneConfig, data: EvaluationDataConfig, pretraining: PretrainConfig, train: VideoDataset
 ) -> PretrainConfig:
     """The run that trains the classifier."""
-    if min(train.labels) < 0:
-        raise ConfigError(f"data: {data.dataset} has training videos without a class, expected one for each")
     return PretrainConfig(
         output=str(output_folder("finetune", config.checkpoint, config.output, data)),
         encoder=pretraining.encoder,
@@ -161,6 +227,8 @@ def _run(
             where=data.train_where,
             split=data.split or 1,
             subset=data.train_subset,
+            holdout=data.holdout,
+            holdout_seed=data.holdout_seed,
             frames=data.frames,
             stride=data.stride,
             size=data.size,
@@ -186,21 +254,39 @@ def _augmentation(augment: AugmentConfig, pretraining: AugmentConfig) -> Augment
     return replace(augment, mean=pretraining.mean, std=pretraining.std)
 
 
-def _test(config: FinetuneConfig, folder: Path, device: torch.device, test: VideoDataset) -> dict[str, Any]:
-    """Top-1 of the finetuned model on evenly spaced clips; the record of it."""
+def _test(
+    config: FinetuneConfig,
+    folder: Path,
+    device: torch.device,
+    videos: tuple[VideoDataset, VideoDataset],
+    pretrained_on: str,
+) -> dict[str, Any]:
+    """Figures of the finetuned model on evenly spaced clips; the record of them."""
     method, run, position = load_method(folder)
-    features = encode(method.encoder, test, config.data, run.augment, device)
+    features = extract_features(
+        method.encoder,
+        evaluation_clips(videos[1], config.data),
+        device=device,
+        mean=run.augment.mean,
+        std=run.augment.std,
+        batch_videos=config.data.batch_videos,
+        workers=config.data.workers,
+        max_failures=config.data.max_failed_share,
+    )
     with torch.inference_mode():
         logits = method.layer.cpu()(features.clips)
+    scores, clip_top1 = video_scores(logits, config.average), top1(logits, features.labels[:, None])
+    found = classified(scores, features.labels, _protocol(config, run, features), clip_top1=clip_top1)
+    write_confusion(folder, "finetune", found.guesses, features.labels, videos[1].classes)
+    targets = targets_of("finetune", config.data.dataset, pretrained_on)
     record = {
-        "top1": top1(video_scores(logits, config.average), features.labels),
-        "clip_top1": top1(logits, features.labels[:, None]),
-        "protocol": _protocol(config, run, features),
+        **found.figures,
         "checkpoint": str(find_checkpoint(folder)),
         "epoch": position["epoch"],
         "encoder": run.encoder,
+        **({"published": [in_words(target) for target in targets]} if targets else {}),
     }
-    return add_record(folder, "finetune", config.data, record, features)
+    return add_record(folder, "finetune", clip_protocol(config.data, *videos), record, features)
 
 
 def _start(config: FinetuneConfig) -> str:
@@ -213,6 +299,7 @@ def _protocol(config: FinetuneConfig, run: PretrainConfig, features: Features) -
     schedule = f"x0.1 at {steps}" if optim.schedule == "step" else optim.schedule
     rate = base_rate(optim, train.batch)
     averaged = "logits" if config.average == "logits" else "softmax probabilities"
+    rate = base_rate(optim, train.batch)
     return (
         f"finetuned whole from {_start(config)}: {optim.optimizer} lr {rate:g} wd {optim.weight_decay:g} "
         f"m {optim.momentum:g} batch {train.batch}, {train.epochs} epochs of one random clip a video, "

@@ -9,6 +9,7 @@ from torch import nn
 
 from dclr.config import PretrainConfig
 from dclr.distributed import choose_device, process_group
+from dclr.evaluation.epoch import EpochEvaluation
 from dclr.training.checkpoint import own_name
 from dclr.training.setup import Resume, ready_trainer
 
@@ -43,6 +44,8 @@ def pretrain(
         config = replace(config, encoder=own_name(encoder))
     device = choose_device(config.train.device)
     with process_group(device):
+        evaluate = EpochEvaluation(config, device) if config.train.eval_every else None
         trainer = ready_trainer(config, device, resume, encoder, allow_changes)
+        trainer.evaluate = evaluate
         trainer.run()
     return trainer.folder

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
 
-from dclr.config import ConfigError, PretrainConfig, to_dict
-from dclr.data import VideoDataset
+from dclr.config import ConfigError, to_dict
 from dclr.distributed import choose_device
-from dclr.evaluation import Features, nearest, retrieval
-from dclr.evaluation.checkpoint import EvaluationConfig, run_folder, usable_folder
-from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, encode, load_subsets
-from dclr.training import find_checkpoint, load_method
-from dclr.visualize.activation import activation_maps, draw_activation, middle_clip
-from dclr.visualize.curves import draw_curves
-from dclr.visualize.drawing import class_name, png_bytes
+from dclr.evaluation import retrieval
+from dclr.evaluation.checkpoint import (
+    EvaluationConfig,
+    Subject,
+    cached_encoder,
+    load_subject,
+    run_folder,
+    usable_folder,
+)
+from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, load_subsets
+from dclr.methods import Method
+from dclr.training import CheckpointError, load_method
+from dclr.visualize import pictures
+from dclr.visualize.pictures import Look, Subset
 from dclr.visualize.report import Picture, Report, page
-from dclr.visualize.retrieval import Shown, choose, draw_retrieval
+from dclr.visualize.retrieval import choose
 from dclr.visualize.run import Run, read_run
 
 PAGE, PICTURES = "report.html", "report"
@@ -27,7 +34,7 @@ PAGE, PICTURES = "report.html", "report"
 
 @dataclass
 class VisualizeConfig(EvaluationConfig):
-    """Draw curves, activation maps and retrieved videos of a run, into one page."""
+    """Draw curves, activation maps, neighbours, searches, kernels and masks of a run, into one page."""
 
     output: str | None = None
     """Folder of report.html and report/; by default the run folder."""
@@ -35,6 +42,8 @@ class VisualizeConfig(EvaluationConfig):
     """Test videos to show, evenly over the classes."""
     neighbours: int = 5
     """Retrieved videos beside each of them."""
+    beside: tuple[str, ...] = ()
+    """Further runs whose temporal kernels are drawn beside this one's."""
     curves_only: bool = False
     """Make the page of the run folder alone, without checkpoint and videos."""
 
@@ -42,20 +51,6 @@ class VisualizeConfig(EvaluationConfig):
         for name in ("videos", "neighbours"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected at least 1")
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Videos of a subset, and the features of those that could be read."""
-
-    videos: VideoDataset
-    features: Features
-
-    def path(self, row: int) -> str:
-        return self.videos.paths[int(self.features.video_id[row])]
-
-    def label(self, row: int) -> int:
-        return int(self.features.labels[row])
 
 
 def visualize(config: VisualizeConfig) -> Path:
@@ -66,7 +61,7 @@ def visualize(config: VisualizeConfig) -> Path:
 
     Raises:
         ConfigError: no run there, or no dataset (`curves_only` goes without).
-        CheckpointError, DatasetError, ValueError: as `dclr.commands.evaluate.retrieve`.
+        OSError, WeightsError, DatasetError, ValueError: as `dclr.commands.evaluate.retrieve`.
     """
     run = read_run(run_folder(config.checkpoint))
     folder = usable_folder(config.output or run.folder)
@@ -81,30 +76,50 @@ def _report_of_folder(config: VisualizeConfig, run: Run) -> Report:
     last = run.steps[-1] if run.steps else {}
     position = f"the log, up to step {last['step']} (epoch {last.get('epoch', '?')})" if last else "the folder"
     curves, left_out = _curves(run)
-    left_out.append("Activation maps and retrieval: only the curves were asked for (--curves-only).")
+    left_out.append(f"Pictures of the encoder: `dclr visualize --checkpoint {shlex.quote(str(run.folder))}` adds them.")
     return Report(run, run.configuration, position, curves, left_out=left_out + _of_records(run))
 
 
 def _report_of_encoder(config: VisualizeConfig, run: Run) -> Report:
     device = choose_device(config.device)
-    method, pretraining, position = load_method(config.checkpoint)
-    data = config.data.completed(pretraining.data)
-    _require_root(data)
-    videos = load_subsets(data)
-    encoder = method.encoder.to(device).eval()
-    gallery, queries = (Subset(part, encode(encoder, part, data, pretraining.augment, device)) for part in videos)
-    chosen = choose(queries.features.labels, config.videos)
-    pictures, left_out = _curves(run)
-    pictures["activation"] = _activations(encoder, queries, chosen, data, pretraining)
-    pictures["retrieval"] = [_panels(gallery, queries, chosen, data, config.neighbours)]
-    result, unlabelled = _retrieval(gallery.features, queries.features, data)
-    for name, part in (("training", gallery), ("test", queries)):
+    subject = load_subject(config.checkpoint)
+    look = _look(config, subject, device)
+    beside = {run_folder(other).resolve().name: load_subject(other).encoder for other in config.beside}
+    shown, left_out = _curves(run)
+    shown["activation"] = list(pictures.activations(look))
+    shown["retrieval"] = list(pictures.neighbours(look, config.neighbours))
+    shown["search"] = list(pictures.searches(look))
+    shown["kernels"] = pictures.kernels(look.encoder, look.pretraining, beside)
+    shown["masks"] = list(pictures.masks(look))
+    result, unlabelled = _retrieval(look)
+    for name, part in (("training", look.gallery), ("test", look.queries)):
         left_out += [f"Unreadable {name} video: {failure}" for failure in part.features.failures]
         left_out += [f"Missing {name} video: {path}" for path in part.videos.missing]
-    more = f" and {position['step']} steps" if position["step"] else ""
-    where = f"{find_checkpoint(config.checkpoint)}, after {position['epoch']} epochs{more}"
-    configuration = run.configuration or to_dict(pretraining)
-    return Report(run, configuration, where, pictures, result, [*left_out, *unlabelled, *_of_records(run)])
+    configuration = run.configuration or to_dict(look.pretraining)
+    return Report(run, configuration, subject.words, shown, result, [*left_out, *unlabelled, *_of_records(run)])
+
+
+def _look(config: VisualizeConfig, subject: Subject, device: torch.device) -> Look:
+    """What the pictures are made from: encoder, features, and the videos to show."""
+    data = config.data.completed(subject.pretraining.data)
+    _require_root(data)
+    videos = load_subsets(data)
+    encoder = subject.encoder.to(device).eval()
+    encode = cached_encoder(subject, config, data, device)
+    gallery, queries = (Subset(part, encode(part)) for part in videos)
+    chosen = choose(queries.features.labels, config.videos)
+    method = _method(config.checkpoint, device)
+    return Look(encoder, method, subject.pretraining, data, gallery, queries, chosen)
+
+
+def _method(checkpoint: str, device: torch.device) -> Method | None:
+    """The method of a run as it was in its last epoch; None of weights alone."""
+    try:
+        method, _, position = load_method(checkpoint)
+    except CheckpointError:
+        return None
+    method.start_epoch(max(position["epoch"] - 1, 0), resumed=True)
+    return method.to(device).eval()
 
 
 def _require_root(data: EvaluationDataConfig) -> None:
@@ -116,48 +131,20 @@ def _require_root(data: EvaluationDataConfig) -> None:
 
 
 def _curves(run: Run) -> tuple[dict[str, Sequence[Picture]], list[str]]:
-    """The picture of the curves, and why there is none."""
+    """The pictures of the curves, and why there are none."""
     if not run.steps:
         return {}, [f"Curves: {run.folder / 'metrics.jsonl'} has no step of training."]
-    png = png_bytes(draw_curves(run.steps))
-    return {"curves": [Picture("curves.png", png, "Losses, statistics, rate and speed")]}, []
+    return {"curves": pictures.curves(run.steps)}, []
 
 
-def _activations(
-    encoder: nn.Module, queries: Subset, chosen: list[int], data: EvaluationDataConfig, pretraining: PretrainConfig
-) -> list[Picture]:
-    device, augment = next(encoder.parameters()).device, pretraining.augment
-    pictures = []
-    for number, row in enumerate(chosen):
-        path, label = queries.path(row), class_name(queries.videos.classes, queries.label(row))
-        clip = middle_clip(path, data, data.frames + 1)
-        maps = activation_maps(encoder, clip.to(device), augment.mean, augment.std)
-        png = png_bytes(draw_activation(clip, maps, f"{label}, {Path(path).name}"))
-        pictures.append(Picture(f"activation_{number}.png", png, f"{label}: {path}"))
-    return pictures
-
-
-def _panels(gallery: Subset, queries: Subset, chosen: list[int], data: EvaluationDataConfig, k: int) -> Picture:
-    # Of all queries, as their mean is part of the protocol.
-    cosines_qk, rows_qk = nearest(gallery.features.clips, queries.features.clips, k)
-
-    def shown(part: Subset, row: int, cosine: float = 1.0) -> Shown:
-        return Shown(middle_clip(part.path(row), data, 1)[0].numpy(), part.label(row), cosine)
-
-    found = [
-        [shown(gallery, row, cosine) for row, cosine in zip(rows_qk[query].tolist(), cosines_qk[query].tolist())]
-        for query in chosen
-    ]
-    figure = draw_retrieval([shown(queries, query) for query in chosen], found, gallery.videos.classes)
-    return Picture("retrieval.png", png_bytes(figure), "Queries and what is nearest to them")
-
-
-def _retrieval(gallery: Features, queries: Features, data: EvaluationDataConfig) -> tuple[Mapping, list[str]]:
+def _retrieval(look: Look) -> tuple[Mapping, list[str]]:
     """Figures and protocol of `dclr retrieve`, and why there are none."""
-    if (gallery.labels < 0).any() or (queries.labels < 0).any():
+    searched, asked = look.gallery.features, look.queries.features
+    if (searched.labels < 0).any() or (asked.labels < 0).any():
         return {}, ["R@k: there are videos without a label."]
-    result = retrieval(gallery.clips, gallery.labels, queries.clips, queries.labels)
-    return {**result, "protocol": f"{clip_protocol(data)}; {result['protocol']}"}, []
+    result = retrieval(searched.clips, searched.labels, asked.clips, asked.labels, own=look.own)
+    protocol = clip_protocol(look.data, look.gallery.videos, look.queries.videos)
+    return {**result, "protocol": f"{protocol}; {result['protocol']}"}, []
 
 
 def _of_records(run: Run) -> list[str]:
@@ -170,14 +157,14 @@ def _of_records(run: Run) -> list[str]:
 
 
 def _write(report: Report, folder: Path) -> Path:
-    pictures = folder / PICTURES
-    pictures.mkdir(parents=True, exist_ok=True)
-    # Those of an earlier call that showed more videos are not of this page.
-    for old in (*pictures.glob("activation_*.png"), pictures / "curves.png", pictures / "retrieval.png"):
-        old.unlink(missing_ok=True)
+    place = folder / PICTURES
+    place.mkdir(parents=True, exist_ok=True)
+    # Those of an earlier call that showed more are not of this page.
+    for old in (*place.glob("*.svg"), *place.glob("*.png")):
+        old.unlink()
     for group in report.pictures.values():
         for picture in group:
-            (pictures / picture.name).write_bytes(picture.png)
+            (place / picture.name).write_text(picture.svg, encoding="utf-8")
     path = folder / PAGE
     path.write_text(page(report), encoding="utf-8")
     print(path)

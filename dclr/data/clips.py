@@ -154,7 +154,7 @@ class RGBCrops:
         self, first: av.VideoFrame, clips: int, frames: int, *, draw: Callable[[int, int], Sequence[Box]], size: int
     ):
         self.convert, self.clips, self.size = ToRGB(first), clips, size
-        self.boxes = draw(*self.convert(first).shape[:2])
+        self.boxes = draw(*self.convert.size)
         self.crops = torch.empty((len(self.boxes), frames, size, size, 3), dtype=torch.uint8)
 
     def put(self, frame: av.VideoFrame, places: Sequence[tuple[int, int]]) -> None:

@@ -1,5 +1,6 @@
 """Video files as containers: opening one safely, its best video stream, its packets and all frames that decode."""
 
+import errno
 import os
 import stat
 import time
@@ -10,6 +11,7 @@ from av.stream import Disposition
 
 # Lists of other files: they would be followed to wherever they point.
 PLAYLISTS = {"concat", "dash", "hls", "image2", "imf", "sdp"}
+PICTURE_CODECS = ("bmp", "gif", "mjpeg", "png", "tiff", "webp")  # beside another stream, those of stills
 MAX_PIXELS = 1 << 26  # of a frame, 8192 x 8192; a decoder holds up to 17 of them
 MAX_SECONDS = 600.0  # of computing on one reading of a file; an hour of 1080p takes about five minutes
 
@@ -37,7 +39,8 @@ def open_video(path: str) -> av.container.InputContainer:
         # The prefix keeps a colon in the name from being taken for a protocol.
         return av.open(f"file:{path}", metadata_errors="ignore", options={"format_whitelist": _formats()})
     except (av.FFmpegError, OSError) as error:
-        if isinstance(error, av.InvalidDataError):
+        # Of a format that is not allowed FFmpeg says that the argument is invalid.
+        if isinstance(error, av.InvalidDataError) or error.errno == errno.EINVAL:
             reason = f"is not a video (playlists are not followed), or is damaged ({error.strerror})"
             raise VideoError(path, reason) from error
         raise VideoError(path, f"cannot be opened ({error.strerror})") from error
@@ -70,7 +73,8 @@ def video_stream(container: av.container.InputContainer, path: str) -> av.VideoS
 def _rank(stream: av.VideoStream) -> tuple[bool, bool, int, int]:
     codec = stream.codec_context
     default = bool(stream.disposition & Disposition.default)
-    return stream.frames != 1, default, codec.width * codec.height, -stream.index
+    still = stream.frames == 1 or codec.name in PICTURE_CODECS
+    return not still, default, codec.width * codec.height, -stream.index
 
 
 def read_packets(

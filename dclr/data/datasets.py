@@ -103,7 +103,9 @@ def ucf101(query: DatasetQuery) -> VideoDataset:
     classes = tuple(name for _, name in lists.fields(query.split_file("classInd.txt"), 2))
     names = [line.split()[0] for line in lists.lines(listing)]
     labels, _ = encode_labels([os.path.dirname(name) for name in names], _row_of(listing), classes)
-    return query.collect(query.folders()[-1], ([name] for name in names), labels, classes, f"split {query.split}")
+    return query.collect(
+        query.folders()[-1], ([name] for name in names), labels, classes, f"split {query.split} {query.subset}"
+    )
 
 
 def hmdb51(query: DatasetQuery) -> VideoDataset:
@@ -118,7 +120,7 @@ def hmdb51(query: DatasetQuery) -> VideoDataset:
         chosen = [name for name, use in lists.fields(listing, 2) if use == mark]
         names += [[f"{classes[label]}/{name}"] for name in chosen]
         labels += [label] * len(chosen)
-    return query.collect(query.folders()[-1], names, labels, classes, f"split {query.split}")
+    return query.collect(query.folders()[-1], names, labels, classes, f"split {query.split} {query.subset}")
 
 
 def diving48(query: DatasetQuery) -> VideoDataset:

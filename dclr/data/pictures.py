@@ -14,18 +14,22 @@ from av.video.reformatter import VideoReformatter
 
 
 class ToRGB:
-    """Frames to upright RGB (H, W, 3) of the first one's size and rotation, as FFmpeg itself converts."""
+    """Frames to upright RGB (H, W, 3) of the first one's size and rotation, as FFmpeg itself converts.
+
+    size: H and W.
+    """
 
     def __init__(self, first: av.VideoFrame):
         self.reformatter = VideoReformatter()
-        self.size = {"width": first.width, "height": first.height}
+        self.options = {"width": first.width, "height": first.height, "format": "rgb24"}
+        # Bicubic is FFmpeg's default, and decides how subsampled colour is filled in.
+        self.options |= {"interpolation": "BICUBIC", "threads": 1}
         self.matrix = display_matrix(first)
+        transposed, _, _ = quarter_turns(self.matrix)
+        self.size = (first.width, first.height) if transposed else (first.height, first.width)
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        """A view of a picture that is the caller's alone."""
-        frame = progressive(frame)
-        # Bicubic is FFmpeg's default, and decides how subsampled colour is filled in.
-        picture = self.reformatter.reformat(frame, **self.size, format="rgb24", interpolation="BICUBIC", threads=1)
+        picture = self.reformatter.reformat(progressive(frame), **self.options)
         [plane] = picture.planes
         rows = np.ndarray((plane.height, plane.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
         return upright(rows, self.matrix)
@@ -35,13 +39,11 @@ class RGBClips:
     """S clips of F whole frames each: uint8 (S, F, H, W, 3)."""
 
     def __init__(self, first: av.VideoFrame, clips: int, frames: int):
-        self.convert, self.shape = ToRGB(first), (clips, frames)
-        self.pictures = None
+        self.convert = ToRGB(first)
+        self.pictures = np.empty((clips, frames, *self.convert.size, 3), np.uint8)
 
     def put(self, frame: av.VideoFrame, places: Sequence[tuple[int, int]]) -> None:
         picture = self.convert(frame)
-        if self.pictures is None:
-            self.pictures = np.empty((*self.shape, *picture.shape), np.uint8)
         for place in places:
             self.pictures[place] = picture
 

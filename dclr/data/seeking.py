@@ -17,8 +17,8 @@ import av
 from dclr.data.container import decoded_frames, open_video, read_packets, video_stream
 
 # In their streams nothing after a key frame, in the order of display, needs what was before it. H.264 has other key
-# frames beside those (`_starts_afresh`).
-CODECS = frozenset(["av1", "h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9"])
+# frames beside those (`_starts_afresh`). MJPEG's decoder shows old memory in damaged frames without complaint.
+CODECS = frozenset(["av1", "h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9"])
 STRICT = {"err_detect": "explode"}
 # Entries nearer than this would only make the index longer.
 MIN_DISTANCE = 8
@@ -79,11 +79,12 @@ def _learn_strictly(path: str) -> Known:
     with open_video(path) as container:
         stream = video_stream(container, path)
         stream.codec_context.options = STRICT
+        seekable = stream.codec_context.codec.canonical_name in CODECS
         for ordinal, packet in enumerate(read_packets(container, stream, path, strict=True)):
             if packet is not None:
                 if packet.is_corrupt:
                     raise _Untidy
-                if not ordinal or (packet.is_keyframe and _starts_afresh(stream.codec_context, packet)):
+                if seekable and (not ordinal or _starts_afresh(stream.codec_context, packet)):
                     keys.append(_Key(ordinal, packet.pts, packet.dts, packet.pos))
                 times.append(packet.pts)
                 packet.pts = ordinal
@@ -115,8 +116,8 @@ def _look(frame: av.VideoFrame) -> tuple:
 
 
 def _starts_afresh(codec: av.VideoCodecContext, packet: av.Packet) -> bool:
-    """Whether nothing after this key frame needs what was before it."""
-    return codec.name in CODECS and (codec.name != "h264" or _is_idr(bytes(packet), codec.extradata or b""))
+    """Whether nothing after this packet needs what was before it."""
+    return packet.is_keyframe and (codec.name != "h264" or _is_idr(bytes(packet), codec.extradata or b""))
 
 
 def _is_idr(data: bytes, extradata: bytes) -> bool:

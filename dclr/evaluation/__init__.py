@@ -3,14 +3,20 @@
 Every result is a dict of figures in percent, with the protocol that gave them under "protocol".
 """
 
-from dclr.evaluation.features import Features, extract_features
-from dclr.evaluation.knn import knn_classification
-from dclr.evaluation.linear import LinearConfig, linear_probe
+from dclr.evaluation.cache import CacheError, FeatureCache
+from dclr.evaluation.features import Encoding, Features, extract_features
+from dclr.evaluation.knn import classify_by_neighbours, knn_classification
+from dclr.evaluation.linear import LinearConfig, classify_by_layer, linear_probe
 from dclr.evaluation.retrieval import nearest, retrieval
 
 __all__ = [
+    "CacheError",
+    "Encoding",
+    "FeatureCache",
     "Features",
     "LinearConfig",
+    "classify_by_layer",
+    "classify_by_neighbours",
     "extract_features",
     "knn_classification",
     "linear_probe",

@@ -1,17 +1,32 @@
-"""What every evaluation of a checkpoint shares: its configuration, features, folder and record."""
+"""What every evaluation of a checkpoint shares: its encoder, features, folder and record."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from dclr.config import ConfigError, PretrainConfig
-from dclr.distributed import choose_device, is_first
-from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, encode, load_subsets
-from dclr.evaluation.features import Features
-from dclr.training import append_metrics, find_checkpoint, load_method
+import torch
+from torch import Tensor, nn
+
+from dclr.config import ConfigError, PretrainConfig, update
+from dclr.data import VideoDataset
+from dclr.distributed import choose_device, is_first, process_group
+from dclr.evaluation.cache import FeatureCache, weights_digest
+from dclr.evaluation.dataset import (
+    EvaluationDataConfig,
+    clip_protocol,
+    evaluation_clips,
+    load_subsets,
+    require_labels,
+)
+from dclr.evaluation.features import Encoding, Features
+from dclr.models import read_encoder
+from dclr.models.weights import split_source
+
+CACHE = "features"
 
 
 @dataclass
@@ -19,57 +34,190 @@ class EvaluationConfig:
     """What every evaluation of a checkpoint needs."""
 
     checkpoint: str
-    """Run folder (its last checkpoint), or checkpoint file."""
+    """Run folder (its last checkpoint), checkpoint, file of `dclr export`, or weights of others: SOURCE:FILE with
+    torchvision, dclr_release, fame, dualvar or videomoco."""
     output: str | None = None
     """Folder whose metrics.jsonl gets the result; by default <run>/<evaluation>_<dataset>."""
+    cache: str | None = None
+    """Folder of the features, which are computed once; by default <run>/features."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the encoder runs; auto is a GPU where there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 runs the encoder under autocast; auto is bf16 on GPUs."""
     data: EvaluationDataConfig = field(default_factory=EvaluationDataConfig)
+    """Videos and the clips of each."""
+
+
+class Subject(NamedTuple):
+    """The encoder that is evaluated, and what is known of it.
+
+    Attributes:
+        pretraining: the run's configuration; of others' weights, their clips and normalisation alone.
+        epoch, step: how long it was pretrained; None and 0 of others' weights.
+        matched: which tensors of the file it is, in words.
+    """
+
+    file: Path
+    name: str
+    encoder: nn.Module
+    pretraining: PretrainConfig
+    epoch: int | None
+    step: int
+    matched: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a record of an evaluation says of it."""
+        return {"checkpoint": str(self.file), "epoch": self.epoch, "encoder": self.name}
+
+    @property
+    def pretrained_on(self) -> str:
+        """The dataset of the pretraining; empty where the file does not say."""
+        return "" if self.epoch is None else self.pretraining.data.dataset
+
+    @property
+    def words(self) -> str:
+        """The file, and how long it was pretrained."""
+        if self.epoch is None:
+            return str(self.file)
+        return f"{self.file}, after {self.epoch} epochs" + (f" and {self.step} steps" if self.step else "")
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Features of both subsets, the path of each of their rows' videos, how they came about, and the output folder."""
+    """Features of both subsets, and what they are of.
+
+    Attributes:
+        videos: both subsets.
+        train_paths, test_paths: the path of each row's video.
+        own: (Q,) int64, the training row that a test row's own video is; -1 none.
+    """
 
     train: Features
     test: Features
-    classes: tuple[str, ...]
+    videos: tuple[VideoDataset, VideoDataset]
     data: EvaluationDataConfig
-    pretraining: PretrainConfig
-    position: dict[str, Any]
+    subject: Subject
     train_paths: tuple[str, ...]
     test_paths: tuple[str, ...]
-    folder: Path
+    own: Tensor
+    config: EvaluationConfig
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names."""
+        return self.videos[0].classes
+
+    @property
+    def protocol(self) -> str:
+        """Which videos, and which clips of them, in words."""
+        return clip_protocol(self.data, *self.videos)
+
+    def folder(self, name: str) -> Path:
+        """Folder of the results of the evaluation `name`."""
+        return output_folder(name, self.config.checkpoint, self.config.output, self.data)
 
 
-def features_of(name: str, config: EvaluationConfig) -> Evaluated:
-    """Features of the training and the test videos of the evaluation `name`, by the encoder of its checkpoint."""
+def load_subject(checkpoint: str) -> Subject:
+    """The encoder of a checkpoint as `EvaluationConfig.checkpoint` names it.
+
+    Raises:
+        OSError, WeightsError: as `load_encoder`.
+        ConfigError: its configuration is not one of this version.
+    """
+    file = read_encoder(checkpoint)
+    values = file.about.get("config")
+    pretraining = PretrainConfig(encoder=file.name)
+    if values:
+        try:
+            pretraining = update(PretrainConfig(), values)
+        except ConfigError as error:
+            raise ConfigError(f"{file.path}: {error}") from error
+    seen = file.preprocessing
+    data = replace(pretraining.data, frames=seen.frames, stride=seen.stride, size=seen.size)
+    augment = replace(pretraining.augment, mean=seen.mean, std=seen.std)
+    pretraining = replace(pretraining, data=data, augment=augment)
+    if not values and is_first():
+        print(f"{file.path}: {file.matched}")
+    position = file.about.get("epoch"), file.about.get("step", 0)
+    return Subject(file.path, file.name, file.encoder, pretraining, *position, file.matched)
+
+
+def features_of(
+    names: Sequence[str], config: EvaluationConfig, *, labelled: bool = False, leave_one_out: bool = False
+) -> Evaluated | None:
+    """Features of the training and the test videos of the evaluations `names`, by the encoder of their checkpoint.
+
+    Under torchrun all processes encode; the first gets the features, the others None.
+
+    Args:
+        labelled: whether every video must have a label.
+        leave_one_out: the videos of both subsets are the training and the test videos.
+    """
     device = choose_device(config.device)
-    method, pretraining, position = load_method(config.checkpoint)
-    data = config.data.completed(pretraining.data)
-    videos = load_subsets(data)
-    folder = output_folder(name, config.checkpoint, config.output, data)
-    train, test = (encode(method.encoder, subset, data, pretraining.augment, device) for subset in videos)
+    with process_group(device):
+        subject = load_subject(config.checkpoint)
+        data = config.data.completed(subject.pretraining.data)
+        videos = load_subsets(data)
+        for subset in videos if labelled else ():
+            require_labels(subset, " and ".join(names))
+        if leave_one_out:
+            videos = (_union(*videos),) * 2
+        for name in names:
+            output_folder(name, config.checkpoint, config.output, data)  # refused before what takes long
+        encode = cached_encoder(subject, config, data, device)
+        train = encode(videos[0])
+        test = train if leave_one_out else encode(videos[1])
+    if train is None or test is None:
+        return None
     train_paths, test_paths = (
         tuple(subset.paths[index] for index in features.video_id.tolist())
         for subset, features in zip(videos, (train, test))
     )
-    return Evaluated(train, test, videos[0].classes, data, pretraining, position, train_paths, test_paths, folder)
+    own = own_rows(train_paths, test_paths)
+    return Evaluated(train, test, videos, data, subject, train_paths, test_paths, own, config)
 
 
-def add_record(
-    folder: Path, name: str, data: EvaluationDataConfig, record: dict[str, Any], *parts: Features
-) -> dict[str, Any]:
-    """Print the record of an evaluation, and append it to the folder's metrics.jsonl; returns it, completed.
+def cached_encoder(
+    subject: Subject, config: EvaluationConfig, data: EvaluationDataConfig, device: torch.device
+) -> Callable[[VideoDataset], Features | None]:
+    """The function from videos to their features, which are kept in the cache of the run; None off the first process.
 
-    Its protocol gets that of the clips in front, and the unreadable videos of `parts` are named.
+    The cache is of these weights, these clips and this precision; another's is never read.
     """
-    unreadable = [str(failure) for part in parts for failure in part.failures]
-    protocol = f"{clip_protocol(data)}; {record['protocol']}"
-    record = {"evaluation": name, **record, "protocol": protocol, "unreadable_videos": unreadable}
-    if is_first():
-        append_metrics(folder, record)
-        _print(record)
-    return record
+    augment = subject.pretraining.augment
+    encoding = Encoding(subject.encoder, device, augment.mean, augment.std, config.precision)
+    shape = {name: getattr(data, name) for name in ("frames", "stride", "size", "clips", "test_crop")}
+    settings = {"encoder": subject.name, "weights": weights_digest(subject.encoder), **shape}
+    settings |= {"mean": augment.mean, "std": augment.std, "bf16": encoding.bf16}
+    cache = FeatureCache(usable_folder(config.cache or run_folder(config.checkpoint) / CACHE, "cache"), settings)
+
+    def encode(videos: VideoDataset) -> Features | None:
+        return cache.features(
+            encoding,
+            evaluation_clips(videos, data),
+            batch_videos=data.batch_videos,
+            workers=data.workers,
+            max_failures=data.max_failed_share,
+        )
+
+    return encode
+
+
+def own_rows(train_paths: tuple[str, ...], test_paths: tuple[str, ...]) -> Tensor:
+    """(Q,) int64: which of the training paths is each test path's file, -1 none; links are followed."""
+    rows = {os.path.realpath(path): row for row, path in enumerate(train_paths)}
+    return torch.tensor([rows.get(os.path.realpath(path), -1) for path in test_paths], dtype=torch.int64)
+
+
+def _union(train: VideoDataset, test: VideoDataset) -> VideoDataset:
+    """The videos of both, each once."""
+    labels = {os.path.realpath(path): (path, label) for path, label in zip(train.paths, train.labels)}
+    for path, label in zip(test.paths, test.labels):
+        labels.setdefault(os.path.realpath(path), (path, label))
+    paths, numbers = zip(*labels.values())
+    words = train.split if train.split == test.split else f"{train.split} and {test.split}"
+    return replace(train, paths=paths, labels=numbers, missing=train.missing + test.missing, split=words)
 
 
 def output_folder(name: str, checkpoint: str, output: str | None, data: EvaluationDataConfig) -> Path:
@@ -77,7 +225,7 @@ def output_folder(name: str, checkpoint: str, output: str | None, data: Evaluati
     return usable_folder(output or run_folder(checkpoint) / f"{name}_{data.dataset}")
 
 
-def usable_folder(path: Path | str) -> Path:
+def usable_folder(path: Path | str, setting: str = "output") -> Path:
     """The folder at `path`, which may be missing.
 
     Raises:
@@ -86,22 +234,13 @@ def usable_folder(path: Path | str) -> Path:
     folder = Path(path).expanduser()
     present = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not present.is_dir() or not os.access(present, os.W_OK):
-        raise ConfigError(f"output: got {folder}, but {present} is no folder that can be written to")
+        raise ConfigError(f"{setting}: got {folder}, but {present} is no folder that can be written to")
     return folder
 
 
 def run_folder(checkpoint: str) -> Path:
     """Folder of the run that a checkpoint is of, given itself or a checkpoint, which may be missing."""
-    path = Path(os.path.abspath(find_checkpoint(checkpoint)))
+    path = Path(os.path.abspath(split_source(checkpoint)[0]))
     if path.parent.name == "checkpoints":
         return path.parent.parent
-    return path.parent if path.exists() else path
-
-
-def _print(record: dict[str, Any]) -> None:
-    figures = [f"{key} {value:.2f}%" for key, value in record.items() if isinstance(value, float)]
-    print("  ".join(figures))
-    print(f"protocol: {record['protocol']}")
-    print(f"checkpoint: {record['checkpoint']}, {record['epoch']} epochs, {record['encoder']}")
-    if record["unreadable_videos"]:
-        print(f"left out, unreadable: {'; '.join(record['unreadable_videos'])}")
+    return path if path.is_dir() or not path.exists() else path.parent

@@ -1,4 +1,4 @@
-"""The videos of an evaluation, the clips that stand for each, and their features."""
+"""The videos of an evaluation, and the clips that stand for each."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import nn
-
-from dclr.augment import AugmentConfig
 from dclr.config import ConfigError, DataConfig, at_least
 from dclr.data import EvaluationClips, VideoDataset, load_dataset
-from dclr.evaluation.features import Features, extract_features
+from dclr.distributed import is_first
 
 # What stands for the pretraining's own where it is not given; the source only where no dataset is given.
 CLIP_FIELDS = ("frames", "stride", "size")
@@ -33,19 +29,31 @@ class EvaluationDataConfig:
     label: str | None = None
     """Column of a `folder` dataset's list with the class."""
     split: int | None = None
-    train_subset: Literal["train", "test"] = "train"
+    """Number of the official split."""
+    holdout: float = 0.2
+    """Share of each class that is for testing, in a `folder` that says nothing of a split."""
+    holdout_seed: int = 0
+    """Chooses which videos those are."""
+    train_subset: Literal["train", "val", "test"] = "train"
+    """Videos to train on, or to search in."""
     train_where: str | None = None
     """Rows of a `folder` dataset's list to train on, or to search in, as COLUMN=VALUE."""
-    test_subset: Literal["train", "test"] = "test"
+    test_subset: Literal["train", "val", "test"] = "test"
+    """Videos to test."""
     test_where: str | None = None
     """Rows of the list to test."""
     frames: int | None = None
+    """Frames that the encoder sees."""
     stride: int | None = None
+    """Raw frames from one frame of a clip to the next."""
     size: int | None = None
+    """Height and width of a clip, pixels."""
     clips: int = 10
     """Evenly spaced clips of each video."""
     test_crop: Literal["square_resize", "native", "short128"] = "square_resize"
+    """Of each frame the largest centred square, resized; its centre as it is; or that of a short side of 128."""
     workers: int = 4
+    """Loader processes on each rank."""
     batch_videos: int = 4
     """Videos in one forward of the encoder."""
     allow_missing: bool = False
@@ -70,12 +78,19 @@ def load_subsets(data: EvaluationDataConfig) -> tuple[VideoDataset, VideoDataset
     train = load_videos(data, data.train_subset, data.train_where)
     test = load_videos(data, data.test_subset, data.test_where)
     if train.classes != test.classes:
-        raise ValueError(f"{data.dataset}: the training and the test videos do not have the same classes")
+        alone = [name for name in (*train.classes, *test.classes) if (name in train.classes) != (name in test.classes)]
+        raise ValueError(
+            f"{data.dataset}: the training and the test videos do not have the same classes: {len(train.classes)} and "
+            f"{len(test.classes)}{f', {alone[0]!r} in one of them alone' if alone else ', in another order'}"
+        )
+    for role, videos in (("training", train), ("test", test)):
+        if not len(videos):
+            raise ValueError(f"{data.dataset}: there are no {role} videos; expected at least one")
     return train, test
 
 
 def load_videos(data: EvaluationDataConfig, subset: str, where: str | None) -> VideoDataset:
-    """The videos of a subset; says on stderr how many are missing."""
+    """The videos of a subset; says on stderr what was left out."""
     if not data.root:
         raise ConfigError(f"data.root: expected the folder of the dataset {data.dataset}")
     videos = load_dataset(
@@ -87,45 +102,34 @@ def load_videos(data: EvaluationDataConfig, subset: str, where: str | None) -> V
         annotations=data.annotations,
         label=data.label,
         where=where,
+        holdout=None if where else data.holdout,
+        seed=data.holdout_seed,
     )
-    if videos.missing:
-        print(f"{data.dataset}: going on without {len(videos.missing)} missing {subset} videos", file=sys.stderr)
+    for note in videos.notes if is_first() else ():
+        print(note, file=sys.stderr)
     return videos
 
 
-def encode(
-    encoder: nn.Module,
-    videos: VideoDataset,
-    data: EvaluationDataConfig,
-    augment: AugmentConfig,
-    device: torch.device,
-) -> Features:
-    """Features of the clips of videos, normalised with the mean and standard deviation of `augment`."""
-    shape = {"frames": data.frames, "stride": data.stride, "size": data.size, "clips": data.clips}
-    return extract_features(
-        encoder,
-        EvaluationClips(videos, **shape, test_crop=data.test_crop),
-        device=device,
-        mean=augment.mean,
-        std=augment.std,
-        batch_videos=data.batch_videos,
-        workers=data.workers,
-        max_failures=data.max_failed_share,
-    )
-
-
-def clip_protocol(data: EvaluationDataConfig) -> str:
-    """Which videos, and which clips of them, in words."""
-    subsets = [
-        f"{role} {subset}{f' where {where}' if where else ''}"
-        for role, subset, where in (
-            ("training videos", data.train_subset, data.train_where),
-            ("test videos", data.test_subset, data.test_where),
+def require_labels(videos: VideoDataset, purpose: str) -> None:
+    """Raises ConfigError where a video has no label, which `purpose` ("knn") needs."""
+    unlabelled = [path for path, label in zip(videos.paths, videos.labels) if label < 0]
+    if unlabelled:
+        raise ConfigError(
+            f"{videos.name}: {purpose} needs a class for each video, but {len(unlabelled)} of {len(videos)} have none, "
+            f"such as {unlabelled[0]}; expected a folder a class, or a list with a column of classes (data.label)"
         )
-    ]
-    source = data.dataset if data.dataset == "folder" else f"{data.dataset} split {data.split or 1}"
+
+
+def evaluation_clips(videos: VideoDataset, data: EvaluationDataConfig) -> EvaluationClips:
+    """The clips that stand for each video."""
+    shape = {"frames": data.frames, "stride": data.stride, "size": data.size, "clips": data.clips}
+    return EvaluationClips(videos, **shape, test_crop=data.test_crop)
+
+
+def clip_protocol(data: EvaluationDataConfig, train: VideoDataset, test: VideoDataset) -> str:
+    """Which videos, and which clips of them, in words."""
     return (
-        f"{source}{f', label {data.label}' if data.label else ''}, {', '.join(subsets)}; "
-        f"{data.clips} evenly spaced clips of {data.frames} frames, stride {data.stride}, "
+        f"{data.dataset}{f', label {data.label}' if data.label else ''}; training videos: {train.split}; "
+        f"test videos: {test.split}; {data.clips} evenly spaced clips of {data.frames} frames, stride {data.stride}, "
         f"crop {data.test_crop} to {data.size} x {data.size}"
     )

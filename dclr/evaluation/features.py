@@ -3,15 +3,17 @@
 Shapes: V videos, n clips a video, T frames, H x W pixels, D = `encoder.feature_dim`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dclr.data import EvaluationClips, VideoError, build_evaluation_loader
+from dclr.data import Batch, EvaluationClips, VideoError, build_evaluation_loader
+from dclr.models import average_pool
 
 
 class Features(NamedTuple):
@@ -30,11 +32,64 @@ class Features(NamedTuple):
     video_id: Tensor | None = None
 
 
+class Encoded(NamedTuple):
+    """A batch as it was encoded: pooled features (v, n, D), numbers and labels (v,), and what could not be read."""
+
+    clips: Tensor
+    video_id: Tensor
+    label: Tensor
+    failures: Sequence[VideoError]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How clips become features: by which encoder, on which device, normalised and computed how.
+
+    Attributes:
+        encoder: (B, 3, T, H, W) float32 -> (B, D, T', H', W').
+        mean, std: of each channel, for frames in [0, 1]: those of the pretraining.
+        precision: "bf16" computes under autocast; "auto" does so on GPUs that can.
+    """
+
+    encoder: nn.Module
+    device: torch.device | str
+    mean: Sequence[float]
+    std: Sequence[float]
+    precision: str = "fp32"
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the encoder computes in bfloat16."""
+        able = torch.device(self.device).type == "cuda" and torch.cuda.is_bf16_supported()
+        return self.precision == "bf16" or (self.precision == "auto" and able)
+
+    def run(self, loader: Iterable[Batch], take: Callable[[Encoded], None], progress: bool = True) -> None:
+        """Hand the features of each of a loader's batches to `take`; the encoder is in evaluation mode.
+
+        It is moved to `device`; its parameters, buffers and modes, and torch's CPU generator, are afterwards as before.
+
+        Raises:
+            ValueError: a video's features are not finite.
+        """
+        device = torch.device(self.device)
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
+        # A loader draws a seed from the global generator even though nothing is shuffled.
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(), _evaluating(self.encoder.to(device)):
+            for batch in tqdm(loader, "features", unit="batch", disable=not progress):
+                pooled_vnd = torch.empty(0)
+                if len(batch.label):
+                    with autocast:
+                        clips = batch.clips.to(device, non_blocking=True)
+                        pooled_vnd = _pooled(self.encoder, clips, self.mean, self.std).cpu()
+                    _require_finite(pooled_vnd, batch.video_id)
+                take(Encoded(pooled_vnd, batch.video_id, batch.label, batch.failures))
+
+
 def check_features(train: Features, test: Features, classes: int | None = None) -> int:
     """The number of classes, by default the largest label + 1, of features that fit together.
 
     Raises:
-        ValueError: they do not, there are none, or a label is outside of the classes.
+        ValueError: they do not, there are none, a video has no label, or one outside of the classes.
     """
     for name, features in (("train", train), ("test", test)):
         clips, labels = features.clips, features.labels
@@ -43,10 +98,14 @@ def check_features(train: Features, test: Features, classes: int | None = None) 
             raise ValueError(f"{name} must have features (V, n, D), not empty, and labels (V,), got {shapes}")
     if train.clips.shape[2] != test.clips.shape[2]:
         raise ValueError(f"train has {train.clips.shape[2]} features a clip, test {test.clips.shape[2]}")
+    for name, labels in (("train", train.labels), ("test", test.labels)):
+        unknown = int((labels < 0).sum())
+        if unknown:
+            raise ValueError(f"{unknown} of the {len(labels)} {name} videos have no label, expected a class for each")
     if classes is None:
         classes = 1 + int(max(train.labels.max(), test.labels.max()))
     for name, labels in (("train", train.labels), ("test", test.labels)):
-        if labels.min() < 0 or labels.max() >= classes:
+        if labels.max() >= classes:
             span = f"{labels.min()}..{labels.max()}"
             raise ValueError(f"{name} labels must be class indices in 0..{classes - 1}, got {span}")
     return classes
@@ -59,20 +118,16 @@ def extract_features(
     device: torch.device | str,
     mean: Sequence[float],
     std: Sequence[float],
+    precision: str = "fp32",
     batch_videos: int = 4,
     workers: int = 0,
     progress: bool = True,
     max_failures: float = 0.01,
 ) -> Features:
-    """Features of every clip of `dataset` by `encoder` in evaluation mode, without gradient.
-
-    The encoder is moved to `device`; its parameters, buffers and modes, and torch's CPU generator, are
-    afterwards as before.
+    """Features of every clip of `dataset`, as of `Encoding`.
 
     Args:
-        encoder: (B, 3, T, H, W) float32 -> (B, D, T', H', W').
         dataset: n clips a video, uint8 (n, T, H, W, 3).
-        mean, std: of each channel, for frames in [0, 1]: those of the pretraining.
         batch_videos: videos in one forward, so n times as many clips.
         workers: processes that decode; 0 decodes in this one.
         max_failures: share of the videos that may be unreadable; they are left out.
@@ -84,19 +139,12 @@ def extract_features(
     if len(dataset) == 0:
         raise ValueError("dataset has no videos: there is nothing to extract features of")
     loader = build_evaluation_loader(dataset, batch_videos, workers=workers)
-    features, labels, video_ids, failures = [], [], [], []
-    # A loader draws a seed from the global generator even though nothing is shuffled.
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(), _evaluating(encoder.to(device)):
-        for batch in tqdm(loader, "features", unit="batch", disable=not progress):
-            failures += batch.failures
-            if len(batch.label):
-                pooled_vnd = _pooled(encoder, batch.clips.to(device, non_blocking=True), mean, std).cpu()
-                _require_finite(pooled_vnd, batch.video_id)
-                features.append(pooled_vnd)
-                labels.append(batch.label)
-                video_ids.append(batch.video_id)
-    _require_few(failures, len(dataset), max_failures)
-    return Features(torch.cat(features), torch.cat(labels), tuple(failures), torch.cat(video_ids))
+    found: list[Encoded] = []
+    Encoding(encoder, device, mean, std, precision).run(loader, found.append, progress)
+    failures = [failure for batch in found for failure in batch.failures]
+    require_few(failures, len(dataset), max_failures)
+    clips, video_id, label, _ = zip(*(batch for batch in found if len(batch.clips)))
+    return Features(torch.cat(clips), torch.cat(label), tuple(failures), torch.cat(video_id))
 
 
 def _pooled(encoder: nn.Module, clips_nvthwc: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -104,7 +152,7 @@ def _pooled(encoder: nn.Module, clips_nvthwc: Tensor, mean: Sequence[float], std
     clip_bcthw = clips_nvthwc.transpose(0, 1).flatten(0, 1).permute(0, 4, 1, 2, 3).float() / 255
     mean_c111, std_c111 = (clip_bcthw.new_tensor(values)[:, None, None, None] for values in (mean, std))
     features_bcthw = encoder((clip_bcthw - mean_c111) / std_c111)
-    return features_bcthw.float().mean((2, 3, 4)).unflatten(0, (videos, clips))
+    return average_pool(features_bcthw).unflatten(0, (videos, clips))
 
 
 def _require_finite(features_vnd: Tensor, video_id: Tensor) -> None:
@@ -113,7 +161,7 @@ def _require_finite(features_vnd: Tensor, video_id: Tensor) -> None:
         raise ValueError(f"the encoder's features of video {int(video_id[~finite][0])} are not finite")
 
 
-def _require_few(failures: Sequence[VideoError], videos: int, max_failures: float) -> None:
+def require_few(failures: Sequence[VideoError], videos: int, max_failures: float) -> None:
     if len(failures) > max_failures * videos or len(failures) == videos:
         listed = "; ".join(map(str, failures))
         count = f"{len(failures)} of {videos} videos could not be read"

@@ -4,11 +4,14 @@ G training videos, Q test videos, n clips a video, D features, k neighbours, C c
 those of `nearest`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from dclr.evaluation.classification import Classified, classified
 from dclr.evaluation.features import Features, check_features
-from dclr.evaluation.retrieval import CENTERINGS, Center, nearest
+from dclr.evaluation.retrieval import CENTERINGS, Center, nearest, overlap_in_words
 
 
 def knn_classification(
@@ -20,7 +23,24 @@ def knn_classification(
     temperature: float = 0.07,
     clip_l2: bool = True,
     center: Center = "none",
-) -> dict[str, float | str]:
+    own: Tensor | None = None,
+) -> dict[str, Any]:
+    """As `classify_by_neighbours`, the figures alone."""
+    options = {"classes": classes, "k": k, "temperature": temperature, "clip_l2": clip_l2, "center": center}
+    return classify_by_neighbours(train, test, own=own, **options).figures
+
+
+def classify_by_neighbours(
+    train: Features,
+    test: Features,
+    *,
+    classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    clip_l2: bool = True,
+    center: Center = "none",
+    own: Tensor | None = None,
+) -> Classified:
     """Each test video's class by the votes exp(cosine / temperature) of its k nearest training videos.
 
     Equal sums of votes go to the lower class index, and a class without a vote is not a guess.
@@ -32,9 +52,10 @@ def knn_classification(
         temperature: above 0; the smaller, the more the nearest ones decide.
         clip_l2: whether each clip's feature is l2-normalised before the mean over a video's clips.
         center: what is subtracted from a video's feature before the cosine, as in `retrieval`.
+        own: (Q,) the training video that a test video itself is, as in `nearest`; it has no vote.
 
     Returns:
-        "top1", and with more than five classes "top5", in percent; and "protocol".
+        The guesses, and their figures with "protocol".
 
     Raises:
         ValueError: features that don't fit together, a label outside of the classes, k < 1, temperature <= 0 or
@@ -45,13 +66,12 @@ def knn_classification(
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     check_features(train, test, classes)
-    similarities_qk, neighbours_qk = nearest(train.clips, test.clips, k, clip_l2=clip_l2, center=center)
+    similarities_qk, neighbours_qk = nearest(train.clips, test.clips, k, clip_l2=clip_l2, center=center, own=own)
     votes_qc = _votes(similarities_qk, temperature, train.labels[neighbours_qk], classes)
-    rank_q = _ranks(votes_qc, test.labels)
-    figures = {"top1": _percent(rank_q < 1)}
-    if classes > 5:
-        figures["top5"] = _percent(rank_q < 5)
-    return {**figures, "protocol": _protocol(train, test, classes, k, temperature, clip_l2, center)}
+    voters = neighbours_qk.shape[1]
+    protocol = _protocol(train, test, classes, voters, temperature, clip_l2, center) + overlap_in_words(own)
+    # A class without a vote is not a guess.
+    return classified(votes_qc.where(votes_qc > 0, -torch.inf), test.labels, protocol)
 
 
 def _votes(similarities_qk: Tensor, temperature: float, labels_qk: Tensor, classes: int) -> Tensor:
@@ -61,25 +81,12 @@ def _votes(similarities_qk: Tensor, temperature: float, labels_qk: Tensor, class
     return weights_qk.new_zeros(len(weights_qk), classes).scatter_add(1, labels_qk, weights_qk)
 
 
-def _ranks(votes_qc: Tensor, labels_q: Tensor) -> Tensor:
-    """How many classes are guessed before the right one, (Q,); C where that one has no vote."""
-    classes = votes_qc.shape[1]
-    own_q1 = votes_qc.gather(1, labels_q[:, None])
-    tied_before = (votes_qc == own_q1) & (torch.arange(classes) < labels_q[:, None])
-    rank_q = ((votes_qc > own_q1) | tied_before).sum(1)
-    return rank_q.where(own_q1[:, 0] > 0, classes)
-
-
-def _percent(right_q: Tensor) -> float:
-    return 100 * right_q.double().mean().item()
-
-
 def _protocol(
-    train: Features, test: Features, classes: int, k: int, temperature: float, clip_l2: bool, center: Center
+    train: Features, test: Features, classes: int, voters: int, temperature: float, clip_l2: bool, center: Center
 ) -> str:
     each = "each l2-normalised, " if clip_l2 else ""
     return (
         f"nearest-neighbour classification of {len(test.clips)} test videos among {len(train.clips)} training videos, "
         f"{classes} classes: {test.clips.shape[1]} clips a video, {each}mean over clips, {CENTERINGS[center]}, cosine; "
-        f"votes exp(cosine / {temperature:g}) of the {min(k, len(train.clips))} nearest"
+        f"votes exp(cosine / {temperature:g}) of the {voters} nearest"
     )

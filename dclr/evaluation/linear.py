@@ -4,13 +4,14 @@ V videos, n clips a video, D features, K classes. Hyper-parameters are those of 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from dclr.config import at_least
+from dclr.evaluation.classification import Classified, classified
 from dclr.evaluation.features import Features, check_features
 
 
@@ -21,13 +22,17 @@ class LinearConfig:
     lr: float = 5.0
     """Learning rate of the first epoch."""
     momentum: float = 0.9
+    """Of SGD."""
     weight_decay: float = 0.0
+    """Of weight and bias."""
     batch: int = 128
     """Clips in a step."""
     epochs: int = 10
     """Passes over all clips of all training videos."""
     milestones: tuple[int, ...] = (6, 8)
     """Epochs before which the learning rate is multiplied by 0.1."""
+    clips: int | None = None
+    """Clips of each video in an epoch, drawn anew each time; by default all."""
     l2: bool = True
     """L2-normalise each clip's feature."""
     average: Literal["logits", "prob"] = "logits"
@@ -35,6 +40,8 @@ class LinearConfig:
 
     def __post_init__(self) -> None:
         at_least("linear", self, lr=0, momentum=0, weight_decay=0, batch=1, epochs=1)
+        if self.clips is not None:
+            at_least("linear", self, clips=1)
 
 
 def linear_probe(
@@ -45,7 +52,20 @@ def linear_probe(
     classes: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> dict[str, float | str]:
+) -> dict[str, Any]:
+    """As `classify_by_layer`, the figures alone."""
+    return classify_by_layer(train, test, config, classes=classes, seed=seed, device=device).figures
+
+
+def classify_by_layer(
+    train: Features,
+    test: Features,
+    config: LinearConfig | None = None,
+    *,
+    classes: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Classified:
     """Train a linear layer on the clips of `train`, test it on those of `test`.
 
     Args:
@@ -56,8 +76,8 @@ def linear_probe(
         device: where the layer is trained.
 
     Returns:
-        In percent "top1" (a test video by the average over its clips), "clip_top1" (a test clip by itself)
-        and "train_clip_top1"; and "protocol".
+        The guesses, and in percent "top1" and "top5" (a test video by the average over its clips), "clip_top1" (a test
+        clip by itself) and "train_clip_top1"; and "protocol".
 
     Raises:
         ValueError: features that don't fit together, a label outside of the classes, an unknown `average`.
@@ -72,12 +92,13 @@ def linear_probe(
     _fit(layer, train_vnd, train.labels.to(device), config, generator)
     with torch.inference_mode():
         train_logits, test_logits = layer(train_vnd).cpu(), layer(test_vnd).cpu()
-    return {
-        "top1": top1(video_scores(test_logits, config.average), test.labels),
-        "clip_top1": top1(test_logits, test.labels[:, None]),
-        "train_clip_top1": top1(train_logits, train.labels[:, None]),
-        "protocol": _protocol(train_vnd, test_vnd, config, classes, seed),
-    }
+    return classified(
+        video_scores(test_logits, config.average),
+        test.labels,
+        _protocol(train_vnd, test_vnd, config, classes, seed),
+        clip_top1=top1(test_logits, test.labels[:, None]),
+        train_clip_top1=top1(train_logits, train.labels[:, None]),
+    )
 
 
 def _inputs(features: Features, config: LinearConfig, device: torch.device | str) -> Tensor:
@@ -98,18 +119,29 @@ def _fit(
 ) -> None:
     clips_bd = clips_vnd.flatten(0, 1)
     labels_b = labels_v.repeat_interleave(clips_vnd.shape[1])
+    clips = clips_vnd.shape[1]
     optimizer = torch.optim.SGD(
         layer.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(config.milestones), gamma=0.1)
     for _ in range(config.epochs):
         # The order is drawn on the CPU: the same on every device.
-        order = torch.randperm(len(clips_bd), generator=generator).to(clips_bd.device)
+        order = torch.randperm(len(clips_bd), generator=generator)
+        if config.clips is not None and config.clips < clips:
+            order = _first_of_each(order, clips, config.clips)
+        order = order.to(clips_bd.device)
         for rows in order.split(config.batch):
             optimizer.zero_grad()
             cross_entropy(layer(clips_bd[rows]), labels_b[rows]).backward()
             optimizer.step()
         schedule.step()
+
+
+def _first_of_each(order_b: Tensor, clips: int, count: int) -> Tensor:
+    """Of an order of all clips, the first `count` of each video, in that order."""
+    video_b = order_b // clips
+    by_video = torch.sort(video_b, stable=True).indices.reshape(-1, clips)[:, :count]
+    return order_b[by_video.flatten().sort().values]
 
 
 def video_scores(logits_vnk: Tensor, average: str) -> Tensor:
@@ -126,10 +158,11 @@ def top1(scores: Tensor, labels: Tensor) -> float:
 def _protocol(train_vnd: Tensor, test_vnd: Tensor, config: LinearConfig, classes: int, seed: int) -> str:
     steps = ",".join(map(str, config.milestones)) or "never"
     averaged = "logits" if config.average == "logits" else "softmax probabilities"
+    epochs = f"{config.epochs} epochs" + (f" of {config.clips} random clips a video" if config.clips else "")
     return (
         f"linear probe, encoder frozen in evaluation mode, cached features{' l2-normalised' * config.l2}: "
         f"{len(train_vnd)} training videos x {train_vnd.shape[1]} clips, {classes} classes, SGD "
         f"lr {config.lr:g} wd {config.weight_decay:g} m {config.momentum:g} batch {config.batch}, "
-        f"{config.epochs} epochs, x0.1 at {steps}, seed {seed}; "
+        f"{epochs}, x0.1 at {steps}, seed {seed}; "
         f"top-1 of {len(test_vnd)} test videos by the mean {averaged} of {test_vnd.shape[1]} clips"
     )

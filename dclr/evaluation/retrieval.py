@@ -5,7 +5,7 @@ Q query videos (the test split), n clips a video, D features.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ def retrieval(
     ks: Sequence[int] = (1, 5, 10, 20, 50),
     clip_l2: bool = True,
     center: Center = "per_split",
-) -> dict[str, float | str]:
+    own: Tensor | None = None,
+) -> dict[str, Any]:
     """R@k: share of queries with at least one video of their class among the k most similar of the gallery.
 
     Args:
@@ -38,9 +39,10 @@ def retrieval(
         ks: numbers of neighbours; one beyond G takes the whole gallery.
         clip_l2: whether each clip's feature is l2-normalised before the mean over a video's clips.
         center: what is subtracted from a video's feature before the cosine.
+        own: (Q,) the row of the gallery that is the query's own video, as in `nearest`.
 
     Returns:
-        {"R@1": percent, ..., "protocol": how it was computed}
+        {"R@1": percent, ..., "chance": the same of a random order, "protocol": how it was computed}
 
     Raises:
         ValueError: shapes that don't fit, a negative label, no video, k < 1 or an unknown `center`.
@@ -49,16 +51,49 @@ def retrieval(
     _check_labels("query_labels", query_labels, query)
     if not ks or min(ks) < 1:
         raise ValueError(f"ks must be positive numbers, got {tuple(ks)}")
-    neighbours_qk = nearest(gallery, query, max(ks), clip_l2=clip_l2, center=center)[1]
+    neighbours_qk = nearest(gallery, query, max(ks), clip_l2=clip_l2, center=center, own=own)[1]
     same_class_qk = gallery_labels[neighbours_qk] == query_labels[:, None]
     recall = {f"R@{k}": 100 * same_class_qk[:, :k].any(1).double().mean().item() for k in ks}
-    return {**recall, "protocol": _protocol(gallery, query, clip_l2, center)}
+    chance = recall_by_chance(gallery_labels, query_labels, ks, own)
+    return {**recall, "chance": chance, "protocol": _protocol(gallery, query, clip_l2, center, own)}
+
+
+def recall_by_chance(
+    gallery_labels: Tensor, query_labels: Tensor, ks: Sequence[int], own: Tensor | None = None
+) -> dict[str, float]:
+    """{"R@1": percent, ...} that a random order of the gallery gives on average; arguments as of `retrieval`.
+
+    A query of which s of the G gallery videos are of its class misses them with its k by the probability
+    (G - s)/G * (G - s - 1)/(G - 1) * ... , k factors.
+    """
+    same_q = (gallery_labels == query_labels[:, None]).sum(1).double()
+    among_q = torch.full_like(same_q, len(gallery_labels))
+    if own is not None:
+        # Its own video is of its class, and no neighbour of it.
+        same_q, among_q = same_q - (own >= 0).double(), among_q - (own >= 0).double()
+    miss_q, chance = torch.ones_like(same_q), {}
+    for drawn in range(max(ks)):
+        left_q = (among_q - drawn).clamp(min=1)
+        miss_q = miss_q * ((among_q - same_q - drawn) / left_q).clamp(min=0)
+        if drawn + 1 in ks:
+            chance[f"R@{drawn + 1}"] = 100 * (1 - miss_q).mean().item()
+    return {f"R@{k}": chance[f"R@{k}"] for k in ks}
 
 
 def nearest(
-    gallery: Tensor, query: Tensor, k: int, *, clip_l2: bool = True, center: Center = "per_split"
+    gallery: Tensor,
+    query: Tensor,
+    k: int,
+    *,
+    clip_l2: bool = True,
+    center: Center = "per_split",
+    own: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k (at most G) most similar gallery videos of each query, computed in float64.
+
+    Args:
+        own: (Q,) int64, the row of the gallery that is the query's own video, which is never returned; -1 none. With
+            it, k is at most G - 1.
 
     Returns:
         similarities (Q, k) float64, descending, and indices (Q, k) int64; ties go to the lower index.
@@ -68,9 +103,21 @@ def nearest(
         dims = f"{query_qd.shape[1]} features a clip, gallery {gallery_gd.shape[1]}"
         raise ValueError(f"query has {dims}: they must be equal")
     gallery_gd, query_qd = map(normalize, _centered(gallery_gd, query_qd, center))
-    chunks = [_largest(rows_qd @ gallery_gd.T, k) for rows_qd in query_qd.split(QUERY_ROWS)]
-    similarities, indices = zip(*chunks)
+    own_q = torch.full((len(query_qd),), -1) if own is None else own
+    if own_q.max() >= 0:
+        k = min(k, len(gallery_gd) - 1)
+        if k < 1:
+            raise ValueError("gallery has the query's own video alone: there is no other to find")
+    rows = zip(query_qd.split(QUERY_ROWS), own_q.split(QUERY_ROWS))
+    similarities, indices = zip(*(_largest(_others(rows_qd @ gallery_gd.T, own_q), k) for rows_qd, own_q in rows))
     return torch.cat(similarities), torch.cat(indices)
+
+
+def _others(similarity_qg: Tensor, own_q: Tensor) -> Tensor:
+    """With each query's own video last."""
+    with_own = (own_q >= 0).nonzero()[:, 0]
+    similarity_qg[with_own, own_q[with_own]] = -torch.inf
+    return similarity_qg
 
 
 def _largest(similarity_qg: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -105,10 +152,21 @@ def _check_labels(name: str, labels: Tensor, features: Tensor) -> None:
         raise ValueError(f"{name} must be class indices, got {int(labels.min())} (a video without a label)")
 
 
-def _protocol(gallery: Tensor, query: Tensor, clip_l2: bool, center: Center) -> str:
+def overlap_in_words(own: Tensor | None) -> str:
+    """What the protocol says of queries that are in the gallery."""
+    inside = 0 if own is None else int((own >= 0).sum())
+    if not inside:
+        return ""
+    if inside == len(own):
+        return "; leave-one-out: no video counts as its own neighbour"
+    return f"; {inside} of the {len(own)} test videos are training videos too, and none counts as its own neighbour"
+
+
+def _protocol(gallery: Tensor, query: Tensor, clip_l2: bool, center: Center, own: Tensor | None) -> str:
     clips = query.shape[1] if query.ndim == 3 else 1
     each = "each l2-normalised, " if clip_l2 else ""
     return (
         f"retrieval of {len(query)} test videos among {len(gallery)} training videos: {clips} clips a video, "
         f"{each}mean over clips, {CENTERINGS[center]}, cosine; R@k = a same-class video among the k nearest"
+        f"{overlap_in_words(own)}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dclr.config import PretrainConfig
-from dclr.presets import dclr, demo, dualvar, fame, moco
+from dclr.presets import dclr, demo, dualvar, fame, moco, small
 
 PRESETS: dict[str, Callable[[], PretrainConfig]] = {
     **dclr.PRESETS,
@@ -13,4 +13,5 @@ PRESETS: dict[str, Callable[[], PretrainConfig]] = {
     **fame.PRESETS,
     **dualvar.PRESETS,
     **demo.PRESETS,
+    **small.PRESETS,
 }

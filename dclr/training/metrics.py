@@ -91,6 +91,10 @@ class Meter:
         self._clips += clips
         self._waited += waited
 
+    def leave_out(self, seconds: float) -> None:
+        """Do not count the `seconds` that have just passed, in which no clip was trained on."""
+        self._since += seconds
+
     def read(self) -> dict[str, float]:
         """Rates since the last reading; starts the next."""
         seconds = time.perf_counter() - self._since

@@ -15,9 +15,12 @@ from dclr.training.trainer import Trainer
 FREE = frozenset(
     [
         *(f"data.{name}" for name in ("dataset", "root", "annotations", "label", "where", "split", "subset")),
+        *(f"data.{name}" for name in ("holdout", "holdout_seed")),
         *(f"data.{name}" for name in ("workers", "cache", "allow_missing", "max_failed_share")),
         *(f"train.{name}" for name in ("device", "compile", "fold", "pad", "static_once", "deterministic", "threads")),
         *(f"train.{name}" for name in ("checkpoint_every", "save_every", "log_every", "tensorboard")),
+        *(f"train.{name}" for name in ("eval_every", "eval_videos")),
+        "encoder_weights",
     ]
 )
 # What a position in a run, and the state of its optimiser, have no meaning without.

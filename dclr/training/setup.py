@@ -16,7 +16,7 @@ from dclr.config import ConfigError, DataConfig, PretrainConfig
 from dclr.data import PretrainClips, VideoDataset, build_pretrain_loader, load_dataset
 from dclr.distributed import is_first, largest_over_ranks, rank, world
 from dclr.methods import build_method
-from dclr.models import build_encoder
+from dclr.models import build_encoder, read_encoder
 from dclr.training.checkpoint import LAST, CheckpointError, load_checkpoint
 from dclr.training.lock import FolderTaken, RunLock
 from dclr.training.progress import description, say
@@ -42,6 +42,10 @@ def ready_trainer(
     state = _saved_state(folder, resume)
     videos = _videos(config.data)
     config, sized = fitted(config, len(videos))
+    if encoder is None and config.encoder_weights and state is None:
+        started = read_encoder(config.encoder_weights, config.encoder)
+        encoder = started.encoder.train()
+        sized = [*sized, f"starts from {config.encoder_weights}: {started.matched}"]
     trainer = _trainer(config, videos, device, encoder)
     notes = [*sized, *(check_resume(trainer, state, allow_changes) if state else ())]
     lock = _locked(folder)
@@ -52,7 +56,7 @@ def ready_trainer(
     if is_first():
         steps = trainer.steps_per_epoch
         say(description(config, videos, trainer.method, trainer.failures, device, steps))
-        for note in [*notes, *filter(None, [lock.warning])]:
+        for note in [*videos.notes, *notes, *filter(None, [lock.warning])]:
             say(note)
     return trainer
 
@@ -132,6 +136,8 @@ def _videos(data: DataConfig) -> VideoDataset:
         annotations=data.annotations,
         label=data.label,
         where=data.where,
+        holdout=None if data.where else data.holdout,
+        seed=data.holdout_seed,
     )
 
 

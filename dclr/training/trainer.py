@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -92,6 +92,8 @@ class Trainer:
         self.meter = Meter()
         self.bad_step = torch.tensor(NEVER, device=device)
         self.lock: RunLock | None = None
+        #: Called on every process after each `train.eval_every`-th epoch and the last; its figures join the log.
+        self.evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
         self.chance = method.chance(train.batch // train.accumulate)
         self.watch = Watch(self.chance, method.pushed_apart)
 
@@ -130,12 +132,24 @@ class Trainer:
                 while self.epoch < epochs:
                     self._run_epoch()
                     self.epoch, self.step_in_epoch = self.epoch + 1, 0
+                    self._evaluate_if_due()
                     self.save(keep=self.epoch % self.config.train.checkpoint_every == 0 or self.epoch == epochs)
                     self._stop_if_asked()
             self._report()
         finally:
             if self.log is not None:
                 self.log.close()
+
+    def _evaluate_if_due(self) -> None:
+        """Log figures of the encoder as it is; nothing of the run depends on it."""
+        every = self.config.train.eval_every
+        if self.evaluate is None or not every or (self.epoch % every and self.epoch < self.config.train.epochs):
+            return
+        start = time.perf_counter()
+        figures = self.evaluate(self.method.encoder)
+        self.meter.leave_out(time.perf_counter() - start)
+        if self.log is not None:
+            self.log.write({"step": self.global_step, "epoch": self.epoch, **figures})
 
     def _note_start(self) -> None:
         """The configuration, and beside it that of every start, with the step that it goes on from."""

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -19,10 +18,10 @@ from dclr.data.clips import centre_crop
 from dclr.evaluation.dataset import EvaluationDataConfig
 from dclr.kernels import activation_map, decouple
 from dclr.kernels.activation import min_max_reference
-from dclr.visualize.drawing import short
+from dclr.visualize.drawing import WIDTH, bare, short
 
 STREAMS = ("rgb", "static", "difference")
-COLUMNS = 4
+COLUMNS = 3
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 CLEAR = 0.55  # of an overlay: the picture below stays visible
 
@@ -66,7 +65,7 @@ def draw_activation(clip: Tensor, maps: Tensor, title: str) -> Figure:
     shape = len(clip) - 1, *clip.shape[1:3]
     maps_sthw = interpolate(maps[:, None], shape, mode="trilinear", align_corners=False)[:, 0].numpy()
     times = np.linspace(0, shape[0] - 1, min(COLUMNS, shape[0])).round().astype(int)
-    figure = Figure(figsize=(1.55 * len(times) + 1, 1.6 * (1 + len(STREAMS)) + 0.5), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.15 * (1 + len(STREAMS)) + 0.8), layout="constrained")
     grid = figure.subplots(1 + len(STREAMS), len(times), squeeze=False)
     for axes, time in zip(grid[0], times):
         axes.imshow(frames_thwc[time])
@@ -78,11 +77,11 @@ def draw_activation(clip: Tensor, maps: Tensor, title: str) -> Figure:
     for row, name in zip(grid, ("clip", *STREAMS)):
         row[0].set_ylabel(name, fontsize=10)
         for axes in row:
-            _bare(axes)
-    bar = figure.colorbar(overlay, ax=grid[1:], shrink=0.6, aspect=30)
-    bar.set_label(f"activation of {' x '.join(map(str, maps.shape[1:]))} positions, least to most", fontsize=8)
+            bare(axes)
+    bar = figure.colorbar(overlay, ax=grid[1:], location="bottom", shrink=0.8, aspect=40)
+    bar.set_label(f"activation of {' x '.join(map(str, maps.shape[1:]))} positions", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    figure.suptitle(short(title, 22 + 14 * len(times)), fontsize=10, parse_math=False)
+    figure.suptitle(short(title, 48), fontsize=10, parse_math=False)
     return figure
 
 
@@ -93,9 +92,3 @@ def _grey(frames_thwc: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     static = np.broadcast_to(rgb[len(rgb) // 2], rgb.shape)
     largest = np.abs(difference).max() or 1
     return rgb, static, 0.5 + difference / (2 * largest)
-
-
-def _bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)

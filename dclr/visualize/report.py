@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,44 +10,53 @@ from typing import Any
 
 import yaml
 
+from dclr.visualize.drawing import inline
 from dclr.visualize.run import Run
+from dclr.visualize.style import STYLE
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 75rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1, h2 { line-height: 1.2; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-img { max-width: 100%; height: auto; }
-figure { margin: 1rem 0; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
-.pictures figure { flex: 1 1 26rem; }
-figcaption, .protocol { color: #555; font-size: 13px; overflow-wrap: anywhere; }
-table { border-collapse: collapse; }
-th, td { padding: 0.2rem 0.8rem 0.2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #eee; }
-td.figures { white-space: pre; font-variant-numeric: tabular-nums; }
-pre { background: #f6f6f6; padding: 0.8rem; overflow-x: auto; font-size: 13px; }
-"""
-
-INTRODUCTIONS = {
-    "curves": "Over the steps of training. A similarity is a mean cosine, of positives and of negatives.",
+# Kind of picture -> heading of its section, and how to read what is in it.
+SECTIONS = {
+    "curves": (
+        "Training",
+        "Over the steps: faint as logged, strong its running mean. Dotted, where a loss has it, is chance: the value "
+        "at which a clip's partner is guessed among all candidates.",
+    ),
     "activation": (
-        "The encoder's activation (DCLR Eq. 11) on the middle clip of a test video, on that clip's middle frame "
-        "standing still, and on its frame differences, over what the encoder sees of each. Where the first is like the "
-        "second, the encoder looks at the scene; where it is like the third, at the motion."
+        "Where the encoder looks",
+        "Its activation (DCLR Eq. 11) on the middle clip of a video, on that clip's middle frame standing still, and "
+        "on its frame differences, over what the encoder sees of each. Where the first is like the second, the encoder "
+        "looks at the scene; where it is like the third, at the motion.",
     ),
     "retrieval": (
-        "Middle frames of test videos, each followed by those of the nearest training videos and their cosine. "
-        "✓, solid green: of the same class; ✗, dashed red: of another."
+        "Nearest neighbours",
+        "Middle frames of a video and of those nearest to it, with their cosine. ✓ and solid green: of the same class; "
+        "✗ and dashed red: of another.",
+    ),
+    "search": (
+        "Search by scene and by motion",
+        "As DCLR Fig. 4: two views of a video, and for each the nearest clip of another video by its static frame and "
+        "by its frame difference. By the difference the motion should agree, whatever the scene.",
+    ),
+    "kernels": (
+        "Temporal kernels",
+        "As FAME Fig. 3: the weights of every convolution over several frames, layer by layer, beside those before "
+        "training; the bar spans half of them. Weights near each other treat frames alike, far apart they tell frames "
+        "apart.",
+    ),
+    "masks": (
+        "Foreground masks",
+        "As FAME Fig. 4: what each mask keeps of a clip, and the clip merged by FAME's onto another one. What moves "
+        "should be kept.",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, and in words what is on it; `name` is its file's."""
+    """An SVG document, and in words what is on it; `name` is its file's."""
 
     name: str
-    png: bytes
+    svg: str
     caption: str
 
 
@@ -58,10 +66,10 @@ class Report:
 
     Attributes:
         run: the run folder.
-        configuration: of the pretraining.
+        configuration: of the run.
         position: the state that the page shows, in words.
-        pictures: under "curves", "activation" and "retrieval"; a kind may be missing.
-        retrieval: figures in percent and "protocol", of the panels' features; empty where there are none.
+        pictures: under names of `SECTIONS`; a kind may be missing.
+        retrieval: figures in percent and "protocol", of the neighbours shown; empty where there are none.
         left_out: what the page lacks, and why, a sentence each.
     """
 
@@ -77,19 +85,19 @@ def page(report: Report) -> str:
     """The page as HTML; all text in it is escaped."""
     run = report.run
     title = f"{report.configuration.get('method', {}).get('name', 'run')}: {run.folder.resolve().name}"
-    sections = {
-        "Run": _facts(report),
-        "Training": _pictures(report, "curves"),
-        "Evaluations": _evaluations(run.evaluations),
-        "Where the encoder looks": _pictures(report, "activation"),
-        "Retrieval": _protocol(report.retrieval) + _pictures(report, "retrieval"),
-        "Left out": _list(report.left_out) or "<p>Nothing.</p>",
-        "Configuration": f"<pre>{escape(_yaml(report.configuration))}</pre>" if report.configuration else "",
+    sections = {"Run": _facts(report), "Warnings": _list(run.warnings)}
+    sections[SECTIONS["curves"][0]] = _pictures(report, "curves")
+    sections["Evaluations"] = _evaluations(run.evaluations)
+    sections |= {heading: _pictures(report, kind) for kind, (heading, _) in SECTIONS.items() if kind != "curves"}
+    sections |= {
+        "Not shown": _list(report.left_out),
+        "Configuration": _configuration(report.configuration),
         "Environment": _table(run.environment.items()),
     }
     body = "\n".join(f"<h2>{name}</h2>\n{content}" for name, content in sections.items() if content)
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
 
@@ -112,7 +120,8 @@ def _facts(report: Report) -> str:
         "Folder": report.run.folder,
         "Method": configuration.get("method", {}).get("name"),
         "Encoder": configuration.get("encoder"),
-        "Pretrained on": " ".join(str(data[key]) for key in ("dataset", "root") if data.get(key)),
+        "Started from": report.run.start,
+        "Trained on": " ".join(str(data[key]) for key in ("dataset", "root") if data.get(key)),
         "Shown": report.position,
         "Cost": cost_line(report.run.cost),
         "Commit": report.run.environment.get("commit"),
@@ -125,48 +134,64 @@ def _pictures(report: Report, kind: str) -> str:
     if not pictures:
         return ""
     figures = [
-        f'<figure><img alt="{escape(picture.caption)}" '
-        f'src="data:image/png;base64,{base64.b64encode(picture.png).decode()}">'
+        f'<figure role="img" aria-label="{escape(picture.caption)}">{inline(picture.svg)}\n'
         f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
         for picture in pictures
     ]
-    return f'<p>{escape(INTRODUCTIONS[kind])}</p>\n<div class="pictures">\n' + "\n".join(figures) + "\n</div>"
+    reading = f"<p>{escape(SECTIONS[kind][1])}</p>\n"
+    figures_of_neighbours = _retrieval(report) if kind == "retrieval" else ""
+    return f'{reading}{figures_of_neighbours}<div class="pictures">\n' + "\n".join(figures) + "\n</div>"
 
 
 def _evaluations(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """A line for each record: figures in percent, and the protocol that gave them."""
-    lines = []
+    """A row for each evaluation: figures in percent, and the protocol that gave them; of a repeated one the last."""
+    last = {}
     for folder, record in evaluations:
-        name = record.get("evaluation") or record.get("row") or "evaluation"
+        name = str(record.get("evaluation") or record.get("row") or "evaluation")
         place = f"epoch {record['epoch']}" if "epoch" in record else f"step {record.get('step', '?')}"
         source = f"{place}, {record['checkpoint']}" if "checkpoint" in record else place
-        lines.append(
-            f'<tr><td>{escape(str(name))}<br>{escape(folder)}</td><td class="figures">{escape(_figures(record))}</td>'
-            f'<td class="protocol">{escape(str(record["protocol"]))}<br>{escape(source)}</td></tr>'
-        )
-    head = "<tr><th>evaluation, folder</th><th>figures, %</th><th>protocol, checkpoint</th></tr>"
-    return f"<table>\n{head}\n" + "\n".join(lines) + "\n</table>" if lines else ""
+        last[folder, name, str(record["protocol"]), source] = _figures(record)
+    rows = [
+        f'<tr><td data-name="evaluation, folder">{escape(name)}<br>{escape(folder)}</td>'
+        f'<td data-name="percent" class="figures">{escape(figures)}</td>'
+        f'<td data-name="protocol, checkpoint" class="protocol">{escape(protocol)}<br>{escape(source)}</td></tr>'
+        for (folder, name, protocol, source), figures in last.items()
+    ]
+    head = "<tr><th>evaluation, folder</th><th>percent</th><th>protocol, checkpoint</th></tr>"
+    return f'<table class="cards">\n{head}\n' + "\n".join(rows) + "\n</table>" if rows else ""
 
 
 def _figures(record: Mapping[str, Any]) -> str:
-    return "\n".join(f"{name} {value:.2f}" for name, value in record.items() if isinstance(value, float))
+    """A line for each figure in percent, with its spread over runs and with chance where the record has them."""
+    spread, chance = record.get("spread", {}), record.get("chance", {})
+    lines = []
+    for name, value in record.items():
+        if isinstance(value, float):
+            more = f" ± {spread[name]:.2f}" if name in spread else ""
+            lines.append(f"{name} {value:.2f}{more}" + (f" (chance {chance[name]:.2f})" if name in chance else ""))
+    return "\n".join(lines)
 
 
-def _protocol(result: Mapping[str, Any]) -> str:
-    if not result:
+def _retrieval(report: Report) -> str:
+    """Figures of the neighbours shown, where they do not stand among the evaluations already."""
+    result = report.retrieval
+    if not result or any(result.items() <= record.items() for _, record in report.run.evaluations):
         return ""
     figures = escape(_figures(result).replace("\n", ", "))
     return f'<p>{figures} (percent)</p>\n<p class="protocol">{escape(result["protocol"])}</p>\n'
 
 
+def _configuration(values: Mapping[str, Any]) -> str:
+    if not values:
+        return ""
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    return f"<details><summary>config.yaml, resolved</summary><pre>{escape(text)}</pre></details>"
+
+
 def _table(rows: Iterable[tuple[str, Any]]) -> str:
     lines = [f"<tr><th>{escape(str(name))}</th><td>{escape(str(value))}</td></tr>" for name, value in rows]
-    return "<table>\n" + "\n".join(lines) + "\n</table>" if lines else ""
+    return '<table class="facts">\n' + "\n".join(lines) + "\n</table>" if lines else ""
 
 
 def _list(items: Sequence[str]) -> str:
     return "<ul>\n" + "\n".join(f"<li>{escape(item)}</li>" for item in items) + "\n</ul>" if items else ""
-
-
-def _yaml(values: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)

@@ -1,6 +1,6 @@
-"""Panels of retrieval: videos beside the gallery videos nearest to them, and which of these are of their class.
+"""Retrieval: a video beside the k gallery videos nearest to it, and which of these are of its class.
 
-Q queries shown, k neighbours of each; V videos with features.
+V videos with features.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dclr.visualize.drawing import GREEN, GREY, RED, class_name, short
+from dclr.visualize.drawing import GREEN, GREY, RED, WIDTH, class_name, short
+
+COLUMNS = 3
 
 
 @dataclass(frozen=True)
@@ -40,22 +42,23 @@ def choose(labels: Tensor, count: int) -> list[int]:
     return [number for _, _, number in sorted(turns)[:count]]
 
 
-def draw_retrieval(queries: Sequence[Shown], neighbours: Sequence[Sequence[Shown]], classes: tuple[str, ...]) -> Figure:
-    """A row for each of the Q queries: the query, then its k neighbours.
+def draw_retrieval(query: Shown, neighbours: Sequence[Shown], classes: tuple[str, ...]) -> Figure:
+    """The query, then its k neighbours, most similar first, three in a row.
 
     A neighbour of the same class has a solid green frame and a check mark, another a dashed red frame and a cross.
     """
-    columns = 1 + max(map(len, neighbours))
-    figure = Figure(figsize=(1.45 * columns, 1.85 * len(queries)), layout="constrained")
-    grid = figure.subplots(len(queries), columns, squeeze=False)
-    for row, query, found in zip(grid, queries, neighbours):
-        _panel(row[0], query, f"query\n{_name(classes, query.label)}", "black", "solid", 1)
-        for axes, video in zip(row[1:], found):
-            same = video.label == query.label
-            mark, color, line = ("✓", GREEN, "solid") if same else ("✗", RED, "dashed")
-            if min(video.label, query.label) < 0:
-                mark, color, line = "", GREY, "solid"
-            _panel(axes, video, f"{mark} {video.cosine:.3f}\n{_name(classes, video.label)}", color, line, 4)
+    rows = -(-(1 + len(neighbours)) // COLUMNS)
+    figure = Figure(figsize=(WIDTH, 1.75 * rows), layout="constrained")
+    places = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    _panel(places[0], query, f"query\n{_name(classes, query.label)}", GREY, "solid", 1)
+    for axes, video in zip(places[1:], neighbours):
+        same = video.label == query.label
+        mark, color, line = ("✓", GREEN, "solid") if same else ("✗", RED, "dashed")
+        if min(video.label, query.label) < 0:
+            mark, color, line = "", GREY, "solid"
+        _panel(axes, video, f"{mark} {video.cosine:.3f}\n{_name(classes, video.label)}", color, line, 4)
+    for axes in places[1 + len(neighbours) :]:
+        axes.set_visible(False)
     return figure
 
 
@@ -65,7 +68,7 @@ def _name(classes: tuple[str, ...], label: int) -> str:
 
 def _panel(axes: Axes, video: Shown, title: str, color: str, line: str, width: float) -> None:
     axes.imshow(video.frame)
-    axes.set_title(title, fontsize=8, parse_math=False)
+    axes.set_title(title, fontsize=9, parse_math=False)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set(color=color, linestyle=line, linewidth=width)

@@ -11,7 +11,7 @@ import yaml
 from dclr.config import ConfigError
 from dclr.training import read_metrics
 
-METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+METRICS, CONFIG, FINETUNE = "metrics.jsonl", "config.yaml", "finetune.yaml"
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Run:
         folder: where it is.
         configuration: nested values of config.yaml, empty where there is none.
         environment: versions, commit and hardware, of config.yaml.
+        start: of a finetuning, what it started from, in words; else empty.
+        warnings: what the run warned of, with its step.
         steps: records of training steps, each of a later step than the one before.
         cost: record of what the run cost; None of a run that has not finished.
         evaluations: name of the folder, relative to the run's, and record of each evaluation.
@@ -30,6 +32,8 @@ class Run:
     folder: Path
     configuration: dict[str, Any]
     environment: dict[str, Any]
+    start: str
+    warnings: list[str]
     steps: list[dict[str, Any]]
     cost: dict[str, Any] | None
     evaluations: list[tuple[str, dict[str, Any]]]
@@ -41,7 +45,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         ConfigError: a file that cannot be read.
     """
-    configuration = _configuration(folder / CONFIG)
+    configuration = _values(folder / CONFIG)
     environment = configuration.pop("run", None) or {}
     own = _records(folder)
     # A demo's and an ablation's figures stand among the records of their runs.
@@ -49,10 +53,19 @@ def read_run(folder: Path) -> Run:
     for path in sorted(folder.glob(f"*/{METRICS}")):
         evaluations += [(path.parent.name, record) for record in _records(path.parent) if "protocol" in record]
     costs = [record for record in own if "wall_seconds" in record]
-    return Run(folder, configuration, environment, _monotonic(own), costs[-1] if costs else None, evaluations)
+    cost = costs[-1] if costs else None
+    start, steps = _start(_values(folder / FINETUNE)), _monotonic(own)
+    warnings = [f"step {record['step']}: {text}" for record in steps for text in record.get("warnings", ())]
+    return Run(folder, configuration, environment, start, warnings, steps, cost, evaluations)
 
 
-def _configuration(path: Path) -> dict[str, Any]:
+def _start(settings: dict[str, Any]) -> str:
+    """What a finetuning with these settings starts from; empty where there are none."""
+    checkpoint = settings.get("checkpoint", "")
+    return f"random weights, with the encoder of {checkpoint}" if settings.get("scratch") else str(checkpoint)
+
+
+def _values(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
@@ -76,11 +89,16 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 
 
 def _monotonic(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of training steps; where a run went on from an earlier step, the steps that it took anew."""
+    """Those of training steps; where a run went on from an earlier step, the steps that it took anew.
+
+    The figures of an evaluation after an epoch join the record of its last step.
+    """
     kept: list[dict[str, Any]] = []
     for record in records:
         if "loss" in record and "step" in record:
             while kept and kept[-1]["step"] >= record["step"]:
                 kept.pop()
             kept.append(record)
+        elif kept and kept[-1]["step"] == record.get("step") and any(name.startswith("eval/") for name in record):
+            kept[-1] = {**kept[-1], **record}
     return kept

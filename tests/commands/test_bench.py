@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from benchmarks import harness
 from dclr.cli import main
 from dclr.commands import bench
+from dclr.kernels._common import Config
 
 ROOT = Path(__file__).parents[2]
 STAY = {"BLOCK_D", "whole", "long", "maxnreg"}  # they say which inputs fit a tile, or keep registers from spilling
@@ -106,12 +108,22 @@ def test_a_benchmark_that_fails_is_an_error(monkeypatch):
         bench.measure(bench.BenchConfig())
 
 
+@dataclass(frozen=True)
+class Entry(Config):
+    """Of a table."""
+
+    elements: int | None = None
+    BLOCK_A: int | None = None
+    BLOCK_D: int | None = None
+    STAGES: int | None = None
+
+
 def test_grid_is_around_the_entry():
-    assert bench.grid({"BLOCK_D": 128}) == [{"BLOCK_D": 128}]
-    near = bench.grid({"elements": 64, "num_warps": 1, "STAGES": 2})
-    assert len(near) == 3 * 2 * 3 and {"elements": 64, "num_warps": 1, "STAGES": 2} in near
-    assert {config["elements"] for config in near} == {32, 64, 128}
-    assert {config["num_warps"] for config in near} == {1, 2} and {config["STAGES"] for config in near} == {1, 2, 3}
+    assert bench.grid(Entry(1, BLOCK_D=128)) == [Entry(1, BLOCK_D=128), Entry(2, BLOCK_D=128)]
+    near = bench.grid(Entry(1, elements=64, STAGES=2))
+    assert len(near) == 3 * 2 * 3 and Entry(1, elements=64, STAGES=2) in near
+    assert {config.elements for config in near} == {32, 64, 128}
+    assert {config.num_warps for config in near} == {1, 2} and {config.STAGES for config in near} == {1, 2, 3}
 
 
 @pytest.mark.parametrize("module", sorted({module for modules, _ in bench.TUNABLE.values() for module in modules}))
@@ -119,7 +131,7 @@ def test_every_entry_of_the_tables_is_varied_or_stays(module):
     for table in import_module(f"dclr.kernels.{module}").CONFIGS.values():
         for path in [*bench.config_paths(table, 2), *bench.config_paths(table, 4)]:
             config = functools.reduce(lambda row, key: row[key], path, table)
-            assert set(config) <= bench.DOUBLED | bench.STEPPED | STAY
+            assert set(vars(config)) <= bench.DOUBLED | bench.STEPPED | STAY
             assert 1 < len(bench.grid(config)) <= 243
 
 
@@ -128,32 +140,31 @@ def pretended(table):
     config = lambda: table.get("sm_00", table["default"])["forward"][4]  # noqa: E731
 
     def ours():
-        if config()["BLOCK_A"] == 4:
+        if config().BLOCK_A == 4:
             raise RuntimeError("out of resources")
-        if config()["BLOCK_A"] == 16:
-            time.sleep(0.02 / config()["num_warps"])
-        return (torch.ones(3) * (2 if config()["BLOCK_A"] == 8 else 1),)
+        if config().BLOCK_A == 16:
+            time.sleep(0.02 / config().num_warps)
+        return (torch.ones(3) * (2 if config().BLOCK_A == 8 else 1),)
 
     expected = lambda: (torch.ones(3),)  # noqa: E731
     return harness.Problem("sum", torch.float32, torch.device("cpu"), expected, {harness.OURS: ours}, bytes=12)
 
 
 def test_search_takes_the_fastest_that_is_right(capsys):
-    config = {"BLOCK_A": 8, "num_warps": 2}
-    table = {"default": {"forward": {2: {"BLOCK_A": 1, "num_warps": 1}, 4: config}}}
-    before = json.dumps(table)
+    table = {"default": {"forward": {2: Entry(1, BLOCK_A=1), 4: Entry(2, BLOCK_A=8)}}}
+    before = repr(table)
     row = bench.search(table, "sm_00", [pretended(table)], 0.01)
-    assert row == {"forward": {2: {"BLOCK_A": 1, "num_warps": 1}, 4: {"BLOCK_A": 16, "num_warps": 4}}}
-    assert json.dumps(table) == before
+    assert row == {"forward": {2: Entry(1, BLOCK_A=1), 4: Entry(4, BLOCK_A=16)}}
+    assert repr(table) == before
     out = capsys.readouterr().out
     assert "3 left out: RuntimeError" in out and "3 left out: wrong result" in out
-    table["default"]["forward"][4] = {"BLOCK_A": 4}
+    table["default"]["forward"][4] = Entry(1, BLOCK_A=4)
     with pytest.raises(bench.BenchError, match="no config of the grid"):
         bench.search(table, "sm_00", [pretended(table | {"sm_00": table["default"]})], 0.01)
 
 
 def test_a_config_that_is_no_faster_changes_nothing():
-    present, other = {"num_warps": 4}, {"num_warps": 8}
+    present, other = Entry(4), Entry(8)
     assert bench._fastest(present, [other, present], [99.0, 100.0]) == present
     assert bench._fastest(present, [other, present], [90.0, 100.0]) == other
 
@@ -164,6 +175,7 @@ def test_ops_launch_by_the_tables_that_are_searched():
 from importlib import import_module
 import torch
 from dclr.commands import bench
+from dclr.kernels._common import Config
 
 for op, (modules, benchmark) in bench.TUNABLE.items():
     benchmark = bench._from_checkout(benchmark)

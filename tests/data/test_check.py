@@ -67,6 +67,17 @@ def test_a_whole_dataset(ucf, files):
     assert "split 2: 1 videos are in train and in test" in checked(ucf, "ucf101", read=False).notes
 
 
+def test_a_second_check_reads_nothing_again(tmp_path, files, monkeypatch):
+    lay_out(tmp_path, files, run__a="avi", jump__b="h264")
+    first = checked(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("dclr.data.index.learn", None)
+        assert checked(tmp_path) == first
+    lay_out(tmp_path, files, run__a="truncated")
+    again = checked(tmp_path).frames
+    assert first.frames.keys() == again.keys() and sum(first.frames.values()) == 60 > sum(again.values())
+
+
 def test_without_reading(tmp_path):
     touch(tmp_path, "run/a.mp4", "run/._b.mp4", "jump/c.mp4")
     found = checked(tmp_path, read=False)

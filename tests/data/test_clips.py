@@ -1,12 +1,14 @@
 import math
 from itertools import pairwise
 
+import av
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from dclr.data import DatasetError, EvaluationClips, PretrainClips, VideoDataset, read_clips
+from dclr.data import clips as clips_module
 from dclr.data.clips import (
     Sample,
     centre_crop,
@@ -216,6 +218,58 @@ def test_clip_longer_than_every_video(files):
         PretrainClips(videos, frames=30, stride=1).check_span()
     with pytest.raises(DatasetError, match=r"none of the 2 videos can be read; .*text.mp4: .*not a video"):
         PretrainClips(dataset_of(files["text"], files["audio"])).check_span()
+
+
+def test_videos_that_change_during_a_run(files, tmp_path):
+    """Replaced by a longer one, grown, cut short, and deleted."""
+    paths = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    for path in paths:
+        path.write_bytes(files["h264"].read_bytes())
+    clips = PretrainClips(dataset_of(*paths), frames=3, size=32)
+    assert clips.videos.count(0) == 30
+    make.write(paths[0], [make.numbered(n) for n in range(50)])
+    assert clips.videos.count(0) == 50 and clips[0, 0].video_id == 0
+    whole = paths[0].read_bytes()
+    paths[0].write_bytes(whole + bytes(5000))
+    assert clips.videos.count(0) == 50 and clips[0, 0].failures == ()
+    paths[0].write_bytes(whole[:2000])
+    sample = clips[0, 0, 1]
+    assert sample.video_id == 1 and sample.failures[0].path == str(paths[0])
+    paths[0].unlink()
+    sample = clips[0, 0, 1]
+    assert sample.video_id == 1 and "No such file" in sample.failures[0].reason
+
+
+def test_kept_videos_are_small(tmp_path):
+    with av.open(str(tmp_path / "large.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 8 * make.WIDTH, 8 * make.HEIGHT, "yuv420p"
+        for number in range(12):
+            picture = np.kron(make.numbered(number), np.ones((8, 8, 1), np.uint8))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    options = {"frames": 3, "stride": 1, "size": 64, "scale": (1.0, 1.0), "ratio": (4 / 3, 4 / 3)}
+    plain = PretrainClips(dataset_of(tmp_path / "large.mp4"), **options)
+    kept = PretrainClips(dataset_of(tmp_path / "large.mp4"), cache="memory", **options)
+    assert make.numbers_of(kept[0, 0].clips.numpy()) == make.numbers_of(plain[0, 0].clips.numpy())
+    sizes = {(frame.width, frame.height) for frame in kept.videos.whole[0]}
+    assert sizes == {(170, 128)} and kept.videos.memory_needed() == 12 * 170 * 128 * 3 // 2
+
+
+@pytest.mark.parametrize("cache", [None, "memory"])
+def test_evaluation_decodes_and_converts_each_frame_once(files, monkeypatch, cache):
+    """Ten clips that overlap."""
+    videos = EvaluationClips(dataset_of(files["h264"]), frames=8, stride=2, size=32, clips=10, cache=cache)
+    videos[0]
+    converted = []
+    convert = clips_module.ToRGB.__call__
+    monkeypatch.setattr(
+        clips_module.ToRGB, "__call__", lambda self, frame: converted.append(frame.pts) or convert(self, frame)
+    )
+    monkeypatch.setattr("dclr.data.index.learn", None)
+    videos[0]
+    wanted = {start + 2 * frame for start in uniform_starts(30, 16, 10) for frame in range(8)}
+    assert len(converted) == len(wanted)
 
 
 @pytest.mark.parametrize("cache", [None, "memory"])

@@ -60,6 +60,7 @@ def test_ucf101(ucf, root):
     assert names_of(train, ucf / "UCF-101") == list(UCF_TRAIN)
     assert (train.labels, train.classes, train.missing) == ((0, 2, 1), UCF_CLASSES, ())
     test = load_dataset("ucf101", ucf / root, subset="test")
+    assert (train.split, test.split) == ("split 1 train", "split 1 test")
     assert names_of(test, ucf / "UCF-101") == list(UCF_TEST) and test.labels == (1, 2)
     assert len(load_dataset("ucf101", ucf / root, split=3)) == 1
 

@@ -369,6 +369,38 @@ def test_a_list_of_ones_own(files, tmp_path):
     assert after.paths == (str(tmp_path / "out/train/zumba/a b.mp4"),) and after.labels == (0,)
 
 
+def test_nothing_is_written_outside_of_out(files, tmp_path):
+    """A row may lead out of the root."""
+    for folder in ("work/A", "work/C"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "c.mp4").write_bytes(files["h264"].read_bytes())
+    (tmp_path / "work/A/labels.csv").write_text("path,label\nc.mp4,a\n../C/c.mp4,b\n")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DatasetError, match=r"work/C/c\.mp4 is not under root .*work/A"):
+        prepare_quietly("folder", tmp_path / "work/A", tmp_path / "out/D")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_as_long_as_may_be(files, tmp_path):
+    (tmp_path / "root").mkdir()
+    name = 251 * "a" + ".mp4"
+    (tmp_path / "root" / name).write_bytes(files["h264"].read_bytes())
+    assert prepare_quietly("folder", tmp_path / "root", tmp_path / "out").written == 1
+    assert count_frames(tmp_path / "out" / name) == 30
+
+
+def test_training_from_copies_decodes_none_as_a_whole(files, tmp_path, monkeypatch):
+    """Whichever half it is of: what `prepare` learned of all lies above both."""
+    for half in ("train", "val"):
+        (tmp_path / "root" / half / "a").mkdir(parents=True)
+        (tmp_path / "root" / half / "a" / "v.mp4").write_bytes(files["h264"].read_bytes())
+    prepare_quietly("folder", tmp_path / "root", tmp_path / "out")
+    monkeypatch.setattr("dclr.data.index.learn", lambda path: pytest.fail(f"{path} is decoded as a whole once more"))
+    for subset in ("train", "test"):
+        clips = PretrainClips(load_dataset("folder", tmp_path / "out", subset=subset), frames=4, size=32)
+        assert clips[0, 0].clips.shape == (2, 5, 32, 32, 3)
+
+
 @pytest.mark.parametrize("out", ["root", "root/inside", "root/../root", "."])
 def test_out_is_another_folder(tmp_path, out):
     (tmp_path / "root").mkdir()

@@ -77,7 +77,7 @@ def scenes(tmp_path_factory):
         "mpeg2": (scene(folder / "mpeg2.mkv", "mpeg2video"), 5),
         "vp9": (scene(folder / "vp9.webm", "libvpx-vp9", options=VPX), 5),
         "vp8": (scene(folder / "vp8.webm", "libvpx", options=VPX), 5),
-        "intra": (scene(folder / "mjpeg.avi", "mjpeg", pix_fmt="yuvj420p", options={}), 7),
+        "intra": (scene(folder / "mjpeg.avi", "mjpeg", pix_fmt="yuvj420p", options={}), 0),
         "pyramid": (x264(folder / "pyramid.mp4", "bframes=5:b-pyramid=normal:b-adapt=0:ref=5"), 5),
         "open": (x264(folder / "open.mp4", "open-gop=1:bframes=3"), 1),
         "intra refresh": (x264(folder / "refresh.mp4", "intra-refresh=1"), 1),

@@ -92,7 +92,7 @@ def test_a_class_without_a_vote_is_not_a_guess():
 
 
 def test_few_classes_have_no_top5():
-    for classes, keys in ((5, {"top1", "protocol"}), (6, {"top1", "top5", "protocol"})):
+    for classes, keys in ((5, {"top1", "chance", "protocol"}), (6, {"top1", "top5", "chance", "protocol"})):
         features = random_features(30, seed=4, classes=classes)
         assert knn_classification(features, features, classes=classes).keys() == keys
 
@@ -124,7 +124,12 @@ TRAIN, TEST = random_features(10, 0), random_features(5, 1)
         (TRAIN._replace(labels=torch.zeros(3)), TEST, {}, r"train must have features .* got \(10, 3, 7\) and \(3,\)"),
         (TRAIN, TEST._replace(clips=torch.zeros(5, 7)), {}, "test must have features"),
         (TRAIN, Features(torch.zeros(0, 3, 7), torch.zeros(0, dtype=torch.int64)), {}, "test must have features"),
-        (TRAIN, TEST._replace(labels=torch.full((5,), -1)), {}, r"test labels .* in 0\.\.8, got -1\.\.-1"),
+        (
+            TRAIN,
+            TEST._replace(labels=torch.full((5,), -1)),
+            {},
+            "5 of the 5 test videos have no label, expected a class",
+        ),
         (TRAIN, TEST, {"classes": 2}, r"train labels .* in 0\.\.1"),
         (TRAIN, TEST, {"k": 0}, "k must be at least 1, got 0"),
         (TRAIN, TEST, {"temperature": 0.0}, "temperature must be above 0, got 0.0"),
@@ -148,7 +153,7 @@ def test_command(tmp_path, capsys):
     main([*argv, "--data.test-where", "split=train", "--k", "1"])
     main([*argv, "--temperature", "0.1", "--center", "train"])
     own, other = read_metrics(run / "knn_folder")
-    assert own["top1"] == own["top5"] == 100, "every video's nearest is itself"
+    assert own["top1"] < 100 and "leave-one-out" in own["protocol"], "no video is its own nearest"
     assert own["evaluation"] == "knn" and own["epoch"] == 1 and "2 evenly spaced clips" in own["protocol"]
     assert "gallery's mean" in other["protocol"] and other["protocol"] in capsys.readouterr().out
     for flags, message in (

@@ -220,10 +220,3 @@ def bad_arguments():
 def test_bad_arguments(maps, options, error, name):
     with pytest.raises(error, match=name):
         activation_alignment(*maps, **options)
-
-
-def test_second_derivative_is_refused():
-    (features,) = feature_maps((1, 2, 1, 2, 2), count=1)
-    (grad,) = torch.autograd.grad(activation_map(features).square().sum(), features, create_graph=True)
-    with pytest.raises(RuntimeError, match="twice"):
-        grad.sum().backward()

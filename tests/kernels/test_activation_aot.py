@@ -1,10 +1,11 @@
 """The activation kernels compile for every target, from the arguments of a real launch."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
-from dclr.kernels import activation
-from dclr.kernels._tiles import CONFIGS, tile_sizes
+from dclr.kernels import activation, feature_maps
 
 from .aot import TARGETS, Case, access_bits, check_report, compile_case
 
@@ -45,7 +46,8 @@ def launch_case(kernel, arguments, constants):
 
 
 def constants(kind, target, *maps):
-    return tile_sizes({"default": CONFIGS.get(target, CONFIGS["default"])}, kind, *maps)
+    with patch.object(feature_maps, "device_class", lambda device: target):
+        return feature_maps.map_tile(kind, *maps)
 
 
 def compiled(kernel, arguments, constants, target):

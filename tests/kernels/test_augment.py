@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from dclr.kernels import augment_clip
-from dclr.kernels._augment import SIDE, tile_size
 from dclr.kernels._common import INTERPRET
+from dclr.kernels.augment.kernel import SIDE, tile_size
 
 from .helpers import far_apart
 from .test_decouple import LAYOUTS, lay_out

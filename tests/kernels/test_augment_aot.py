@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from dclr.kernels import _augment, augment_clip
+from dclr.kernels import augment_clip
+from dclr.kernels.augment import kernel
 
 from .aot import TARGETS, access_bits, check_report, compile_case, launches_on
 from .test_decouple import lay_out
@@ -23,7 +24,7 @@ DTYPES = [
 
 def launches(target, function):
     """What a function would have launched on a target."""
-    return launches_on(target, function, _augment, sys.modules["dclr.kernels.augment"])
+    return launches_on(target, function, kernel, sys.modules["dclr.kernels.augment"])
 
 
 def augment(shape, dtype, into, size, still=True, flipped=True, layout="decoded"):

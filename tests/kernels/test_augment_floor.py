@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.traffic import count_traffic
 from dclr.kernels import augment_clip
-from dclr.kernels._augment import tile_size
+from dclr.kernels.augment.kernel import tile_size
 
 from .test_augment import make_clip
 

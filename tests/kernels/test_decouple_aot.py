@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from dclr.kernels import _decouple, decouple
+from dclr.kernels import decouple
+from dclr.kernels.decouple import kernel
 
 from .aot import TARGETS, access_bits, check_report, compile_case, launches_on
 from .test_decouple import FORMATS, MEAN, STD, lay_out
@@ -36,7 +37,7 @@ def cases(*groups):
 
 def launches(target, function):
     """What a function would have launched on a target."""
-    return launches_on(target, function, _decouple, sys.modules["dclr.kernels.decouple"])
+    return launches_on(target, function, kernel, sys.modules["dclr.kernels.decouple"])
 
 
 @pytest.fixture
@@ -111,8 +112,8 @@ def test_strides_past_32_bits(target, compiled):
     clip = torch.empty(1, dtype=torch.float16, device="meta").as_strided((2, 3, 3, 4, 8), (far, far, 32, 8, 1))
     outs = tuple(torch.empty(2, 3, 2, 4, 8) for _ in range(3))
     index = torch.zeros(2, dtype=torch.int64)
-    compiled(target, lambda: _decouple.launch_forward(clip, index, None, None, None, outs, False))
-    compiled(target, lambda: _decouple.launch_backward((clip[:, :, :2],) * 3, index, None, None, outs[0], False))
+    compiled(target, lambda: kernel.launch_forward(clip, index, None, None, None, outs, False))
+    compiled(target, lambda: kernel.launch_backward((clip[:, :, :2],) * 3, index, None, None, outs[0], False))
 
 
 def test_sizes_do_not_recompile():

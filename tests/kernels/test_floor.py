@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks.traffic import count_traffic
-from dclr.kernels import _nce_launch, decoupled_pool, info_nce
+from dclr.kernels import decoupled_pool, info_nce
+from dclr.kernels.info_nce import launch
 
 from .helpers import size
 
@@ -36,7 +37,7 @@ def two_views(request):
     rows = torch.randn(1024, 128).to(request.param).requires_grad_()
     own = torch.arange(len(rows))
     with pytest.MonkeyPatch.context() as patch, count_traffic() as traffic:
-        patch.setattr(_nce_launch, "_splits", lambda *args: 1)
+        patch.setattr(launch, "split_count", lambda *args: 1)
         info_nce(rows, rows, positive=own.roll(512), exclude=own, temperature=0.1).backward()
     return rows.detach(), traffic
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dclr.kernels import _nce_launch, info_nce
+from dclr.kernels import info_nce
+from dclr.kernels._common import INTERPRET
+from dclr.kernels.info_nce import launch
 
 from .helpers import assert_close
 
@@ -137,7 +139,7 @@ def test_explicit_positives(shape, positives, dtype, exclude_per):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_reductions_and_scale(reduction, kind, dtype, block, monkeypatch):
     """With the gradient of one group 0, and another whose sign and size are not those of 1."""
-    monkeypatch.setattr(_nce_launch, "BLOCK_LOSSES", block)
+    monkeypatch.setattr(launch, "BLOCK_LOSSES", block)
     query, key = (torch.randn(3, 9, 5).to(dtype).requires_grad_() for _ in range(2))
     inputs, positive = (query, key), torch.arange(9).expand(3, 9)
     if explicit := "explicit" in kind:
@@ -254,6 +256,68 @@ def test_a_row_that_is_not_finite_reaches_no_other(bad):
     assert grads[0][[0, 1, 3, 4]].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_query_without_gradient_gives_nothing_to_others(bad, dtype):
+    """Neither to the keys nor to its positive, be that one of them or not."""
+    query = torch.randn(5, 4).to(dtype)
+    key, apart = (torch.randn(5, 4).to(dtype).requires_grad_() for _ in range(2))
+    query[2, 1] = bad
+    kept = torch.tensor([0, 1, 3, 4])
+    for positive in (torch.arange(5), apart[:, None]):
+        losses = info_nce(query, key, positive=positive, reduction="none")
+        found = torch.autograd.grad(losses[kept].sum(), (key, apart), materialize_grads=True)
+        leaves = wide(query[kept], key, apart)
+        positive = kept[None] if positive.dim() == 1 else leaves[2][kept][None, :, None]
+        expected = formula(leaves[0][None], leaves[1][None], positive, None, 0.07).sum()
+        wanted = torch.autograd.grad(expected, leaves[1:], materialize_grads=True)
+        for grad, reference in zip(found, wanted):
+            assert_close(grad, reference, dtype, 100 if dtype == torch.float32 else 4)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_gradient_that_is_not_finite_reaches_its_own_query_alone(dtype, weighted, bad):
+    query, key = torch.randn(4, 8).to(dtype).requires_grad_(), torch.randn(4, 8).to(dtype)
+    weight = torch.ones(4) if weighted else None
+    losses = info_nce(query, key, weight=weight, reduction="none")
+    (grad,) = torch.autograd.grad(losses, query, torch.tensor([1, bad, 1, 0.5]))
+    leaves = wide(query, key)
+    expected = formula(leaves[0][None], leaves[1][None], torch.arange(4)[None], None, 0.07)[0]
+    (wanted,) = torch.autograd.grad(expected, leaves[0], torch.tensor([1, 0, 1, 0.5]).double())
+    kept = torch.tensor([0, 2, 3])
+    assert_close(grad[kept], wanted[kept], dtype, 100 if dtype == torch.float32 else 4)
+
+
+def test_small_losses_keep_their_digits():
+    """The positive has nearly all of the sum: its loss and its gradient are differences that cancel."""
+    query = torch.tensor([[1.0, 0.1, 0.0]], requires_grad=True)
+    key = torch.tensor([[1.0, 0.0, 0.0], [0.05, -0.6, 1.0]], requires_grad=True)
+    leaves = wide(query, key)
+    positive = torch.tensor([0])
+    loss = info_nce(query, key, positive=positive, temperature=0.05)
+    expected = formula(leaves[0][None], leaves[1][None], positive[None], None, 0.05).sum()
+    assert 0 < expected < 1e-7
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=0)
+    for grad, wanted in zip(torch.autograd.grad(loss, (query, key)), torch.autograd.grad(expected, leaves)):
+        torch.testing.assert_close(grad.double(), wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.mark.skipif(INTERPRET, reason="the kernels round the products of 16-bit operands too")
+def test_gradients_of_query_and_key_are_rounded_as_one():
+    """Where one tensor is both, its gradient has one rounding, also where the two parts cancel."""
+    torch.manual_seed(0)
+    rows = torch.randn(64, 32).bfloat16().requires_grad_()
+    own = torch.arange(64)
+    (grad,) = torch.autograd.grad(info_nce(rows, rows, positive=own.roll(32), exclude=own), rows)
+    (leaf,) = wide(rows)
+    expected = formula(leaf[None], leaf[None], own.roll(32)[None], own[None, :, None], 0.07).mean()
+    (wanted,) = torch.autograd.grad(expected, leaf)
+    error = (grad.double() - wanted).abs()
+    assert (error <= 1.01 * 2**-8 * wanted.abs() + 1e-5 * wanted.abs().max()).all()
+
+
 def test_addresses_past_two_to_the_31():
     """The second row and the second group start past element 2^31; untouched pages cost nothing."""
     stride = 2**31 + 64
@@ -287,15 +351,15 @@ def test_opcheck():
     exclude = torch.randint(-1, 4, (2, 4, 2))
     positive = torch.randn(2, 4, 3, requires_grad=True)
     forward, backward = torch.ops.dclr.info_nce.default, torch.ops.dclr.info_nce_backward.default
-    for inputs, reduction, positives in (
-        ((query, key, rows, None, exclude, None), "none", 1),
-        ((query, None, rows, None, None, None), "mean", 1),
-        ((query, key, None, positive, exclude, None), "mean", 2),
-        ((query, key, None, positive, exclude, torch.rand(2, 4)), "sum", 2),
+    for inputs, count, total in (
+        ((query, key, rows, None, exclude, None), 1, False),
+        ((query, None, rows, None, None, None), 4, True),
+        ((query, key, None, positive, exclude, None), 8, True),
+        ((query, key, None, positive, exclude, torch.rand(2, 4)), 1, True),
     ):
-        options = 0.1, 2.0, reduction, positives, False
+        inputs, options = (*inputs, [], []), (0.1, 2.0, count, total, False)
         torch.library.opcheck(forward, (*inputs, *options))
-        plain = [value if value is None else value.detach() for value in inputs]
+        plain = [value.detach() if isinstance(value, torch.Tensor) else value for value in inputs]
         loss, *workspace = forward(*plain, *options)
         torch.library.opcheck(
             backward, (torch.rand_like(loss), *plain, *workspace, *options, True, inputs[1] is not None)

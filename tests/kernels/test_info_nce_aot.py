@@ -11,7 +11,7 @@ from dclr.kernels import Ranges, info_nce, info_nce_ranges
 
 from .aot import SHARED_LIMITS, TARGETS, check_report, compile_case, loop_instructions, recorded_launches
 
-KERNELS = ("prepare_kernel", "forward_kernel", "losses_kernel", "slopes_kernel", "gradient_kernel")
+KERNELS = ("prepare_kernel", "forward_kernel", "losses_kernel", "slopes_kernel", "gradient_kernel", "finish_kernel")
 # Stack bytes a thread, nearly all outside the loops over tiles: of the gradients of ranges with four exclusions, and
 # what Triton 3.6 needs.
 STACK = {"sm_80": 16}
@@ -22,10 +22,9 @@ KINDS = ("two views", "query and key", "explicit", "ranges")
 
 def launches(monkeypatch, target, dtype, kind, temperature=0.07, dim=128):
     """Name -> case of the kernels of a loss and its gradients."""
-    launch = importlib.import_module("dclr.kernels._nce_launch")
+    op, launch = (importlib.import_module(f"dclr.kernels.{name}") for name in ("info_nce", "info_nce.launch"))
     monkeypatch.setattr(launch, "device_class", lambda device: target)
-    ops = (importlib.import_module(f"dclr.kernels.{name}") for name in ("info_nce", "info_nce_ranges"))
-    for module in (launch, *ops):
+    for module in (launch, op):
         monkeypatch.setattr(module, "runs_triton", lambda tensor: True)
     if kind == "ranges":
         rows = torch.empty(900, dim, dtype=dtype, requires_grad=True)
@@ -58,7 +57,7 @@ def check(cases, target, only=None):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_all_kernels(dtype, kind, target, monkeypatch):
     cases = launches(monkeypatch, target, dtype, kind)
-    assert tuple(cases) == (*KERNELS, "finish_ranges_kernel" if kind == "ranges" else "finish_kernel")
+    assert tuple(cases) == KERNELS
     reports = check(cases, target)
     if target == "sm_90" and dtype == torch.bfloat16:
         for name in ("forward_kernel", "gradient_kernel"):

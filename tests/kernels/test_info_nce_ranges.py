@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dclr.kernels import Ranges, _nce_launch, info_nce_ranges
+from dclr.kernels import Ranges, info_nce_ranges
+from dclr.kernels.info_nce import launch
 
 from .test_info_nce import DTYPES, compare, formula, strided
 
@@ -53,7 +54,7 @@ def test_formula(features, temperature, dtype, layout):
 @pytest.mark.parametrize("block", [1024, 4], ids=["at once", "in parts"])
 @pytest.mark.parametrize("loss", [(0, 0, 1, 1), (0, 1, 1, 1), (0, 0, 0, 0)], ids=str)
 def test_groups_of_one_loss(loss, block, monkeypatch):
-    monkeypatch.setattr(_nce_launch, "BLOCK_LOSSES", block)
+    monkeypatch.setattr(launch, "BLOCK_LOSSES", block)
     rows, weight = torch.randn(23, 20, requires_grad=True), torch.rand(4, 3)
     wide = rows.detach().double().requires_grad_()
     losses = info_nce_ranges(rows, where(loss), weight=weight)
@@ -131,13 +132,14 @@ def test_gradcheck():
 
 @pytest.mark.parametrize("given", [False, True])
 def test_opcheck(given):
-    rows, tables = torch.randn(23, 4), where((0, 0, 1, 2))[:5]
+    rows, table = torch.randn(1, 23, 4), where((0, 0, 1, 2))
     exclude, weight = (some_exclude(), torch.rand(4, 3)) if given else (None, None)
-    forward, backward = torch.ops.dclr.info_nce_ranges.default, torch.ops.dclr.info_nce_ranges_backward.default
-    options = KEYS, 17, 6, 0.1, 2.0, False
-    torch.library.opcheck(forward, (rows.clone().requires_grad_(), *tables, exclude, weight, *options))
-    loss, *workspace = forward(rows, *tables, exclude, weight, *options)
-    torch.library.opcheck(backward, (torch.rand_like(loss), rows, *tables, exclude, weight, *workspace, *options))
+    forward, backward = torch.ops.dclr.info_nce.default, torch.ops.dclr.info_nce_backward.default
+    ranges, sizes = [table.first, table.column, table.loss, table.begin], [KEYS, 17, 6]
+    rest, options = (None, table.positive, None, exclude, weight, ranges, sizes), (0.1, 2.0, 1, True, False)
+    torch.library.opcheck(forward, (rows.clone().requires_grad_(), *rest, *options))
+    loss, *workspace = forward(rows, *rest, *options)
+    torch.library.opcheck(backward, (torch.rand_like(loss), rows, *rest, *workspace, *options, True, False))
 
 
 def test_compiles_into_one_graph():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dclr.kernels import _head, pooling
+from dclr.kernels.pooling import decoupled, weighted
 
 from .aot import TARGETS, access_bits
 from .test_activation_aot import SOME, compiled, constants, features, only_width, strided
@@ -43,7 +43,7 @@ def test_head(dtype, layout, masks, rgb, target):
         arguments[f"{name}_ptr"] = wide
     arguments |= {"maps_ptr": None if whole else wide, **sizes(x), "chunk_size": 256, "chunks": 1 if whole else 2}
     options = constants("read", target, x, x, x) | {"MASKS": masks, "RGB": rgb}
-    report = compiled(_head._head_kernel, arguments, options, target)
+    report = compiled(decoupled._head_kernel, arguments, options, target)
     if whole:
         check_widths(report, target, dtype, layout, "load")
 
@@ -59,7 +59,7 @@ def test_head_backward(dtype, layout, target):
     for name in ("rgb", "rgb_static", "rgb_difference", "static", "difference"):
         arguments |= strided(f"{name}_grad", None if layout == "odd" else grad, "bc")
     arguments |= strided("alignment_grad", grad[:, 0].contiguous(), "b") | sizes(x)
-    report = compiled(_head._head_backward_kernel, arguments, constants("write", target, x, x), target)
+    report = compiled(decoupled._head_backward_kernel, arguments, constants("write", target, x, x), target)
     check_widths(report, target, dtype, layout, "store")
 
 
@@ -68,7 +68,7 @@ def test_head_backward(dtype, layout, target):
 def test_weighted_pool(dtype, layout, target):
     x, activation = features(layout, dtype), torch.empty(4, 98)
     arguments = strided("x", x) | strided("a", activation, "bp") | {"pooled_ptr": activation} | sizes(x)
-    compiled(pooling._pool_kernel, arguments, constants("read", target, x), target)
+    compiled(weighted._pool_kernel, arguments, constants("read", target, x), target)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -77,6 +77,6 @@ def test_weighted_pool_backward(dtype, layout, target):
     x, activation, pooled = features(layout, dtype), torch.empty(4, 98), torch.empty(4, 512)
     arguments = strided("grad", pooled, "bc") | strided("x", x) | strided("a", activation, "bp") | strided("dx", x)
     arguments |= {"pooled_ptr": pooled, "da_ptr": activation, **sizes(x)}
-    report = compiled(pooling._pool_backward_kernel, arguments, constants("read", target, x, x), target)
+    report = compiled(weighted._pool_backward_kernel, arguments, constants("read", target, x, x), target)
     if layout == "channels_last":
         assert access_bits(report.asm, "store")[128]

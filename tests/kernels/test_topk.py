@@ -122,7 +122,7 @@ def test_size_tensor_outside_the_queue():
 @pytest.fixture
 def in_two_rounds(monkeypatch):
     """A queue of 32 rows or more is long, and a first quarter of it, or of that, is searched before."""
-    module = sys.modules["dclr.kernels.topk"]
+    module = sys.modules["dclr.kernels.topk.launch"]
     monkeypatch.setattr(module, "LONG", 32)
     monkeypatch.setattr(module, "SHARE", 4)
 
@@ -289,7 +289,7 @@ def bad_arguments():
     yield (rows, rows, 6), {}, ValueError, "k: got 6"
     yield (rows, torch.ones(100, 3), 65), {}, ValueError, "k: got 65"
     yield (rows, rows, 0), {}, ValueError, "k: got 0"
-    yield (rows, rows, 1.0), {}, ValueError, "k: got 1.0"
+    yield (rows, rows, 1.0), {}, TypeError, "k: got 1.0"
     yield (rows, rows, 1), {"size": -1}, ValueError, "size"
     yield (rows, rows, 1), {"size": 6}, ValueError, "size"
     yield (rows, rows, 1), {"size": torch.tensor(3.0)}, TypeError, "size"

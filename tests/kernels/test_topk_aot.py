@@ -5,6 +5,7 @@ import torch
 import triton
 
 from dclr.kernels import topk, topk_similarity
+from dclr.kernels.topk import launch
 
 from .aot import SHARED_LIMITS, TARGETS, check_report, compile_case, loop_instructions, recorded_launches
 
@@ -15,7 +16,7 @@ STACK = {"sm_80": 8} if triton.__version__.startswith("3.6.") else {}
 
 def launches(monkeypatch, target, dtype, rows, features, k, transposed=False, masked=False, length=16384):
     """Both kernels, as launched over the whole queue."""
-    monkeypatch.setattr(topk, "device_class", lambda device: target)
+    monkeypatch.setattr(launch, "device_class", lambda device: target)
     monkeypatch.setattr(topk, "runs_triton", lambda tensor: True)
     query, queue = torch.empty(rows, features, dtype=dtype), torch.empty(length, features, dtype=dtype)
     if transposed:
@@ -26,7 +27,7 @@ def launches(monkeypatch, target, dtype, rows, features, k, transposed=False, ma
         options = {"size": torch.tensor(5), "query_id": torch.zeros(rows, dtype=torch.int64), "queue_id": ids}
     with recorded_launches() as cases:
         topk_similarity(query, queue, k, **options)
-    rounds = 2 if length >= topk.LONG else 1
+    rounds = 2 if length >= launch.LONG else 1
     assert [case.name for case in cases] == ["search_kernel", "merge_kernel"] * rounds
     return cases[-2:]
 
@@ -76,12 +77,18 @@ def test_layouts(features, k, transposed, masked, dtype, target, monkeypatch):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("k", [5, 64])
 def test_long_queue(k, target, monkeypatch):
-    reports(monkeypatch, target, torch.bfloat16, 512, 128, k, masked=True, length=topk.LONG)
+    reports(monkeypatch, target, torch.bfloat16, 512, 128, k, masked=True, length=launch.LONG)
+
+
+@pytest.mark.parametrize("length", [launch.LONG - 1, launch.LONG, launch.LONG * launch.SHARE])
+def test_at_most_two_rounds(length, monkeypatch):
+    """Of any long queue a part is searched first, and of that none."""
+    launches(monkeypatch, "sm_90", torch.bfloat16, 16, 16, 5, length=length)
 
 
 def test_instructions_of_a_tile_keep_up_with_its_products(monkeypatch):
     """128 x 64 products of 128 features take 512 cycles of a multiprocessor of sm_90; two blocks share one."""
-    case, _ = launches(monkeypatch, "sm_90", torch.bfloat16, 512, 128, 5, masked=True, length=topk.LONG)
+    case, _ = launches(monkeypatch, "sm_90", torch.bfloat16, 512, 128, 5, masked=True, length=launch.LONG)
     assert (case.constexprs["BLOCK_M"], case.constexprs["BLOCK_L"]) == (128, 64)
     assert loop_instructions(case, "sm_90") * case.num_warps / 4 <= 1.35 * 512
     report = compile_case(case, "sm_90")
@@ -91,5 +98,5 @@ def test_instructions_of_a_tile_keep_up_with_its_products(monkeypatch):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("parts, k", [(1, 1), (132, 5), (1638, 5), (128, 64)])
 def test_merge(parts, k, target, monkeypatch):
-    monkeypatch.setattr(topk, "_part_count", lambda *args: parts)
+    monkeypatch.setattr(launch, "_part_count", lambda *args: parts)
     reports(monkeypatch, target, torch.float16, 3, 16, k)

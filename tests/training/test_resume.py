@@ -113,7 +113,7 @@ def test_the_settings_named_here_exist():
     known = {
         f"{section}.{name}" for section in ("data", "train", "optim") for name in to_dict(PretrainConfig())[section]
     }
-    assert known | {"encoder", "method.name"} >= FREE | FIXED | RATE
+    assert known | {"encoder", "encoder_weights", "method.name"} >= FREE | FIXED | RATE
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path):

@@ -3,24 +3,27 @@
 import html
 import json
 import re
-import struct
+import shutil
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 import dclr.commands.visualize
+import dclr.visualize.pictures
 from dclr.cli import main
 from dclr.commands.visualize import VisualizeConfig, visualize
 from dclr.config import ConfigError
 from dclr.data import load_dataset
 from dclr.evaluation import nearest
 from dclr.evaluation.dataset import EvaluationDataConfig
-from dclr.training import CheckpointError, append_metrics, read_metrics
+from dclr.training import append_metrics, read_metrics
 from dclr.visualize import draw_retrieval
 from tests.visualize.conftest import STRANGE
 
 DATA = EvaluationDataConfig(clips=2, workers=0)
-IMAGE = re.compile(r'src="data:image/png;base64,([A-Za-z0-9+/=]+)"')
+FRAME = re.compile(r'"data:image/png;base64,[A-Za-z0-9+/=\s]+"')
+CURVES = ["loss_weighted_sum", "loss_vv", "similarity_vv", "learning_rate", "clips_s"]
 
 
 def config(run, **options):
@@ -28,75 +31,128 @@ def config(run, **options):
 
 
 def text(page):
-    """The page without its pictures."""
-    return IMAGE.sub("PICTURE", page.read_text(encoding="utf-8"))
+    """The page without the frames of videos."""
+    return FRAME.sub('"FRAME"', page.read_text(encoding="utf-8"))
 
 
-def size(png):
-    assert png.startswith(b"\x89PNG\r\n\x1a\n") and png[12:16] == b"IHDR" and png.endswith(b"IEND\xaeB`\x82")
-    return struct.unpack(">II", png[16:24])
+def names(folder):
+    return sorted(path.name for path in (folder / "report").iterdir())
+
+
+def expected_names(videos=3, masks=2):
+    each = [f"{kind}_{i}" for kind in ("activation", "retrieval", "search") for i in range(videos)]
+    masked = [f"masks_{i}" for i in range(masks)]
+    return sorted(f"{name}.svg" for name in (*each, *masked, "kernels", *(f"curve_{curve}" for curve in CURVES)))
 
 
 def test_page_and_pictures(run, capsys):
     page = visualize(config(run))
     assert page == run / "report.html" and capsys.readouterr().out.splitlines()[-1] == str(page)
-    names = ["activation_0.png", "activation_1.png", "activation_2.png", "curves.png", "retrieval.png"]
-    assert sorted(path.name for path in (run / "report").iterdir()) == names
-    for name in names:
-        width, height = size((run / "report" / name).read_bytes())
-        assert 300 < width < 2000 and 200 < height < 2000
+    assert names(run) == expected_names()
+    for path in (run / "report").iterdir():
+        width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', path.read_text()).groups()
+        assert 250 < float(width) < 320 and 100 < float(height) < 400
+        assert ElementTree.fromstring(path.read_text()).tag.endswith("svg")
     shown = text(page)
-    assert shown.count("PICTURE") == len(names)
+    assert shown.count("<figure") == len(expected_names())
     for part in ("after 2 epochs", "4 steps in", "device-hours", "CPU (", "encoder: r2plus1d_tiny", "name: simclr"):
         assert part in shown
-    assert "<p>Nothing.</p>" in shown
+    assert "Not shown" not in shown and "Started from" not in shown
     record = read_metrics(run / "retrieve_folder")[-1]
+    # The neighbours' own figures are those of `dclr retrieve`, which the page has already.
+    figure = f"R@1 {record['R@1']:.2f} (chance {record['chance']['R@1']:.2f})"
+    assert shown.count(html.escape(record["protocol"])) == 1 and shown.count(figure) == 1
+
+
+def test_figures_of_the_neighbours_where_no_evaluation_has_them(run):
+    record = read_metrics(run / "retrieve_folder")[-1]
+    shutil.rmtree(run / "retrieve_folder")
+    shown = text(visualize(config(run)))
     assert html.escape(record["protocol"]) in shown and f"R@1 {record['R@1']:.2f}" in shown
-    # The panels' own figures are those of `dclr retrieve`.
-    assert shown.count(html.escape(record["protocol"])) == 2 and shown.count(f"R@1 {record['R@1']:.2f}") == 2
+
+
+def test_an_evaluation_made_twice_is_listed_once(run):
+    record = read_metrics(run / "retrieve_folder")[-1]
+    append_metrics(run / "retrieve_folder", {**record, "R@1": 12.34})
+    shown = text(visualize(config(run, curves_only=True)))
+    assert shown.count(html.escape(record["protocol"])) == 1 and "R@1 12.34" in shown
+
+
+def test_a_finetuning_says_what_it_started_from(run):
+    (run / "finetune.yaml").write_text("checkpoint: /runs/<b>/last.pt\nscratch: false\n")
+    assert "<th>Started from</th><td>/runs/&lt;b&gt;/last.pt" in text(visualize(config(run, curves_only=True)))
+    (run / "finetune.yaml").write_text("checkpoint: /runs/a/last.pt\nscratch: true\n")
+    assert "random weights, with the encoder of /runs/a" in text(visualize(config(run, curves_only=True)))
+
+
+def test_warnings_of_the_run_come_first(run):
+    append_metrics(run, {"step": 9, "loss": 1.0, "warnings": ["features <collapsed>"]})
+    shown = text(visualize(config(run, curves_only=True)))
+    assert "<li>step 9: features &lt;collapsed&gt;</li>" in shown
+    assert shown.index("<h2>Warnings") < shown.index("<h2>Training")
+
+
+def test_for_phones_and_the_dark(run):
+    shown = text(visualize(config(run, curves_only=True)))
+    assert '<meta name="viewport" content="width=device-width' in shown
+    assert "prefers-color-scheme: dark" in shown and "color-scheme: light dark" in shown
+    assert "@media (max-width: 40rem)" in shown and 'data-name="percent"' in shown
+    # Ink takes the colour of the page's text, and no picture has a width of its own.
+    assert "currentColor" in shown and "#000000" not in shown
+    assert not re.search(r'<svg [^>]*\b(width|height)="', shown)
 
 
 def test_the_page_refers_to_nothing_outside_and_escapes_names(run):
     page = text(visualize(config(run, videos=9)))
-    for strange in ("http", "src=", "href", "<script", "@import", "url(", STRANGE, "<b>"):
+    for strange in ("http", "src=", "<script", "@import", "<b>", STRANGE):
         assert strange not in page
+    assert all(link in ("#", "F") for link in re.findall(r'href="(.)', page))
+    assert all(link == "#" for link in re.findall(r"url\((.)", page))
     assert html.escape(STRANGE) in page
-    tags = re.findall(r"</?([a-z0-9]+)", page)
-    assert all(tags.count(tag) % 2 == 0 for tag in set(tags) - {"meta", "img", "br"})
+    identifiers = re.findall(r'<(?:clipPath|path|image) id="([^"]+)"', page)
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', page))
+    assert used and all(identifiers.count(name) == 1 for name in used)
+    tags = re.findall(r"</?([a-zA-Z0-9]+)[^>]*?(/?)>", page)
+    opened = [tag for tag, closed in tags if not closed]
+    assert all(opened.count(tag) % 2 == 0 for tag in set(opened) - {"meta", "br"})
 
 
 def test_twice_the_same_bytes_and_no_picture_of_an_earlier_call(run):
     visualize(config(run, videos=4))
-    assert len(list((run / "report").iterdir())) == 6
+    assert names(run) == expected_names(4)
     first, second = [
         {path.name: path.read_bytes() for path in (visualize(config(run)), *sorted((run / "report").iterdir()))}
         for _ in range(2)
     ]
-    assert first == second and len(first) == 6
+    assert first == second and len(first) == 1 + len(expected_names())
 
 
 def test_neighbours_are_those_of_nearest(run, videos, monkeypatch):
     panels, features = [], []
-    encode = dclr.commands.visualize.encode
+    cached_encoder = dclr.commands.visualize.cached_encoder
 
-    def encoded(*arguments):
-        features.append(encode(*arguments))
-        return features[-1]
+    def encoder_of(*arguments):
+        encode = cached_encoder(*arguments)
+
+        def encoded(videos):
+            features.append(encode(videos))
+            return features[-1]
+
+        return encoded
 
     def drawn(*arguments):
         panels.append(arguments)
         return draw_retrieval(*arguments)
 
-    monkeypatch.setattr(dclr.commands.visualize, "encode", encoded)
-    monkeypatch.setattr(dclr.commands.visualize, "draw_retrieval", drawn)
+    monkeypatch.setattr(dclr.commands.visualize, "cached_encoder", encoder_of)
+    monkeypatch.setattr(dclr.visualize.pictures, "draw_retrieval", drawn)
     visualize(config(run, videos=20, neighbours=30))
-    ((queries, neighbours, classes),) = panels
     gallery, query = features
     cosines, indices = nearest(gallery.clips, query.clips, 30)
     train, test = (load_dataset("folder", videos, label="motion", subset=subset) for subset in ("train", "test"))
-    assert len(queries) == 9 and all(len(row) == 10 for row in neighbours) and classes == train.classes
+    assert len(panels) == 9 and all(len(found) == 10 and classes == train.classes for _, found, classes in panels)
     order = dclr.commands.visualize.choose(query.labels, 20)
-    for row, shown, found in zip(order, queries, neighbours):
+    for row, (shown, found, _) in zip(order, panels):
         assert shown.label == test.labels[row]
         assert [video.label for video in found] == [train.labels[i] for i in indices[row].tolist()]
         np.testing.assert_allclose([video.cosine for video in found], cosines[row], atol=1e-12)
@@ -126,8 +182,10 @@ def test_curves_only_needs_neither_checkpoint_nor_videos(run, tmp_path):
     data = EvaluationDataConfig(root=str(tmp_path / "gone"))
     page = visualize(config(run, curves_only=True, data=data, output=str(tmp_path / "page")))
     assert page == tmp_path / "page" / "report.html"
-    assert [path.name for path in (tmp_path / "page" / "report").iterdir()] == ["curves.png"]
-    assert "up to step 4" in text(page) and "--curves-only" in text(page) and "R@1" in text(page)
+    assert names(tmp_path / "page") == sorted(f"curve_{curve}.svg" for curve in CURVES)
+    assert "up to step 4" in text(page) and "R@1" in text(page)
+    # Says how to have the rest, and no more: nobody asked for less.
+    assert f"dclr visualize --checkpoint {run}" in text(page) and "asked for" not in text(page)
     # A checkpoint of the run stands for it, also one that is gone.
     again = visualize(config(run / "checkpoints" / "last.pt", curves_only=True))
     assert again == run / "report.html" and again.read_bytes() == page.read_bytes()
@@ -146,7 +204,7 @@ def test_a_run_without_log(run):
     (run / "config.yaml").unlink()
     page = text(visualize(config(run)))
     assert "metrics.jsonl has no step of training" in page and "the run has not finished" in page
-    assert "encoder: r2plus1d_tiny" in page and page.count("PICTURE") == 4
+    assert "encoder: r2plus1d_tiny" in page and names(run) == [n for n in expected_names() if "curve" not in n]
 
 
 def test_unreadable_and_missing_videos_are_named(run, videos, tmp_path):
@@ -164,7 +222,7 @@ def test_unreadable_and_missing_videos_are_named(run, videos, tmp_path):
     data = EvaluationDataConfig(clips=2, workers=0, root=str(copy), allow_missing=True, max_failed_share=0.2)
     page = text(visualize(config(run, data=data, videos=9)))
     assert f"Unreadable test video: {broken}" in page and gone.name in page and "Missing training video" in page
-    assert page.count("PICTURE") == 8 + 2
+    assert names(run) == expected_names(8)
 
 
 def test_videos_without_labels(run, videos, tmp_path):
@@ -176,7 +234,8 @@ def test_videos_without_labels(run, videos, tmp_path):
         dataset="folder", root=str(tmp_path / "plain"), clips=2, workers=0, test_subset="train"
     )  # fmt: skip
     page = text(visualize(config(run, data=data)))
-    assert "R@k: there are videos without a label." in page and "no label" in page and page.count("PICTURE") == 5
+    assert "R@k: there are videos without a label." in page and "no label" in page
+    assert names(run) == expected_names()
 
 
 def test_command_line(run, capsys):
@@ -205,7 +264,7 @@ def test_bad_input(trained, options, error, message):
 
 
 def test_bad_runs(tmp_path):
-    with pytest.raises(CheckpointError, match=r"last.pt: cannot be read"):
+    with pytest.raises(OSError, match=r"last.pt: cannot be read"):
         visualize(config(tmp_path))
     with pytest.raises(
         ConfigError, match=r"checkpoint: got .*, expected a run: .* has no config.yaml or metrics.jsonl"

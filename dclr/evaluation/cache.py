@@ -1,0 +1,204 @@
+"""Features that were computed once: a folder of parts, which every evaluation of an encoder reads and adds to.
+
+A video's entry is found by its path, size and time of change, so splits, subsets and labels share it, and a file that
+was replaced is encoded anew. A folder is of one encoder's weights and one kind of clips, whose digest is its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from dclr.data import EvaluationClips, VideoError, build_evaluation_loader
+from dclr.distributed import gather_objects, is_first, rank, world
+from dclr.errors import RunError
+from dclr.evaluation.features import Encoded, Encoding, Features, require_few
+from dclr.files import write_or_explain
+
+ABOUT = "about.json"
+# A part is written after so many videos or seconds: what an interruption can cost.
+PART_VIDEOS, PART_SECONDS = 256, 60.0
+
+
+class CacheError(RunError):
+    """A part of the cache that cannot be used: one line that names the file and the reason."""
+
+
+class _Place(NamedTuple):
+    """Where an entry is: its part, its row among the features there, and why it has none."""
+
+    part: Path
+    row: int
+    reason: str
+
+
+class FeatureCache:
+    """The features of one encoder and one kind of clips below `folder`.
+
+    Args:
+        folder: of all caches of a run.
+        settings: everything that the features depend on but the videos; plain values.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.settings = json.dumps(settings, sort_keys=True, default=list)
+        self.folder = folder / hashlib.sha256(self.settings.encode()).hexdigest()[:16]
+
+    def features(
+        self,
+        encoding: Encoding,
+        clips: EvaluationClips,
+        *,
+        batch_videos: int = 4,
+        workers: int = 0,
+        max_failures: float = 0.01,
+        progress: bool = True,
+    ) -> Features | None:
+        """Features of the videos of `clips`, those that are not there encoded now; all processes share the work.
+
+        Returns:
+            On the first process the features, in the order of the dataset; None on the others.
+
+        Raises:
+            CacheError: a part is damaged; it is left as it is.
+            ValueError: as `extract_features`.
+        """
+        if len(clips) == 0:
+            raise ValueError("dataset has no videos: there is nothing to extract features of")
+        keys = [_key(path) for path in clips.dataset.paths]
+        # By key, so that a path that is listed twice is encoded once; alike on all processes.
+        first_of = {key: number for number, key in reversed(list(enumerate(keys)))}
+        present = self._places() if is_first() else {}
+        lacking = gather_objects([number for key, number in first_of.items() if key not in present])[0]
+        if lacking:
+            writer = _Writer(self.folder, {str(clips.dataset.paths[number]): keys[number] for number in lacking}, keys)
+            loader = build_evaluation_loader(
+                Subset(clips, lacking), batch_videos, workers=workers, rank=rank(), world=world()
+            )
+            if is_first():
+                write_or_explain(self.folder / ABOUT, self.settings.encode())
+            try:
+                encoding.run(loader, writer.take, progress and is_first())
+            finally:
+                writer.flush()
+        gather_objects(None)  # until all have written
+        return self._read(keys, clips, max_failures) if is_first() else None
+
+    def _places(self) -> dict[str, _Place]:
+        """Where each entry is, by its video's key."""
+        places: dict[str, _Place] = {}
+        for part in sorted(self.folder.glob("*.npz")):
+            videos, reasons = _load(part, "videos", "reasons")
+            rows = np.cumsum(reasons == "") - 1
+            for key, row, reason in zip(videos.tolist(), rows.tolist(), reasons.tolist()):
+                places.setdefault(key, _Place(part, row, reason))
+        return places
+
+    def _read(self, keys: Sequence[str], clips: EvaluationClips, max_failures: float) -> Features:
+        places = self._places()
+        lost = [number for number, key in enumerate(keys) if key not in places]
+        if lost:
+            raise CacheError(
+                f"{self.folder}: has no features of {clips.dataset.paths[lost[0]]} although it was encoded; all "
+                f"processes must write to one file system"
+            )
+        found = [places[key] for key in keys]
+        failures = [VideoError(clips.dataset.paths[n], place.reason) for n, place in enumerate(found) if place.reason]
+        require_few(failures, len(keys), max_failures)
+        video_id = torch.tensor([number for number, place in enumerate(found) if not place.reason])
+        labels = torch.tensor(clips.dataset.labels, dtype=torch.int64)[video_id]
+        return Features(_rows([place for place in found if not place.reason]), labels, tuple(failures), video_id)
+
+
+def _rows(places: Sequence[_Place]) -> Tensor:
+    """The features (V, n, D) at the places, each part read once."""
+    of_part: dict[Path, list[int]] = {}
+    for number, place in enumerate(places):
+        of_part.setdefault(place.part, []).append(number)
+    clips: np.ndarray | None = None
+    for part, numbers in of_part.items():
+        (stored,) = _load(part, "clips")
+        clips = np.empty((len(places), *stored.shape[1:]), np.float32) if clips is None else clips
+        clips[numbers] = stored[[places[number].row for number in numbers]]
+    return torch.from_numpy(clips)
+
+
+class _Writer:
+    """Collects what is encoded, and writes a part of it every now and then.
+
+    Args:
+        of_path: key of each video that is to be encoded, by path: what could not be read is named so.
+        keys: key of each video of the dataset, by number.
+    """
+
+    def __init__(self, folder: Path, of_path: Mapping[str, str], keys: Sequence[str]) -> None:
+        self.folder, self.of_path, self.keys = folder, of_path, keys
+        self._restart()
+
+    def _restart(self) -> None:
+        self.videos, self.reasons, self.clips, self.since = [], [], [], time.monotonic()
+
+    def take(self, batch: Encoded) -> None:
+        self.videos += [self.keys[number] for number in batch.video_id.tolist()]
+        self.reasons += [""] * len(batch.video_id)
+        self.clips += [batch.clips.numpy()] if len(batch.clips) else []
+        for failure in batch.failures:
+            self.videos.append(self.of_path[str(failure.path)])
+            self.reasons.append(failure.reason or "unreadable")
+        if len(self.videos) >= PART_VIDEOS or time.monotonic() - self.since > PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write a part, named by what is in it."""
+        if not self.videos:
+            return
+        clips = np.concatenate(self.clips) if self.clips else np.empty((0, 0, 0), np.float32)
+        buffer = io.BytesIO()
+        np.savez(buffer, videos=np.array(self.videos), reasons=np.array(self.reasons, np.str_), clips=clips)
+        name = hashlib.sha256("".join(self.videos).encode()).hexdigest()[:16]
+        write_or_explain(self.folder / f"{name}.npz", buffer.getbuffer())
+        self._restart()
+
+
+def _load(part: Path, *names: str) -> list[np.ndarray]:
+    """Arrays of a part, whose sums are checked in reading."""
+    try:
+        with np.load(part, allow_pickle=False) as archive:
+            return [archive[name] for name in names]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise CacheError(
+            f"{part}: damaged part of the features' cache ({error}); without it its videos are encoded again"
+        ) from error
+
+
+def _key(path: str) -> str:
+    """What a video's entry is found by."""
+    place = os.fsencode(os.path.abspath(path))
+    try:
+        state = os.stat(path)
+        place += f"\0{state.st_size}\0{state.st_mtime_ns}".encode()
+    except OSError:
+        pass  # Reading it will say what is wrong.
+    return hashlib.sha256(place).hexdigest()[:32]
+
+
+def weights_digest(module: nn.Module) -> str:
+    """64 hexadecimal digits of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

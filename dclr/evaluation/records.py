@@ -1,0 +1,68 @@
+"""Records of evaluations: what metrics.jsonl gets, and what is printed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dclr.distributed import is_first
+from dclr.evaluation.features import Features
+from dclr.training import append_metrics
+
+
+def add_record(folder: Path, name: str, clips: str, record: dict[str, Any], *parts: Features) -> dict[str, Any]:
+    """Print the record of an evaluation, and append it to the folder's metrics.jsonl; returns it, completed.
+
+    Its protocol gets that of the clips in front (`clip_protocol`), and the unreadable videos of `parts` are named.
+    """
+    unreadable = list(dict.fromkeys(str(failure) for part in parts for failure in part.failures))
+    protocol = f"{clips}; {record['protocol']}"
+    record = {"evaluation": name, **record, "protocol": protocol, "unreadable_videos": unreadable}
+    if is_first():
+        append_metrics(folder, record)
+        print_record(record)
+    return record
+
+
+def add_summary(folder: Path, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Append and print the mean of records of several seeds or splits; a single one is its own summary.
+
+    Returns:
+        The first record with means in place of its figures, and their standard deviations under "spread".
+    """
+    first = records[0]
+    if len(records) == 1:
+        return first
+    values = {key: [record[key] for record in records] for key, value in first.items() if isinstance(value, float)}
+    over = {key: sorted({record[key] for record in records if key in record}) for key in ("split", "seed")}
+    words = " and ".join(f"{key}s {', '.join(map(str, numbers))}" for key, numbers in over.items() if numbers)
+    summary = {
+        **{key: value for key, value in first.items() if key not in over},
+        **{key: statistics.fmean(each) for key, each in values.items()},
+        "spread": {key: statistics.stdev(each) for key, each in values.items()},
+        **{f"{key}s": numbers for key, numbers in over.items() if numbers},
+        "protocol": f"mean ± standard deviation over {words}; the first: {first['protocol']}",
+    }
+    append_metrics(folder, summary)
+    print_record(summary)
+    return summary
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """The figures of a record in percent with their chance and spread, its protocol, and of what it is."""
+    chance, spread = record.get("chance", {}), record.get("spread", {})
+    figures = []
+    for key, value in record.items():
+        if isinstance(value, float):
+            more = f" ± {spread[key]:.2f}" if key in spread else ""
+            figures.append(f"{key} {value:.2f}%{more}" + (f" (chance {chance[key]:.2f}%)" if key in chance else ""))
+    print("  ".join(figures))
+    print(f"protocol: {record['protocol']}")
+    length = "" if record["epoch"] is None else f", {record['epoch']} epochs"
+    print(f"checkpoint: {record['checkpoint']}{length}, {record['encoder']}")
+    for line in record.get("published", ()):
+        print(line)
+    if record["unreadable_videos"]:
+        print(f"left out, unreadable: {'; '.join(record['unreadable_videos'])}")

@@ -1,0 +1,288 @@
+"""Triton kernels of `augment_clip`, in two passes over the frames, and a third over those that are blurred.
+
+1. `luma_kernel`: the sum of the luma of each frame, which the contrast turns about; nothing where it is not drawn.
+2. `point_kernel`: a tile of pixels through time, all but the blurred results. It holds the frame before in registers,
+   so that each frame is read once for its own place and for both differences.
+3. `blur_kernel`: a tile of one frame, coloured again with its border, then blurred as two products with a banded matrix
+   A, A[i, j] the weight of pixel j in the blurred pixel i, reflection at the border included: (A_h x) A_w^T.
+
+Pixels are read from any strides and written with channels last. The static frame is frame number T of the luma and blur
+kernels, with colours of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._common import Config, cdiv, device_class, next_power_of_2, tl, triton
+from .reference import COLORS
+
+
+@dataclass(frozen=True)
+class Tile(Config):
+    """`elements`: pixels of a tile, or of a step through a frame; of a blur, SIDE x SIDE."""
+
+    elements: int | None = None
+
+
+# Without `maxnreg`, the assembler for sm_100 would spill values for more programs.
+CONFIGS = {"default": {"luma": Tile(4, 1024), "point": Tile(4, 256), "blur": Tile(8)}}
+CONFIGS["sm_100"] = CONFIGS["default"] | {"blur": Tile(8, maxnreg=255)}
+
+SIDE = 64  # of a blurred tile and its border, together
+MAX_RADIUS = (SIDE - 2) // 2  # of a blur that leaves something of the tile
+
+if triton is not None:
+    from ..pixels import load_rgb
+
+    _STRIDES = ["stride_b", "stride_c", "stride_t", "stride_h", "stride_w"]
+
+    @triton.jit
+    def _clamp(x):
+        return tl.minimum(tl.maximum(x, 0.0), 1.0)
+
+    @triton.jit
+    def _store(frame_ptr, pixel, r, g, b, mask):
+        """Into a frame with channels last; padded to four, so that neighbouring threads write neighbouring elements."""
+        c = tl.arange(0, 4)[None, :]
+        dtype = frame_ptr.dtype.element_ty
+        r, g, b = r.to(dtype), g.to(dtype), b.to(dtype)
+        # In the order of memory r, g, b, and a fourth that the mask drops.
+        x = tl.reshape(tl.join(tl.join(r, b), tl.join(g, b)), (r.shape[0], 4))
+        tl.store(frame_ptr + (pixel[:, None] * 3 + c), x, mask=mask[:, None] & (c < 3))
+
+    @triton.jit
+    def _luma(r, g, b):
+        return 0.299 * r + 0.587 * g + 0.114 * b
+
+    @triton.jit
+    def _brightened(r, g, b, row):
+        """Grayscale and brightness, the steps before the contrast."""
+        gray, brightness = tl.load(row) > 0, tl.load(row + 1)
+        luma = _luma(r, g, b)
+        r, g, b = tl.where(gray, luma, r), tl.where(gray, luma, g), tl.where(gray, luma, b)
+        return _clamp(r * brightness), _clamp(g * brightness), _clamp(b * brightness)
+
+    @triton.jit
+    def _of_hue(hue, offset: tl.constexpr, high, chroma):
+        """One channel of the colour with this hue in sixths of the circle, its largest channel and its range."""
+        sixth = hue + offset
+        sixth -= 6 * tl.floor(sixth * (1 / 6))
+        return high + chroma * (_clamp(tl.abs(sixth - 3) - 1) - 1)
+
+    @triton.jit
+    def _colored(r, g, b, row, center):
+        """All but the blur; `center` is the luma that the contrast turns about."""
+        contrast, saturation, shift = tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
+        r, g, b = _brightened(r, g, b, row)
+        r = _clamp(center + (r - center) * contrast)
+        g = _clamp(center + (g - center) * contrast)
+        b = _clamp(center + (b - center) * contrast)
+        high = tl.maximum(r, tl.maximum(g, b))
+        span = high - tl.minimum(r, tl.minimum(g, b))
+        inverse = 1 / tl.maximum(span, 1e-12)
+        of_green = tl.where(high == g, 2 + (b - r) * inverse, 4 + (r - g) * inverse)
+        hue = tl.where(high == r, (g - b) * inverse, of_green) + 6 * shift
+        chroma = tl.minimum(span * saturation, high)
+        return _of_hue(hue, 0, high, chroma), _of_hue(hue, 4, high, chroma), _of_hue(hue, 2, high, chroma)
+
+    @triton.jit
+    def _center(luma_ptr, frames, size):
+        """Mean of the luma of `frames` frames of `size` pixels."""
+        total = 0.0
+        for t in range(frames):
+            total += tl.load(luma_ptr + t)
+        return total / frames / size
+
+    @triton.jit
+    def _offset(h, w, W, mirrored, stride_h, stride_w):
+        w = tl.where(mirrored, W - 1 - w, w)
+        return h.to(tl.int64) * stride_h + w.to(tl.int64) * stride_w
+
+    @triton.jit
+    def _either(first, ptr, other_ptr):
+        """`ptr` or `other_ptr`, chosen as integers: for AMD, Triton 3.6 cannot compile a choice of pointers."""
+        return tl.where(first, ptr.to(tl.int64), other_ptr.to(tl.int64)).to(ptr.dtype)
+
+    @triton.jit
+    def _job(b, job, T, color_ptr, static_color_ptr, index_ptr, COLORS: tl.constexpr):
+        """Colours and number of the frame that a program has: one of the clip, or its static frame at job T."""
+        row, t = color_ptr + b * COLORS, job.to(tl.int64)
+        if index_ptr is not None:
+            row = _either(job == T, static_color_ptr + b * COLORS, row)
+            t = tl.where(job == T, tl.load(index_ptr + b).to(tl.int64), t)
+        return row, t
+
+    @triton.jit(do_not_specialize=[*_STRIDES, "T", "H", "W"])
+    def luma_kernel(
+        clip_ptr, stride_b, stride_c, stride_t, stride_h, stride_w, color_ptr, static_color_ptr, index_ptr, luma_ptr,
+        T, H, W, SCALE: tl.constexpr, COLORS: tl.constexpr, P: tl.constexpr,
+    ):  # fmt: skip
+        """Sum of the luma of a frame before the contrast, 0 where the contrast is 1."""
+        jobs = T + 1 if index_ptr is not None else T
+        b, job = (tl.program_id(0) // jobs).to(tl.int64), tl.program_id(0) % jobs
+        row, t = _job(b, job, T, color_ptr, static_color_ptr, index_ptr, COLORS)
+        total = tl.zeros((P,), tl.float32)
+        size = tl.where((tl.load(row + 2) != 1) & (t >= 0) & (t < T), H * W, 0)
+        for start in range(0, size, P):
+            p = start + tl.arange(0, P)
+            offset = _offset(p // W, p % W, W, False, stride_h, stride_w)
+            red, green, blue = load_rgb(clip_ptr + b * stride_b + t * stride_t, stride_c, offset, p < size, tl.float32)
+            red, green, blue = _brightened(red * SCALE, green * SCALE, blue * SCALE, row)
+            total += _luma(red, green, blue)
+        tl.store(luma_ptr + b * jobs + job, tl.sum(total))
+
+    @triton.jit(do_not_specialize=[*_STRIDES, "T", "H", "W"])
+    def point_kernel(
+        clip_ptr, stride_b, stride_c, stride_t, stride_h, stride_w, color_ptr, static_color_ptr, index_ptr, luma_ptr,
+        flip_ptr, rgb_ptr, static_ptr, difference_ptr, T, H, W,
+        mean_r, mean_g, mean_b, factor_r, factor_g, factor_b,
+        SCALE: tl.constexpr, BLUR: tl.constexpr, COLORS: tl.constexpr, P: tl.constexpr,
+    ):  # fmt: skip
+        STATIC: tl.constexpr = index_ptr is not None
+        jobs = T + 1 if STATIC else T
+        size = H * W
+        tiles = tl.cdiv(size, P)
+        b = (tl.program_id(0) // tiles).to(tl.int64)
+        p = tl.program_id(0) % tiles * P + tl.arange(0, P)
+        mask = p < size
+        mirrored = tl.load(flip_ptr + b) if flip_ptr is not None else False
+        offset = _offset(p // W, p % W, W, mirrored, stride_h, stride_w)
+        clip_ptr += b * stride_b
+        row = color_ptr + b * COLORS
+        blurred = tl.load(row + 5) > 0 if BLUR else False
+        center = _center(luma_ptr + b * jobs, T, size)
+        # Without a difference, nothing of a clip that is to be blurred is read here.
+        steps = T if STATIC else tl.where(blurred, 0, T)
+        r, g, c = load_rgb(clip_ptr, stride_c, offset, p < tl.where(steps > 0, size, 0), tl.float32)
+        for t in range(steps):
+            after_ptr = clip_ptr + (t + 1) * stride_t.to(tl.int64)
+            r1, g1, c1 = load_rgb(after_ptr, stride_c, offset, p < tl.where(t + 1 < jobs, size, 0), tl.float32)
+            frame = (b * T + t) * size * 3
+            if STATIC:  # scaled after the subtraction: equal frames differ by exactly 0
+                d_r, d_g, d_b = SCALE * factor_r, SCALE * factor_g, SCALE * factor_b
+                _store(difference_ptr + frame, p, (r1 - r) * d_r, (g1 - g) * d_g, (c1 - c) * d_b, mask)
+            if not blurred:
+                x, y, z = _colored(r * SCALE, g * SCALE, c * SCALE, row, center)
+                x, y, z = (x - mean_r) * factor_r, (y - mean_g) * factor_g, (z - mean_b) * factor_b
+                _store(rgb_ptr + frame, p, x, y, z, mask)
+            r, g, c = r1, g1, c1
+        if STATIC:
+            row, t = static_color_ptr + b * COLORS, tl.load(index_ptr + b).to(tl.int64)
+            blurred = tl.load(row + 5) > 0 if BLUR else False
+            if not blurred:
+                inside = p < tl.where((t >= 0) & (t < T), size, 0)
+                r, g, c = load_rgb(clip_ptr + t * stride_t, stride_c, offset, inside, tl.float32)
+                center = _center(luma_ptr + b * jobs + T, 1, size)
+                x, y, z = _colored(r * SCALE, g * SCALE, c * SCALE, row, center)
+                x, y, z = (x - mean_r) * factor_r, (y - mean_g) * factor_g, (z - mean_b) * factor_b
+                _store(static_ptr + b * size * 3, p, x, y, z, mask)
+
+    @triton.jit
+    def _gauss(k, sigma, radius):
+        scaled = k.to(tl.float32) / sigma
+        return tl.where(tl.abs(k) <= radius, tl.exp(-0.5 * scaled * scaled), 0.0)
+
+    @triton.jit
+    def _band(i, j, n, sigma, radius, SIDE: tl.constexpr):
+        """Weights of the pixels j in the blurred pixels i of a row of n, which is reflected at its ends."""
+        total = tl.sum(_gauss(tl.arange(0, SIDE) - SIDE // 2, sigma, radius))
+        weight = _gauss(i - j, sigma, radius)
+        weight += tl.where(j > 0, _gauss(i + j, sigma, radius), 0.0)
+        weight += tl.where(j < n - 1, _gauss(2 * (n - 1) - i - j, sigma, radius), 0.0)
+        return tl.where(j < n, weight / total, 0.0).to(tl.float16)
+
+    @triton.jit
+    def _blurred(x, down, across):
+        return tl.dot(tl.dot(down, x).to(tl.float16), across)
+
+    @triton.jit(do_not_specialize=[*_STRIDES, "T", "H", "W", "tile_h", "tile_w", "radius"])
+    def blur_kernel(
+        clip_ptr, stride_b, stride_c, stride_t, stride_h, stride_w, color_ptr, static_color_ptr, index_ptr, luma_ptr,
+        flip_ptr, rgb_ptr, static_ptr, T, H, W, tile_h, tile_w, radius,
+        mean_r, mean_g, mean_b, factor_r, factor_g, factor_b,
+        SCALE: tl.constexpr, COLORS: tl.constexpr, SIDE: tl.constexpr,
+    ):  # fmt: skip
+        jobs = T + 1 if index_ptr is not None else T
+        b, job = (tl.program_id(0) // jobs).to(tl.int64), tl.program_id(0) % jobs
+        row, t = _job(b, job, T, color_ptr, static_color_ptr, index_ptr, COLORS)
+        sigma = tl.load(row + 5)
+        if sigma > 0:
+            out_ptr = rgb_ptr + (b * T + job) * (H * W * 3)
+            luma_ptr += b * jobs
+            frames = T
+            if index_ptr is not None:
+                out_ptr = _either(job == T, static_ptr + b * (H * W * 3), out_ptr)
+                if job == T:
+                    luma_ptr, frames = luma_ptr + T, 1
+            center = _center(luma_ptr, frames, H * W)
+            across = tl.cdiv(W, tile_w)
+            top, left = tl.program_id(1) // across * tile_h, tl.program_id(1) % across * tile_w
+            line = tl.arange(0, SIDE)
+            h, w = tl.maximum(top - radius, 0) + line, tl.maximum(left - radius, 0) + line
+            known = tl.where((t >= 0) & (t < T), H, 0)
+            inside_h = h < tl.minimum(top + tile_h + radius, known)
+            inside_w = w < tl.minimum(left + tile_w + radius, W)
+            mirrored = tl.load(flip_ptr + b) if flip_ptr is not None else False
+            offset = _offset(h[:, None], w[None, :], W, mirrored, stride_h, stride_w)
+            frame_ptr = clip_ptr + b * stride_b + t * stride_t
+            r, g, c = load_rgb(frame_ptr, stride_c, offset, inside_h[:, None] & inside_w[None, :], tl.float32)
+            r, g, c = _colored(r * SCALE, g * SCALE, c * SCALE, row, center)
+            # float16 has 11 bits for values in [0, 1], as many as TF32: an error of a quarter of 1 / 255.
+            r, g, c = r.to(tl.float16), g.to(tl.float16), c.to(tl.float16)
+            i, j = top + line, left + line
+            a_h = _band(i[:, None], h[None, :], H, sigma, radius, SIDE)
+            a_w = _band(j[None, :], w[:, None], W, sigma, radius, SIDE)
+            r = (_blurred(r, a_h, a_w) - mean_r) * factor_r
+            g = (_blurred(g, a_h, a_w) - mean_g) * factor_g
+            c = (_blurred(c, a_h, a_w) - mean_b) * factor_b
+            row_inside = (line < tile_h) & (i < H)
+            mask = row_inside[:, None] & ((line < tile_w) & (j < W))[None, :]
+            pixel = i[:, None] * W + j[None, :]
+            N: tl.constexpr = SIDE * SIDE
+            r, g, c = tl.reshape(r, (N,)), tl.reshape(g, (N,)), tl.reshape(c, (N,))
+            _store(out_ptr, tl.reshape(pixel, (N,)), r, g, c, tl.reshape(mask, (N,)))
+
+
+def tile_size(length: int, radius: int) -> int:
+    """Blurred pixels of a tile along an axis of `length`: equal tiles, as few as fit with their border."""
+    tiles = 1
+    while -(-length // tiles) + radius * min(tiles - 1, 2) > SIDE:
+        tiles += 1
+    return -(-length // tiles)
+
+
+def launch(
+    clip: Tensor, color: Tensor, index: Tensor | None, static_color: Tensor | None, flip: Tensor | None,
+    mean: list[float], std: list[float], blur_size: int, rgb: Tensor, static: Tensor | None, difference: Tensor | None,
+) -> None:  # fmt: skip
+    """Fill `rgb` and, with `index`, `static` and `difference`, all channels_last_3d; what is small is contiguous."""
+    batch, _, frames, height, width = rgb.shape
+    jobs = frames + (index is not None)
+    configs = CONFIGS.get(device_class(clip.device), CONFIGS["default"])
+    luma = torch.empty(batch, jobs, dtype=torch.float32, device=clip.device)
+    source = clip, *clip.stride(), color, static_color, index, luma
+    constants = {"SCALE": 1 / 255 if clip.dtype == torch.uint8 else 1.0, "COLORS": COLORS}
+    normal = *mean, *(1 / value for value in std)
+
+    def sizes(name: str) -> dict[str, int]:
+        return {"P": min(configs[name].elements, next_power_of_2(height * width)), **configs[name].options()}
+
+    with torch.cuda.device_of(clip):
+        luma_kernel[(batch * jobs,)](*source, frames, height, width, **constants, **sizes("luma"))
+        point = sizes("point")
+        point_kernel[(batch * cdiv(height * width, point["P"]),)](
+            *source, flip, rgb, static, difference, frames, height, width, *normal, BLUR=blur_size > 1,
+            **constants, **point,
+        )  # fmt: skip
+        if blur_size > 1:
+            radius = blur_size // 2
+            tile = tile_size(height, radius), tile_size(width, radius)
+            grid = batch * jobs, cdiv(height, tile[0]) * cdiv(width, tile[1])
+            blur_kernel[grid](
+                *source, flip, rgb, static, frames, height, width, *tile, radius, *normal, SIDE=SIDE,
+                **constants, **configs["blur"].options(),
+            )  # fmt: skip

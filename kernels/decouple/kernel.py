@@ -1,0 +1,247 @@
+"""Triton kernels of `decouple`: a program takes a tile of one frame through time.
+
+It holds the frame before in registers, so that each frame is read once for its own place and for both differences.
+A tile has the order of the memory that is written: channels x positions, or where channels are last one row of
+positions x channels. A row is cut into runs of V elements, written in one access each. What is read comes in runs too
+where its layout allows (RUN), turned round in registers where the sample is mirrored, else element by element.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._common import Config, cdiv, device_class, next_power_of_2, tl, triton
+
+
+@dataclass(frozen=True)
+class Tile(Config):
+    """`elements` of a tile, channels padded to a power of two: 8 a thread, which is a run of 16-bit results."""
+
+    elements: int
+
+
+# Without `maxnreg`, the assembler for sm_100 would spill a value for more programs.
+CONFIGS = {
+    "default": {"walk": Tile(4, 1024)},
+    "sm_100": {"walk": Tile(4, 1024, maxnreg=255)},
+    "gfx942": {"walk": Tile(4, 2048)},
+}
+
+if triton is not None:
+
+    @triton.jit
+    def _tile(C, H, W, LAST: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, RUNS: tl.constexpr):
+        """Sample, channels, runs of a row by number, mask (ROWS, RUNS, V) and the length of a row of memory."""
+        length = (H * W * C if LAST else H * W) // V * V
+        tiles = tl.cdiv(length, RUNS * V)
+        b = (tl.program_id(0) // tiles).to(tl.int64)
+        run = tl.program_id(0) % tiles * RUNS + tl.arange(0, RUNS)[None, :, None]
+        place = run * V + tl.arange(0, V)[None, None, :]
+        if LAST:
+            return b, place % C, run, place < length, length.to(tl.int64)
+        else:
+            c = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None, None]
+            return b, c, run, (c < C) & (place < length), length.to(tl.int64)
+
+    @triton.jit
+    def _source(
+        b, c, run, mirrored, C, W, stride_b, stride_c, stride_h, stride_w,
+        LAST: tl.constexpr, V: tl.constexpr, RUN: tl.constexpr,
+    ):  # fmt: skip
+        """Offsets (ROWS, RUNS, V) at which a frame of a sample is read.
+
+        In runs, the strides and W are multiples of V, which the compiler only knows when it is written so.
+        """
+        lane = tl.arange(0, V)[None, None, :]
+        if RUN and LAST:
+            return b * (stride_b // V * V) + run * V + lane
+        elif RUN:
+            h, w = run // (W // V), run % (W // V)
+            w = tl.where(mirrored, W // V - 1 - w, w)
+            row = c.to(tl.int64) * (stride_c // V * V) + h.to(tl.int64) * (stride_h // V * V)
+            return b * (stride_b // V * V) + row + w * V + lane
+        else:
+            p = (run * V + lane) // C if LAST else run * V + lane
+            h, w = p // W, p % W
+            w = tl.where(mirrored, W - 1 - w, w)
+            row = c.to(tl.int64) * stride_c + h.to(tl.int64) * stride_h
+            return b * stride_b + row + w.to(tl.int64) * stride_w
+
+    @triton.jit
+    def _load_frame(
+        ptr, t, stride_t, offset, mirrored, mask,
+        FLIP: tl.constexpr, LAST: tl.constexpr, V: tl.constexpr, RUN: tl.constexpr,
+    ):  # fmt: skip
+        """A tile of frame `t` in float32."""
+        stride_t = stride_t.to(tl.int64) // V * V if RUN else stride_t.to(tl.int64)
+        x = tl.load(ptr + t * stride_t + offset, mask=mask, other=0)
+        if RUN and FLIP and not LAST:
+            x = tl.where(mirrored, tl.flip(x, 2), x)
+        return x.to(tl.float32)
+
+    @triton.jit
+    def _per_channel(ptr, c, C, default: tl.constexpr, LAST: tl.constexpr):
+        """Values of the channels `c`; where channels are last, a few scalars instead of one load for each element."""
+        value = tl.full(c.shape, default, tl.float32)
+        if ptr is not None:
+            if LAST:
+                for k in range(C):
+                    value = tl.where(c == k, tl.load(ptr + k), value)
+            else:
+                value = tl.load(ptr + c, mask=c < C, other=default)
+        return value
+
+    @triton.jit(do_not_specialize=["stride_b", "stride_c", "stride_t", "stride_h", "stride_w", "C", "T", "H", "W"])
+    def decouple_kernel(
+        clip_ptr, stride_b, stride_c, stride_t, stride_h, stride_w, index_ptr, flip_ptr, mean_ptr, std_ptr,
+        rgb_ptr, static_ptr, difference_ptr, C, T, H, W, SCALE: tl.constexpr, RUN: tl.constexpr,
+        LAST: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, RUNS: tl.constexpr,
+    ):  # fmt: skip
+        FLIP: tl.constexpr = flip_ptr is not None
+        b, c, run, mask, length = _tile(C, H, W, LAST, V, ROWS, RUNS)
+        mirrored = tl.load(flip_ptr + b) if FLIP else False
+        still_t = tl.load(index_ptr + b)
+        mean, factor = _per_channel(mean_ptr, c, C, 0.0, LAST), 1.0 / _per_channel(std_ptr, c, C, 1.0, LAST)
+        source = _source(b, c, run, mirrored, C, W, stride_b, stride_c, stride_h, stride_w, LAST, V, RUN)
+        out = (b if LAST else b * C + c) * T * length + run * V + tl.arange(0, V)[None, None, :]
+        dtype = rgb_ptr.dtype.element_ty
+        still = tl.zeros(mask.shape, dtype)
+        x = _load_frame(clip_ptr, 0, stride_t, source, mirrored, mask, FLIP, LAST, V, RUN)
+        for t in range(T):
+            after = _load_frame(clip_ptr, t + 1, stride_t, source, mirrored, mask, FLIP, LAST, V, RUN)
+            rgb = ((x * SCALE - mean) * factor).to(dtype)
+            # Scaled after the subtraction: equal frames differ by exactly 0, fused multiply-add or not.
+            difference = ((after - x) * (SCALE * factor)).to(dtype)
+            tl.store(rgb_ptr + t * length + out, rgb, mask=mask)
+            tl.store(difference_ptr + t * length + out, difference, mask=mask)
+            still = tl.where(t == still_t, rgb, still)
+            x = after
+        for t in range(T):
+            tl.store(static_ptr + t * length + out, still, mask=mask)
+
+    @triton.jit(
+        do_not_specialize=[
+            "rgb_stride_b", "rgb_stride_c", "rgb_stride_t", "rgb_stride_h", "rgb_stride_w",
+            "static_stride_b", "static_stride_c", "static_stride_t", "static_stride_h", "static_stride_w",
+            "difference_stride_b", "difference_stride_c", "difference_stride_t", "difference_stride_h",
+            "difference_stride_w", "C", "T", "H", "W",
+        ]
+    )  # fmt: skip
+    def decouple_backward_kernel(
+        rgb_ptr, rgb_stride_b, rgb_stride_c, rgb_stride_t, rgb_stride_h, rgb_stride_w,
+        static_ptr, static_stride_b, static_stride_c, static_stride_t, static_stride_h, static_stride_w,
+        difference_ptr, difference_stride_b, difference_stride_c, difference_stride_t, difference_stride_h,
+        difference_stride_w, index_ptr, flip_ptr, std_ptr, out_ptr, C, T, H, W,
+        RGB_RUN: tl.constexpr, STATIC_RUN: tl.constexpr, DIFFERENCE_RUN: tl.constexpr,
+        LAST: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, RUNS: tl.constexpr,
+    ):  # fmt: skip
+        """Gradient of the clip from those of the three results; an absent one is 0."""
+        FLIP: tl.constexpr = flip_ptr is not None
+        b, c, run, mask, length = _tile(C, H, W, LAST, V, ROWS, RUNS)
+        mirrored = tl.load(flip_ptr + b) if FLIP else False
+        still_t = tl.load(index_ptr + b)
+        factor = 1.0 / _per_channel(std_ptr, c, C, 1.0, LAST)
+        rgb_source = _source(
+            b, c, run, mirrored, C, W, rgb_stride_b, rgb_stride_c, rgb_stride_h, rgb_stride_w, LAST, V, RGB_RUN
+        )
+        static_source = _source(
+            b, c, run, mirrored, C, W, static_stride_b, static_stride_c, static_stride_h, static_stride_w,
+            LAST, V, STATIC_RUN,
+        )  # fmt: skip
+        difference_source = _source(
+            b, c, run, mirrored, C, W, difference_stride_b, difference_stride_c, difference_stride_h,
+            difference_stride_w, LAST, V, DIFFERENCE_RUN,
+        )  # fmt: skip
+        out = (b if LAST else b * C + c) * (T + 1) * length + run * V + tl.arange(0, V)[None, None, :]
+        still = tl.zeros(mask.shape, tl.float32)
+        if static_ptr is not None:
+            for t in range(T):
+                still += _load_frame(
+                    static_ptr, t, static_stride_t, static_source, mirrored, mask, FLIP, LAST, V, STATIC_RUN
+                )
+        before = tl.zeros(mask.shape, tl.float32)
+        dtype = out_ptr.dtype.element_ty
+        for t in range(T):
+            grad = before + tl.where(t == still_t, still, 0.0)
+            if rgb_ptr is not None:
+                grad += _load_frame(rgb_ptr, t, rgb_stride_t, rgb_source, mirrored, mask, FLIP, LAST, V, RGB_RUN)
+            if difference_ptr is not None:
+                before = _load_frame(
+                    difference_ptr, t, difference_stride_t, difference_source, mirrored, mask,
+                    FLIP, LAST, V, DIFFERENCE_RUN,
+                )  # fmt: skip
+                grad -= before
+            tl.store(out_ptr + t * length + out, (grad * factor).to(dtype), mask=mask)
+        tl.store(out_ptr + T * length + out, (before * factor).to(dtype), mask=mask)
+
+
+def _frame_size(tensors: list[Tensor], flip: Tensor | None) -> tuple[int, int]:
+    """H and W, or 1 and H * W where rows follow each other in all tensors and nothing is mirrored."""
+    height, width = tensors[0].shape[3:]
+    joined = all(height == 1 or tensor.stride(3) == width * tensor.stride(4) for tensor in tensors)
+    return (1, height * width) if flip is None and joined else (height, width)
+
+
+def reads_runs(frames_bcthw: Tensor, size: tuple[int, int], sizes: dict[str, int], flip: Tensor | None) -> bool:
+    """Whether runs of `V` elements of a tile are runs in this tensor, which is seen with `size` as its H and W."""
+    batch, channels, frames, _, _ = frames_bcthw.shape
+    b, c, t, h, w = frames_bcthw.stride()
+    if sizes["LAST"]:
+        return flip is None and size[0] == 1 and (w, c) == (channels, 1) and not any(s % sizes["V"] for s in (b, t))
+    outer = (batch, b), (channels, c), (frames, t), (size[0], h)
+    return w == 1 and not any(s % sizes["V"] for s in (size[1], *(stride for n, stride in outer if n > 1)))
+
+
+def frame_tile(out_bcthw: Tensor, last: bool) -> dict[str, int]:
+    """Constants of a launch that writes `out_bcthw`: order, elements of a run, sizes of a tile, warps."""
+    _, channels, _, height, width = out_bcthw.shape
+    config = CONFIGS.get(device_class(out_bcthw.device), CONFIGS["default"])["walk"]
+    rows = 1 if last else min(4, next_power_of_2(channels))
+    length = height * width * (channels if last else 1)
+    run = math.gcd(16 // out_bcthw.element_size(), length)
+    block = min(config.elements // rows, next_power_of_2(length))
+    return {"LAST": last, "V": run, "ROWS": rows, "RUNS": max(1, block // run), **config.options()}
+
+
+def _grid(out_bcthw: Tensor, sizes: dict[str, int]) -> tuple[int, int]:
+    batch, channels, _, height, width = out_bcthw.shape
+    block = sizes["RUNS"] * sizes["V"]
+    if sizes["LAST"]:
+        return batch * cdiv(height * width * channels, block), 1
+    return batch * cdiv(height * width, block), cdiv(channels, sizes["ROWS"])
+
+
+def launch_forward(
+    clip: Tensor, index: Tensor, flip: Tensor | None, mean: Tensor | None, std: Tensor | None,
+    outs: tuple[Tensor, ...], last: bool,
+) -> None:  # fmt: skip
+    """Fill `outs`, dense in the order that `last` says; the arguments but `clip` are contiguous."""
+    _, channels, frames, _, _ = outs[0].shape
+    sizes, size = frame_tile(outs[0], last), _frame_size([clip], flip)
+    with torch.cuda.device_of(clip):
+        decouple_kernel[_grid(outs[0], sizes)](
+            clip, *clip.stride(), index, flip, mean, std, *outs, channels, frames, *size,
+            SCALE=1 / 255 if clip.dtype == torch.uint8 else 1.0, RUN=reads_runs(clip, size, sizes, flip), **sizes,
+        )  # fmt: skip
+
+
+def launch_backward(
+    grads: tuple[Tensor | None, ...], index: Tensor, flip: Tensor | None, std: Tensor | None, out: Tensor, last: bool
+) -> None:
+    """Fill `out` (B, C, T+1, H, W), dense in the order that `last` says, from gradients with any strides."""
+    _, channels, frames, _, _ = out.shape
+    given = [grad for grad in grads if grad is not None]
+    sizes, size = frame_tile(out, last), _frame_size([out[:, :, 1:], *given], flip)
+    strided = [value for grad in grads for value in (grad, *((0,) * 5 if grad is None else grad.stride()))]
+    runs = {
+        f"{name}_RUN": grad is not None and reads_runs(grad, size, sizes, flip)
+        for name, grad in zip(("RGB", "STATIC", "DIFFERENCE"), grads)
+    }
+    with torch.cuda.device_of(out):
+        decouple_backward_kernel[_grid(out, sizes)](
+            *strided, index, flip, std, out, channels, frames - 1, *size, **runs, **sizes
+        )

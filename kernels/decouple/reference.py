@@ -1,0 +1,58 @@
+"""Clip, static clip and frame difference.
+
+    rgb_t = (x_t - mean) / std,  t = 0 .. T-1                                             (the clip v)
+    static_t = rgb_{t*} for one frame t* in every place                                   DCLR Eq. 3
+    difference_t = (x_{t+1} - x_t) / std                                                  DCLR Eq. 4
+
+Shape suffixes: b batch, c channels, t frames, h rows, w columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._common import wide_dtype
+
+
+class Decoupled(NamedTuple):
+    """(B, C, T, H, W) each."""
+
+    rgb: Tensor
+    static: Tensor
+    difference: Tensor
+
+
+def decouple_reference(
+    clip_bcthw: Tensor, static_index: Tensor, flip: Tensor | None, mean: Tensor, std: Tensor, dtype: torch.dtype
+) -> Decoupled:
+    """Plain PyTorch form of `decouple`; arithmetic in float32, or float64 for a float64 clip."""
+    wide = wide_dtype(clip_bcthw)
+    raw = clip_bcthw.to(wide) / 255 if clip_bcthw.dtype == torch.uint8 else clip_bcthw.to(wide)
+    if flip is not None:
+        raw = torch.where(flip.view(-1, 1, 1, 1, 1), raw.flip(-1), raw)
+    std = std.view(-1, 1, 1, 1)
+    rgb = ((raw[:, :, :-1] - mean.view(-1, 1, 1, 1)) / std).to(dtype)
+    difference = ((raw[:, :, 1:] - raw[:, :, :-1]) / std).to(dtype)
+    still = rgb[torch.arange(rgb.shape[0], device=rgb.device), :, static_index.long()]
+    return Decoupled(rgb, still[:, :, None].expand_as(rgb), difference)
+
+
+def decouple_backward_reference(
+    grads: Sequence[Tensor | None], static_index: Tensor, flip: Tensor | None, std: Tensor, to_clip: Tensor
+) -> Tensor:
+    """Gradient of the clip from those of rgb, static and difference, added to zeros `to_clip` (B, C, T+1, H, W)."""
+    rgb, static, difference = grads
+    if rgb is not None:
+        to_clip[:, :, :-1] += rgb
+    if static is not None:
+        samples = torch.arange(len(to_clip), device=to_clip.device)
+        to_clip[samples, :, static_index.long()] += static.sum(2, dtype=to_clip.dtype)
+    if difference is not None:
+        to_clip[:, :, 1:] += difference
+        to_clip[:, :, :-1] -= difference
+    to_clip = to_clip / std.view(-1, 1, 1, 1)
+    return to_clip if flip is None else torch.where(flip.view(-1, 1, 1, 1, 1), to_clip.flip(-1), to_clip)

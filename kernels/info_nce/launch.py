@@ -1,0 +1,346 @@
+"""Launches of the InfoNCE kernels: tiles, workspace, grids."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._common import INTERPRET, Config, cdiv, device_class, next_power_of_2, processors, runs_triton, triton
+
+if triton is not None:
+    from .backward import finish_kernel, gradient_kernel, slopes_kernel
+    from .forward import MANY_EXCLUDED, forward_kernel, losses_kernel
+    from .prepare import prepare_kernel
+
+
+@dataclass(frozen=True)
+class Tile(Config):
+    """Rows kept, rows that pass by in STAGES at a time, columns at a time: a power of two up to LONGEST.
+
+    Where they can, two or three `programs` share a multiprocessor: the exponentials of one run beside the products of
+    another.
+    """
+
+    BLOCK_A: int
+    BLOCK_B: int
+    BLOCK_D: int
+    STAGES: int = 2
+    programs: int = 1
+
+
+@dataclass(frozen=True)
+class Rows(Config):
+    """Rows of a program that goes through the inputs row by row."""
+
+    ROWS: int
+
+
+LONGEST = 128
+_FORWARD_16, _FORWARD_32 = Tile(4, 128, 64, 128, programs=3), Tile(4, 64, 32, 32, programs=3)
+_FORWARD_WIDE = Tile(8, 128, 64, 128)
+_GRADIENT_16, _GRADIENT_32 = Tile(4, 64, 32, 128, programs=2), Tile(4, 32, 16, 128, programs=3)
+# Without `maxnreg`, NVIDIA's assembler would spill a value or two for one more block.
+_GRADIENT_32_SM90 = replace(_GRADIENT_32, maxnreg=168)
+_FINISH, _FINISH_SM90 = Rows(4, 8), Rows(4, 8, maxnreg=112)
+# Of each kernel, by the size of an element in bytes.
+CONFIGS = {
+    "default": {
+        "forward": {2: _FORWARD_16, 4: _FORWARD_32},
+        "gradient": {2: _GRADIENT_16, 4: _GRADIENT_32},
+        "finish": _FINISH,
+    },
+    "sm_90": {
+        "forward": {2: _FORWARD_16, 4: _FORWARD_32},
+        "gradient": {2: replace(_GRADIENT_16, BLOCK_B=64), 4: _GRADIENT_32_SM90},
+        "finish": _FINISH_SM90,
+    },
+    "sm_100": {
+        "forward": {2: _FORWARD_WIDE, 4: _FORWARD_32},
+        "gradient": {2: Tile(8, 64, 64, 128), 4: _GRADIENT_32_SM90},
+        "finish": _FINISH_SM90,
+    },
+    "gfx942": {
+        "forward": {2: _FORWARD_WIDE, 4: _FORWARD_32},
+        "gradient": {2: replace(_GRADIENT_16, programs=1), 4: _GRADIENT_32},
+        "finish": _FINISH,
+    },
+}
+# Rows of a program that prepares them, and losses of one that adds them up: as many are one sum without a further
+# launch.
+ROWS, BLOCK_LOSSES = 16, 1024
+# No less than any BLOCK_B.
+BEYOND = 256
+# Above this 1 / temperature, sums of exponentials need a running maximum; above half of it, so does their product.
+BOUND = 85.0
+
+
+class Inputs(NamedTuple):
+    """What is compared with what: the tensors of the op, in its order.
+
+    `query` (G, M, D); `key` (G, P, D), None where the queries are the keys; either `index` (G, M), rows of `key`, or
+    `positive` (G, M, D); `exclude` (G, M, E); `weight` (G, M).
+    With `ranges`, the tensors `first`, `column`, `loss` and `begin` of `Ranges`, and `sizes`, its `keys`, `learned` and
+    `longest`: `query` has all rows (1, R, D), and `index` says which is the positive.
+    """
+
+    query: Tensor
+    key: Tensor | None
+    index: Tensor | None
+    positive: Tensor | None
+    exclude: Tensor | None
+    weight: Tensor | None
+    ranges: list[Tensor]
+    sizes: list[int]
+
+    first = property(lambda self: self.ranges[0] if self.ranges else None)
+    column = property(lambda self: self.ranges[1] if self.ranges else self.index)
+    loss = property(lambda self: self.ranges[2] if self.ranges else None)
+    begin = property(lambda self: self.ranges[3] if self.ranges else None)
+    learned = property(lambda self: self.sizes[1] if self.ranges else 0)
+    shared = property(lambda self: self.key is None and not self.ranges)
+    groups = property(lambda self: (self.positive if self.index is None else self.index).shape[0])
+    queries = property(lambda self: (self.positive if self.index is None else self.index).shape[1])
+    losses = property(lambda self: self.begin.shape[0] - 1)
+
+    @property
+    def keys(self) -> int:
+        """Keys of a group."""
+        return self.sizes[0] if self.ranges else (self.query if self.key is None else self.key).shape[1]
+
+    @property
+    def copied(self) -> int:
+        """Rows that are copied, all in all."""
+        rows = self.query.shape[0] * self.query.shape[1]
+        return rows if self.key is None else rows + self.key.shape[0] * self.key.shape[1]
+
+
+class Options(NamedTuple):
+    """Losses are multiplied by `scale` and divided by `count`; `total`: each group's are added up."""
+
+    temperature: float
+    scale: float
+    count: int
+    total: bool
+    allow_tf32: bool
+
+    factor = property(lambda self: self.scale / max(1, self.count))
+    sharpness = property(lambda self: math.log2(math.e) / self.temperature)
+    precision = property(lambda self: "tf32" if self.allow_tf32 and not INTERPRET else "ieee")
+
+
+def workspace(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """What the forward kernels leave for the backward ones; the reference leaves nothing.
+
+    Copied rows (C, padded D); their inverse norms and scales (2, C), flat; of each query, (5, G, M): cosine, inverse
+    norm and scale of its positive, the log sum, and the pull of the positive.
+    The last tile of a group reads scales BEYOND its rows, of which nothing is used: masks would cost as much time as
+    the arithmetic.
+    """
+    query = inputs.query
+    if not runs_triton(query):
+        return tuple(query.new_empty(0) for _ in range(3))
+    return (
+        query.new_empty(inputs.copied, padded(query.shape[2])),
+        query.new_empty(2 * inputs.copied + BEYOND, dtype=torch.float32),
+        query.new_empty(5, inputs.groups, inputs.queries, dtype=torch.float32),
+    )
+
+
+def new_gradients(inputs: Inputs, to_query: bool, to_key: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialised gradients to query, key and explicit positives, contiguous: empty where not asked for."""
+    wanted = inputs.query if to_query else None, inputs.key if to_key else None, inputs.positive
+    return tuple(
+        inputs.query.new_empty(0) if like is None else torch.empty_like(like, memory_format=torch.contiguous_format)
+        for like in wanted
+    )
+
+
+def padded(features: int) -> int:
+    """Columns of a copied row."""
+    return max(16, next_power_of_2(features)) if features <= LONGEST else cdiv(features, LONGEST) * LONGEST
+
+
+def config_of(kind: str, tensor: Tensor) -> Config:
+    """The entry of the table for a kernel."""
+    entry = CONFIGS.get(device_class(tensor.device), CONFIGS["default"])[kind]
+    return entry[tensor.element_size()] if isinstance(entry, dict) else entry
+
+
+@lru_cache
+def tile_options(tile: Tile, pad: int, kind: str) -> dict[str, int | bool]:
+    """Constants of a kernel over copied rows of `pad` columns."""
+    tile = replace(tile, BLOCK_D=min(tile.BLOCK_D, pad))
+    if pad > LONGEST and kind == "gradient":  # Chunks of both sides take registers beside the sums.
+        tile = replace(tile, BLOCK_B=max(16, tile.BLOCK_B // 2))
+    # The interpreter has no bfloat16: it multiplies in float32.
+    return {**tile.options("BLOCK_A", "BLOCK_B", "BLOCK_D", "STAGES"), "PAD": pad, "UPCAST": INTERPRET}
+
+
+def split_count(tiles: int, count: int, block: int, programs: int, device: torch.device) -> int:
+    """Programs that share `count` rows, none of them without a block of its own.
+
+    So many that few tiles fill the device once, with `programs` to a multiprocessor, and that the rounds of many are
+    nearly full.
+    """
+    blocks, places = max(1, cdiv(count, block)), programs * processors(device)
+    full = (splits for splits in (1, 2, 3) if tiles * splits >= 0.9 * places * cdiv(tiles * splits, places))
+    splits = min(blocks, next(full, 1) if tiles >= places else places // max(1, tiles))
+    return cdiv(blocks, cdiv(blocks, splits))
+
+
+def _part(count: int, block: int, splits: int) -> int:
+    return cdiv(cdiv(count, block), splits) * block
+
+
+def _strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
+    return (0,) * rank if tensor is None else tensor.stride()
+
+
+def _marks(inputs: Inputs) -> tuple[tuple, int]:
+    """Arguments that say where the positives and the excluded keys are, and the constant E."""
+    excluded = 0 if inputs.exclude is None else inputs.exclude.shape[2]
+    strides = _strides(inputs.column, 2), _strides(inputs.exclude, 3)
+    marks = inputs.first, inputs.column, *strides[0], inputs.exclude, *strides[1], excluded
+    return marks, min(excluded, MANY_EXCLUDED)
+
+
+def _others(inputs: Inputs) -> Tensor:
+    """(G, rows, D), some of whose rows are the positives."""
+    if inputs.positive is not None:
+        return inputs.positive
+    return (inputs.query if inputs.key is None else inputs.key).expand(inputs.groups, -1, -1)
+
+
+def losses(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses (G, M) times the factor and `weight`, their sums (G,), or (L,) with ranges; and the workspace."""
+    query, groups, queries, keys = inputs.query, inputs.groups, inputs.queries, inputs.keys
+    copy, scale, state = saved = workspace(inputs)
+    sums, longest = (inputs.losses, inputs.sizes[2]) if inputs.ranges else (groups, queries)
+    if not groups * queries:
+        return query.new_zeros((sums,) if options.total else (sums, queries), dtype=torch.float32), *saved
+    tile, pad = config_of("forward", query), copy.shape[1]
+    constants = tile_options(tile, pad, "forward")
+    tiles = groups * cdiv(queries, tile.BLOCK_A)
+    splits = split_count(tiles, keys, tile.BLOCK_B, tile.programs, query.device)
+    programs = cdiv(longest, BLOCK_LOSSES)
+    partial, loss = (
+        state.new_empty(splits, 2, groups, queries),
+        state.new_empty(sums, programs if options.total else queries),
+    )
+    weight = None if inputs.weight is None else inputs.weight.contiguous()
+    bounded = 1 / options.temperature + math.log(keys + 1) < BOUND
+    marks, excluded = _marks(inputs)
+    with torch.cuda.device_of(query):
+        _prepare(inputs, copy, scale, state, constants["BLOCK_D"])
+        forward_kernel[(tiles, splits)](
+            copy, scale, *marks, partial, options.sharpness, groups, queries, keys, _part(keys, tile.BLOCK_B, splits),
+            E=excluded, SHARED=inputs.shared, BOUNDED=bounded, PRECISION=options.precision, **constants,
+        )  # fmt: skip
+        losses_kernel[(sums * programs,)](
+            partial, state, weight, inputs.begin, loss, state[3:], options.sharpness, options.factor,
+            groups, queries, longest, splits, BOUNDED=bounded, TOTAL=options.total, BLOCK=BLOCK_LOSSES,
+        )  # fmt: skip
+    if options.total:
+        loss = loss[:, 0] if programs == 1 else loss.sum(1)
+    return loss, *saved
+
+
+def _prepare(inputs: Inputs, copy: Tensor, scale: Tensor, state: Tensor, block_d: int) -> None:
+    """Fill `copy` and `scale`, and of `state` what it has of each positive."""
+    query, key = inputs.query, inputs.key
+    sources, rows, features = query.shape
+    key_rows = 0 if key is None else key.shape[1]
+    others = _others(inputs)
+    programs = sources * (cdiv(rows, ROWS) + cdiv(key_rows, ROWS)) + inputs.groups * cdiv(inputs.queries, ROWS)
+    prepare_kernel[(programs,)](
+        query, *query.stride(), key, *_strides(key, 3), others, *others.stride(),
+        inputs.index, *_strides(inputs.index, 2), inputs.first, copy, scale, state,
+        sources, rows, key_rows, inputs.groups, inputs.queries, others.shape[1], features,
+        PAD=copy.shape[1], ROWS=ROWS, BLOCK_D=block_d, BEYOND=BEYOND,
+    )  # fmt: skip
+
+
+def gradients(
+    grad: Tensor, inputs: Inputs, saved: tuple[Tensor, Tensor, Tensor], options: Options, to_query: bool, to_key: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`new_gradients`, filled, from that to the results of `losses`, with any strides."""
+    outputs = new_gradients(inputs, to_query, to_key)
+    groups, queries, keys, features = inputs.groups, inputs.queries, inputs.keys, inputs.query.shape[2]
+    if not groups * queries * features:
+        return tuple(out.zero_() for out in outputs)
+    copy, scale, state = saved
+    grad = grad[:, None].expand(-1, queries) if options.total else grad
+    size = _unit_of(grad, inputs)
+    partial, slopes = _gradient_parts(grad, size, inputs, saved, options, to_query, to_key)
+    rows = config_of("finish", copy)
+    if inputs.ranges:
+        programs = cdiv(inputs.copied, rows.ROWS)
+    else:
+        programs = groups * (cdiv(queries, rows.ROWS) + (cdiv(keys, rows.ROWS) if outputs[1].numel() else 0))
+    apart = _others(inputs) if inputs.ranges or inputs.index is None else None  # what is no key
+    with torch.cuda.device_of(grad):
+        finish_kernel[(programs,)](
+            size, copy, scale, slopes, state, partial, apart, *_strides(apart, 3),
+            inputs.index if inputs.ranges else None, inputs.column if inputs.ranges else None, inputs.first,
+            *(out if out.numel() else None for out in outputs), options.factor / options.temperature,
+            groups, queries, keys, features, inputs.copied, inputs.learned, len(partial),
+            SHARED=inputs.shared, PAD=copy.shape[1], BLOCK_D=min(LONGEST, copy.shape[1]), **rows.options("ROWS"),
+        )  # fmt: skip
+    return outputs
+
+
+def _unit_of(grad: Tensor, inputs: Inputs) -> Tensor | None:
+    """(G,): what the gradients of a group are measured in, where float16 cannot hold those of a mean over many rows.
+
+    Gradients that are not finite do not count: they would spoil the others of their group.
+    """
+    if inputs.query.dtype != torch.float16:
+        return None
+    if inputs.loss is not None:
+        grad = grad.index_select(0, inputs.loss)
+    if inputs.weight is None and grad.stride(1) == 0:
+        return grad[:, 0].contiguous()
+    grad = grad if inputs.weight is None else grad * inputs.weight
+    return grad.nan_to_num(0, 0, 0).abs().amax(1)
+
+
+def _gradient_parts(
+    grad: Tensor, size: Tensor | None, inputs: Inputs, saved: tuple[Tensor, Tensor, Tensor], options: Options,
+    to_query: bool, to_key: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Parts (splits, G, N, padded D) of the gradients to unit rows, queries before keys, and slopes (4, G, M).
+
+    `grad` (G, M), or (L, M) with ranges: a row of it for each loss.
+    """
+    copy, scale, state = saved
+    groups, queries, keys, shared = inputs.groups, inputs.queries, inputs.keys, inputs.shared
+    to_query, to_key = to_query or bool(inputs.ranges), (to_key or bool(inputs.ranges)) and not shared
+    tile, pad = config_of("gradient", copy), copy.shape[1]
+    constants = tile_options(tile, pad, "gradient")
+    block, splits_over = constants["BLOCK_B"], max(queries, keys)
+    tiles = groups * (cdiv(queries, tile.BLOCK_A) * to_query + cdiv(keys, tile.BLOCK_A) * to_key)
+    splits = split_count(tiles, splits_over, block, tile.programs, copy.device)
+    blocks = cdiv(queries, block)
+    partial = state.new_empty(splits, groups, queries + (0 if shared else keys), pad)
+    slopes = state.new_empty(4 * groups * queries + BEYOND)
+    spans = state.new_empty(groups, blocks, 4, dtype=torch.int32)
+    weight = None if inputs.weight is None else inputs.weight.contiguous()
+    marks, excluded = _marks(inputs)
+    one_exp = shared and 2 / options.temperature < BOUND
+    common = {"E": excluded, "SHARED": shared, "ONE_EXP": one_exp}
+    with torch.cuda.device_of(copy):
+        slopes_kernel[(groups * blocks,)](
+            grad, *grad.stride(), inputs.loss, weight, size, scale, state[3:], *marks, slopes, spans,
+            groups, queries, keys, BLOCK=block, **common,
+        )  # fmt: skip
+        gradient_kernel[(tiles, splits, pad // constants["BLOCK_D"])](
+            copy, scale, slopes, spans, *marks, partial, options.sharpness, groups, queries, keys,
+            _part(keys, block, splits), _part(queries, block, splits),
+            QUERY=to_query, KEY=to_key, PRECISION=options.precision, **common, **constants,
+        )  # fmt: skip
+    return partial, slopes

@@ -1,0 +1,104 @@
+"""The most similar rows of a queue: `reference.py` has the formula, `search.py` the Triton kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._common import check, check_count, check_float, check_tensors, define_op, runs_triton
+from .launch import search
+from .reference import TopK, topk_similarity_reference
+
+MAX_K = 64
+
+_library = torch.library.Library("dclr", "FRAGMENT")
+
+
+# Op
+
+
+def _topk(
+    query: Tensor,
+    queue: Tensor,
+    k: int,
+    limit: int,
+    size: Tensor | None,
+    query_id: Tensor | None,
+    queue_id: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    if not runs_triton(query):
+        return topk_similarity_reference(query, queue, k, limit if size is None else size, query_id, queue_id)
+    return search(query, queue, k, limit, size, query_id, queue_id)
+
+
+define_op(
+    _library,
+    "topk_similarity(Tensor query, Tensor queue, int k, SymInt limit, Tensor? size, Tensor? query_id, "
+    "Tensor? queue_id) -> (Tensor, Tensor)",
+    _topk,
+)
+
+
+def _detached(*arguments):
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.dclr.topk_similarity(*arguments)
+
+
+_library.impl("topk_similarity", _detached, "Autograd")
+
+
+@torch.library.register_fake("dclr::topk_similarity", lib=_library)
+def _(query, queue, k, limit, size, query_id, queue_id):
+    shape = query.shape[0], k
+    return query.new_empty(shape, dtype=torch.float32), query.new_empty(shape, dtype=torch.int64)
+
+
+# Public function
+
+
+def topk_similarity(
+    query: Tensor,
+    queue: Tensor,
+    k: int,
+    *,
+    size: int | Tensor | None = None,
+    query_id: Tensor | None = None,
+    queue_id: Tensor | None = None,
+) -> TopK:
+    """The k rows of a queue most similar to each query by cosine.
+
+    Args:
+        query: (M, D) floating.
+        queue: (L, D) floating, also as the transposed view of a (D, L) buffer.
+        k: how many, 1 to 64 and at most L.
+        size: how many of the first rows hold entries, an int or a 0-d int64 tensor; default all.
+        query_id, queue_id: (M,) and (L,) int64; entries with the query's id are never returned.
+
+    Returns:
+        TopK, descending, ties to the lower index, NaN after every number; not differentiable.
+
+    Raises:
+        TypeError, ValueError: a wrong rank, size, dtype or device, named.
+    """
+    check_tensors(query=query, queue=queue, optional={"query_id": query_id, "queue_id": queue_id})
+    check_float("query", query, 2)
+    check_float("queue", queue, 2)
+    length = queue.shape[0]
+    check(query.dtype == queue.dtype, "queue", queue.dtype, f"the query's {query.dtype}", TypeError)
+    check(query.shape[1] == queue.shape[1], "queue", tuple(queue.shape), lambda: f"(L, {query.shape[1]})")
+    check_count("k", k, 1, min(MAX_K, length))
+    for name, value, other in (("query_id", query_id, queue_id), ("queue_id", queue_id, query_id)):
+        check((value is None) <= (other is None), name, "None", "both query_id and queue_id, or neither")
+    for name, value, rows in (("query_id", query_id, query.shape[0]), ("queue_id", queue_id, length)):
+        if value is not None:
+            check(value.dtype == torch.int64, name, value.dtype, "int64", TypeError)
+            check(tuple(value.shape) == (rows,), name, tuple(value.shape), (rows,))
+    if isinstance(size, Tensor):
+        check(size.dtype == torch.int64, "size", size.dtype, "int64", TypeError)
+        check(size.dim() == 0, "size", tuple(size.shape), "an int or a 0-d tensor")
+        check_tensors(query=query, size=size)
+        limit = length
+    else:
+        limit, size = length if size is None else size, None
+        check_count("size", limit, 0, length)
+    return TopK(*torch.ops.dclr.topk_similarity(query, queue, k, limit, size, query_id, queue_id))
