@@ -89,7 +89,7 @@ def _gpu_run() -> PretrainConfig:
         encoder="r2plus1d_vcop",
         data=dataclasses.replace(run.data, frames=16, size=64, workers=8, cache=None),
         optim=dataclasses.replace(run.optim, lr=0.002, warmup=200),
-        train=dataclasses.replace(run.train, epochs=20, batch=64, device="cuda", precision="bf16"),
+        train=dataclasses.replace(run.train, epochs=20, batch=64, device="cuda", precision="bf16", fold=False),
     )
 
 
