@@ -157,10 +157,20 @@ class TrainConfig:
     """Training and test videos, so many of each, that they take."""
     tensorboard: bool = True
     """Also write the metrics as TensorBoard events."""
+    timeout: float = 30.0
+    """Minutes that processes wait for one that does not answer, before they stop and name it."""
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch": 1, "accumulate": 1, "seed": 0, "threads": 0}
-        at_least("train", self, **least, checkpoint_every=1, save_every=1, log_every=1, eval_every=0, eval_videos=2)
+        least |= {
+            "checkpoint_every": 1,
+            "save_every": 1,
+            "log_every": 1,
+            "eval_every": 0,
+            "eval_videos": 2,
+            "timeout": 0,
+        }
+        at_least("train", self, **least)
         if self.seed >= 2**64:
             raise ConfigError(f"train.seed: got {self.seed}, expected less than 2^64")
         if self.batch % self.accumulate:

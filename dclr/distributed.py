@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -39,19 +40,22 @@ _finished_groups: list[dist.ProcessGroup] = []
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device, timeout: float = 30.0) -> Iterator[None]:
     """Inside, the processes of torchrun are one group (NCCL for tensors on GPUs, gloo on CPUs); alone, nothing.
 
     A group that exists already is used and left as it is.
+
+    Args:
+        timeout: minutes that the processes wait for one that does not answer.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=timedelta(minutes=timeout))
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timedelta(minutes=timeout))
     try:
         yield
     finally:
@@ -124,6 +128,28 @@ def largest_over_ranks(*values: int) -> list[int]:
     largest = torch.tensor(values)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return largest.tolist()
+
+
+def note_step(step: int) -> None:
+    """Let the other processes know that this one has its part of a step's videos."""
+    if world() > 1:
+        dist.distributed_c10d._get_default_store().set(f"dclr/step/{rank()}", str(step))
+
+
+def ranks_behind() -> str:
+    """Which processes have come less far than others, in words, by what they noted; asked when one does not answer."""
+    if world() == 1:
+        return "there is no other process"
+    store = dist.distributed_c10d._get_default_store()
+    keys = {number: f"dclr/step/{number}" for number in range(world())}
+    steps = {number: int(store.get(key)) if store.check([key]) else 0 for number, key in keys.items()}
+    furthest = max(steps.values())
+    behind = [f"process {number} got its last videos at {step}" for number, step in steps.items() if step < furthest]
+    return (
+        f"the others are at step {furthest}, {', '.join(behind)}"
+        if behind
+        else f"all have the videos of step {furthest}"
+    )
 
 
 def gather_objects(value: object) -> list:

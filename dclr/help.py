@@ -26,33 +26,39 @@ def _column(names: list[str]) -> str:
     return textwrap.fill(" ".join(names), 95, initial_indent=24 * " ", subsequent_indent=24 * " ").lstrip()
 
 
-_PRESETS = [
-    name
-    for method in ("dclr", "moco", "fame", "dualvar", "demo")
-    for name in names_in(f"presets/{method}.py", "PRESETS")
-]
+def pretrain() -> str:
+    """Of `dclr pretrain`."""
+    presets = [
+        name
+        for file in ("small", "dclr", "moco", "fame", "dualvar", "demo")
+        for name in names_in(f"presets/{file}.py", "PRESETS")
+    ]
+    methods = [name for name in names_in("methods/__init__.py", "METHODS") if name != "classifier"]
+    encoders = names_in("models/encoders.py", "_BUILDERS")
+    return PRETRAIN.format(presets=_column(presets), methods=_column(methods), encoders=_column(encoders))
 
-PRETRAIN = f"""\
+
+PRETRAIN = """\
 usage: dclr pretrain [--preset NAME] [--config FILE] [--method NAME] [--SECTION.NAME VALUE ...]
 
 Pretrain an encoder on videos.
 
-  dclr pretrain --data.dataset folder --data.root my_videos --output runs/mine
+  dclr pretrain --preset small --data.root my_videos --output runs/mine
   dclr pretrain --preset dclr_ucf101 --data.root /data/UCF-101 --encoder r3d_18
   dclr pretrain --preset fame_k400 --data.root /data/k400 --train.batch 256 --optim.scale-lr
   dclr pretrain --resume --output runs/mine
   torchrun --nproc-per-node 8 -m dclr pretrain --preset dclr_k400 --data.root /data/k400
 
 Where settings come from; what is further down wins:
-  --preset NAME         {_column(_PRESETS)}
+  --preset NAME         {presets}
                         or a row of the papers' tables; --list-presets explains all
   --config FILE         YAML, as the config.yaml in the folder of a run
-  --method NAME         {_column([name for name in names_in("methods/__init__.py", "METHODS") if name != "classifier"])}
+  --method NAME         {methods}
   --SECTION.NAME VALUE  any setting
 
 Settings that most runs need; --help-all lists all, with their defaults under the preset given:
   --output FOLDER       where the run is written
-  --encoder NAME        {_column(names_in("models/__init__.py", "_BUILDERS"))}
+  --encoder NAME        {encoders}
   --data.dataset NAME   ucf101 hmdb51 kinetics400 diving48, or folder: class folders or a list
   --data.root FOLDER    where the videos are
   --data.frames, --data.stride, --data.size      of a clip: frames, raw frames to the next, pixels

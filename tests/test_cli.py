@@ -1,13 +1,18 @@
 """The command line: whole runs on generated videos, signals, and one clear line for each error."""
 
 import ast
+import fcntl
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -198,7 +203,9 @@ def test_a_finetuning_goes_on_as_it_was_asked_for(tmp_path, videos, capsys, monk
     monkeypatch.chdir(tmp_path)
     main(["finetune", "--checkpoint", "run", *clips, *train, "--scratch", "--recipe", "dualvar_ucf101"])
     main(["finetune", "--checkpoint", run, "--resume", "--train.epochs", "2"])
-    main(["finetune", "--checkpoint", run, "--resume", "--optim.lr", "9"])  # there is nothing left to train
+    status, line = failing(capsys, "finetune", "--checkpoint", run, "--resume", "--optim.lr", "9")
+    assert status == 1 and "its steps so far would have been others with optim.lr 9.0 (the run has 0.05)" in line
+    main(["finetune", "--checkpoint", run, "--resume"])  # there is nothing left to train
     protocols = [record["protocol"] for record in read_metrics("run/finetune_folder") if "protocol" in record]
     for part in ("from random weights", "crop short128", "mean softmax probabilities", "batch 4, 1 epochs"):
         assert part in protocols[0]
@@ -215,6 +222,118 @@ def test_synth(tmp_path, capsys):
     main(["synth", "--root", str(tmp_path / "set"), *flags])
     assert capsys.readouterr().out.strip().endswith("labels.csv")
     assert len(os.listdir(tmp_path / "set" / "videos")) == 2
+
+
+def test_closed_streams_and_no_docstrings(tmp_path):
+    """Whoever reads stdout has gone, stderr is closed, and PYTHONOPTIMIZE=2 drops what presets say of themselves."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "dclr", "pretrain", "--list-presets"]
+    environment = {**os.environ, "PYTHONOPTIMIZE": "2"}
+    process = subprocess.Popen(command, stdout=write, preexec_fn=lambda: os.close(2), env=environment)
+    os.close(write)
+    assert process.wait(timeout=120) == 128 + signal.SIGPIPE
+
+
+def test_ctrl_c_in_the_midst_of_an_import():
+    """Python may lose it there, or show where it was."""
+    script = (
+        "import os, signal, time; from dclr import cli\n"
+        "def slow(name): os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+        "cli._command = slow; cli.main(['pretrain'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_names_with_blanks_and_bytes_that_are_no_text(tmp_path, videos):
+    """One broken file of five; the run is told as it begins, goes through, and names the next command."""
+    root = os.fsencode(tmp_path / "my videos")
+    for number, name in enumerate(sorted(os.listdir(videos / "videos"))[:4]):
+        folder = os.path.join(root, (b"a", b"b")[number % 2])
+        os.makedirs(folder, exist_ok=True)
+        shutil.copy(videos / "videos" / name, os.path.join(folder, b"%d.mp4" % number))
+    with open(os.path.join(root, b"a", b"broken\xff.mp4"), "wb") as file:
+        file.write(b"no video")
+    run = tmp_path / "my run"
+    flags = [
+        *SMALL,
+        "--data.root",
+        os.fsdecode(root),
+        "--output",
+        str(run),
+        "--train.epochs",
+        "2",
+        "--method",
+        "simclr",
+    ]
+    flags.remove("--data.label"), flags.remove("motion")
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "dclr", "pretrain", *flags, "--train.epochs", "2"]
+    done = subprocess.run(command, capture_output=True, env=environment)
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == 0, err
+    assert "broken\\udcff.mp4" in out
+    assert out.endswith(f"  dclr visualize --checkpoint '{run}'\n  dclr knn --checkpoint '{run}'\n")
+    assert "videos      5 in 2 classes" in err
+    assert "Traceback" not in err
+
+
+def test_a_disk_that_fills_while_a_run_saves(tmp_path, videos, capsys):
+    """One line, the last good checkpoint is kept, nothing else is left, and the run goes on once there is room."""
+    run = ["--output", str(tmp_path / "run"), "--data.root", str(videos), "--method", "simclr"]
+    main(["pretrain", *SMALL, *run, "--train.epochs", "1"])
+    before = load_checkpoint(tmp_path / "run")["position"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        status, line = failing(capsys, "pretrain", "--resume", *run[:2], "--train.epochs", "2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 1 and "last.pt: cannot be written (File too large); the previous one is kept" in line
+    assert load_checkpoint(tmp_path / "run")["position"] == before
+    assert sorted(os.listdir(tmp_path / "run/checkpoints")) == ["epoch_0001.pt", "last.pt"]
+    main(["pretrain", "--resume", *run[:2], "--train.epochs", "2"])
+    assert load_checkpoint(tmp_path / "run")["position"]["epoch"] == 2
+
+
+def test_an_output_that_cannot_be_written(tmp_path, videos, capsys):
+    (tmp_path / "file").write_text("")
+    flags = [*SMALL, "--data.root", str(videos), "--method", "simclr", "--output", str(tmp_path / "file/run")]
+    assert failing(capsys, "pretrain", *flags) == (
+        1, f"dclr: {tmp_path}/file/run: cannot be written (Not a directory)",
+    )  # fmt: skip
+
+
+def test_a_lost_terminal_saves_and_leaves_no_process(tmp_path, videos):
+    """SIGHUP to the run and its workers, and nowhere left to write."""
+    run = tmp_path / "run"
+    flags = ["--output", str(run), "--data.root", str(videos), "--method", "simclr", "--train.epochs", "100000"]
+    terminal, side = os.openpty()
+
+    def own_terminal():
+        os.setsid()
+        fcntl.ioctl(side, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dclr", "pretrain", *SMALL, *flags, "--data.workers", "1"],
+        stdin=side, stdout=side, stderr=side, preexec_fn=own_terminal,
+    )  # fmt: skip
+    os.close(side)
+    os.set_blocking(terminal, False)
+    try:
+        deadline = time.monotonic() + 120
+        while len(read_metrics(run)) < 2 and time.monotonic() < deadline:
+            assert process.poll() is None
+            with suppress(BlockingIOError):
+                os.read(terminal, 65536)  # or else it fills, and the run waits
+            time.sleep(0.05)
+        os.close(terminal)
+        assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
+    position = load_checkpoint(run)["position"]
+    assert read_metrics(run)[-1]["step"] == 2 * position["epoch"] + position["step"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -2,8 +2,10 @@
 
 import ast
 import dataclasses
+import errno
 import inspect
 import itertools
+import os
 import textwrap
 from typing import Generic
 
@@ -37,7 +39,7 @@ def test_presets_survive_yaml(tmp_path, name):
 
 def test_everything_survives_yaml(tmp_path):
     config = PretrainConfig(
-        output="runs/ä b", encoder="c3d",
+        output="runs/ä \udcff b", encoder="c3d",
         data=DataConfig("folder", "/x y", annotations="a.csv", label="motion", where="set=1", scale=(0.5, 1.0),
                         cache="memory", allow_missing=True),
         optim=OptimConfig("adamw", 3e-4, milestones=(), schedule="cosine", warmup=7),
@@ -53,6 +55,18 @@ def test_everything_survives_yaml(tmp_path):
 def test_the_demo_preset_takes_the_videos_of_the_demo():
     made = DemoConfig()
     assert PRESETS["demo"]().data.root == f"{made.output}/videos_{made.seeds[0]}"
+
+
+def test_a_disk_that_fills_leaves_the_configuration_as_it_was(tmp_path, monkeypatch):
+    save(PretrainConfig(output="before"), tmp_path / "config.yaml")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"config\.yaml: cannot be written \(No space left"):
+        save(PretrainConfig(output="after"), tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml").output == "before"
 
 
 def written(tmp_path, text):
@@ -101,6 +115,8 @@ def test_a_file_can_name_another_method(tmp_path):
         ("data: {scale: 0.5}", r"data\.scale: got 0\.5, expected 2 values"),
         ("data: 5", "data: got 5, expected keys and values"),
         ("- a", "got list, expected keys and values"),
+        ("[" * 20000, r"run\.yaml: cannot be read as a configuration: it is nested too deeply"),
+        ("train: {seed: 18446744073709551616}", r"train\.seed: got 18446744073709551616, expected less than 2\^64"),
         ("a: [", r"run\.yaml: cannot be read as a configuration"),
         ("train: {epochs: 0}", r"train\.epochs: got 0, expected at least 1"),
         ("train: {batch: 10, accumulate: 3}", r"train\.accumulate: got 3, expected a divisor of train\.batch 10"),

@@ -190,7 +190,7 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     if saved and _start(saved) != start:
         raise ConfigError(f"{run.output}: its run starts from {_start(saved)}, this one from {start}: cannot resume")
     device = choose_device(run.train.device)
-    with process_group(device):
+    with process_group(device, run.train.timeout):
         trainer = ready_trainer(run, device, config.resume, None if config.scratch else pretrained.encoder)
         first = is_first()
         if first:

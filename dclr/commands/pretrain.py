@@ -43,7 +43,7 @@ def pretrain(
     if encoder is not None:
         config = replace(config, encoder=own_name(encoder))
     device = choose_device(config.train.device)
-    with process_group(device):
+    with process_group(device, config.train.timeout):
         evaluate = EpochEvaluation(config, device) if config.train.eval_every else None
         trainer = ready_trainer(config, device, resume, encoder, allow_changes)
         trainer.evaluate = evaluate

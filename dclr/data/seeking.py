@@ -22,6 +22,7 @@ CODECS = frozenset(["av1", "h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", 
 STRICT = {"err_detect": "explode"}
 # Entries nearer than this would only make the index longer.
 MIN_DISTANCE = 8
+MAX_HELD = 1 << 26  # bytes of the frames of one video, at two a pixel
 MAX_PASSED = 300  # packets between where a seek leads to and an entry
 
 
@@ -61,19 +62,23 @@ class _Untidy(Exception):
     """Frames of this file depend on where decoding begins, or may do so."""
 
 
-def learn(path: str | os.PathLike) -> Known:
-    """Decodes a whole video. Raises `VideoError` where no frame of it decodes."""
-    path = os.fspath(path)
+def learn(path: str | os.PathLike, held: list[av.VideoFrame] | None = None) -> Known:
+    """Decodes a whole video. Raises `VideoError` where no frame of it decodes.
+
+    held: gets the frames, so that they need not be decoded again, of a video whose frames take up to `MAX_HELD` bytes.
+    """
+    path, held = os.fspath(path), [] if held is None else held
     try:
-        return _learn_strictly(path)
+        return _learn_strictly(path, held)
     except (av.FFmpegError, _Untidy):
+        held.clear()
         for number, frame in enumerate(decoded_frames(path)):
             if number == 0:
                 size = frame.height, frame.width
         return Known(number + 1, *size)
 
 
-def _learn_strictly(path: str) -> Known:
+def _learn_strictly(path: str, held: list[av.VideoFrame]) -> Known:
     """As `learn`. Raises `av.FFmpegError` or `_Untidy` for a file that is not perfectly in order."""
     keys, times, shown, looks = [], [], [], set()
     with open_video(path) as container:
@@ -91,8 +96,11 @@ def _learn_strictly(path: str) -> Known:
             for frame in stream.decode(packet):
                 shown.append(frame.pts)
                 looks.add(_look(frame))
+                held.append(frame)
                 if frame.is_corrupt or len(looks) > 1:
                     raise _Untidy
+                if 2 * len(shown) * frame.width * frame.height > MAX_HELD:
+                    held.clear()
         if not shown or None in shown or len(set(shown)) < len(shown):
             raise _Untidy
     [(height, width, *_)] = looks

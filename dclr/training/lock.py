@@ -13,7 +13,7 @@ LOCK = ".lock"
 
 
 class FolderTaken(RunError):
-    """Another process is writing a run into the folder."""
+    """A folder that cannot have a run of this process: another one is writing there, or nothing can be written."""
 
 
 class RunLock:
@@ -27,16 +27,19 @@ class RunLock:
         warning: why nothing is held, where the file system knows no locks; else empty.
 
     Raises:
-        FolderTaken: another process, or this one, holds it.
+        FolderTaken: another process, or this one, holds it; or it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         import fcntl  # not on Windows
 
-        folder.mkdir(parents=True, exist_ok=True)
         self.warning = ""
-        # No process that is started inherits it: a worker that outlives this process would keep the lock.
-        self._file = open(folder / LOCK, "a+")  # noqa: SIM115
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # No process that is started inherits it: a worker that outlives this process would keep the lock.
+            self._file = open(folder / LOCK, "a+")  # noqa: SIM115
+        except OSError as error:
+            raise FolderTaken(f"{folder}: cannot be written ({error.strerror})") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -34,7 +34,7 @@ def description(
 ) -> str:
     """What a run is about to do, for the terminal."""
     train, total = config.train, config.train.epochs * steps_per_epoch
-    data = f"{len(videos)} of {len(videos.classes) or 'unknown'} classes, {config.data.dataset} {config.data.subset}"
+    data = f"{len(videos)} in {len(videos.classes)} classes, {config.data.dataset} {config.data.subset}"
     data += f", without {len(videos.missing)} that are missing" if videos.missing else ""
     known = f"{len(failures.reasons)} so far" if failures.reasons else "none known yet"
     parameters = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)

@@ -18,6 +18,7 @@ from dclr.distributed import is_first, largest_over_ranks, rank, world
 from dclr.methods import build_method
 from dclr.models import build_encoder, read_encoder
 from dclr.training.checkpoint import LAST, CheckpointError, load_checkpoint
+from dclr.training.faults import explained
 from dclr.training.lock import FolderTaken, RunLock
 from dclr.training.progress import description, say
 from dclr.training.resume import check_resume
@@ -78,7 +79,8 @@ def _trainer(config: PretrainConfig, videos: VideoDataset, device: torch.device,
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or else cuBLAS refuses
     torch.use_deterministic_algorithms(train.deterministic)
     torch.backends.cudnn.benchmark = not train.deterministic
-    loader = _build_loader(config, videos, planes=device.type == "cuda")
+    with explained():
+        loader = _build_loader(config, videos, planes=device.type == "cuda")
     torch.manual_seed(train.seed)
     method = build_method(config.method, encoder or build_encoder(config.encoder), config.augment)
     return Trainer(config, method, loader, device, videos.digest)

@@ -18,12 +18,13 @@ from tqdm import tqdm
 from dclr.augment import Draw
 from dclr.config import ConfigError, PretrainConfig, save, to_dict
 from dclr.data import Batch, to_device
-from dclr.distributed import broadcast_from_first, is_first, largest_over_ranks, mean_over_ranks, rank, world
+from dclr.distributed import broadcast_from_first, is_first, largest_over_ranks, mean_over_ranks, note_step, rank, world
 from dclr.errors import RunError
 from dclr.methods import Method, Output
 from dclr.phases import phase
 from dclr.training.checkpoint import LAST, CheckpointError, load_state, save_checkpoint
 from dclr.training.failures import Failures
+from dclr.training.faults import explained
 from dclr.training.health import Watch, effective_rank, spread
 from dclr.training.interrupts import Stopped, StopRequest
 from dclr.training.lock import RunLock
@@ -105,7 +106,8 @@ class Trainer:
     def run(self) -> None:
         """Train to the last epoch, saving on the way; see `pretrain` for what it raises. The folder is free then."""
         try:
-            self._run()
+            with explained():
+                self._run()
         finally:
             if self.lock is not None:
                 self.lock.release()
@@ -217,6 +219,7 @@ class Trainer:
         start = time.perf_counter()
         with phase("load"):
             batch = next(batches)
+        note_step(self.global_step + 1)
         views, videos = batch.clips.shape[:2]
         self.meter.add(views * videos * world(), time.perf_counter() - start)
         for failure in self.failures.add(batch.failures):

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from dclr.data.clips import Sample, collate
 from dclr.distributed import choose_device, gather_rows, process_group, rank, world
 from dclr.methods import METHODS
 from dclr.methods.base import Method, Output
+from dclr.training import find_checkpoint, load_checkpoint
 from dclr.training.trainer import Trainer
 
 VIDEOS = 16
@@ -35,6 +37,10 @@ class FakeConfig:
     signal_at: int = -1
     """Forward in which process `signal_rank` sends itself a SIGTERM."""
     signal_rank: int = 0
+    kill_at: int = -1
+    """Forward in which process `signal_rank` is killed, in its first life."""
+    hang_at: int = -1
+    """Video after so many of which process `signal_rank` hangs for longer than the others wait."""
 
     crops = 1
 
@@ -73,6 +79,9 @@ class FakeMethod(Method):
     def forward(self, batch, draw):
         if self.forwards == self.config.signal_at and rank() == self.config.signal_rank:
             os.kill(os.getpid(), signal.SIGTERM)
+        first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if self.forwards == self.config.kill_at and rank() == self.config.signal_rank and first_life:
+            os.kill(os.getpid(), signal.SIGKILL)
         n = batch.clips.shape[1]
         clip = batch.clips.flatten(0, 1).permute(0, 4, 1, 2, 3).float() / 255
         noise = draw.uniform(2, n, 0.5, 1.5)
@@ -99,14 +108,18 @@ class FakeMethod(Method):
 class FakeClips(Dataset):
     """Noise; the videos in `unreadable` come as their neighbours."""
 
-    def __init__(self, unreadable=()):
-        self.unreadable = unreadable
+    def __init__(self, unreadable=(), hang_at=-1):
+        self.unreadable, self.hang_at, self.given = unreadable, hang_at, 0
 
     def __len__(self):
         return VIDEOS
 
     def __getitem__(self, key):
         epoch, index, *_ = key
+        if self.given == self.hang_at:
+            time.sleep(20)
+            os._exit(3)
+        self.given += 1
         generator = torch.Generator().manual_seed(1000 * epoch + index)
         clips = torch.randint(256, (2, 4, 7, 7, 3), generator=generator, dtype=torch.uint8)
         failures = (VideoError(f"video{index}.avi", "broken"),) if index in self.unreadable else ()
@@ -127,18 +140,21 @@ def fake_config(output, epochs=3, batch=4, accumulate=1, optim=None, **method):
 def fake_trainer(config, unreadable=()):
     batch = config.train.batch // config.train.accumulate
     sampler = EpochSampler(VIDEOS, batch, seed=config.train.seed, rank=rank(), world=world())
-    loader = DataLoader(FakeClips(unreadable), batch_sampler=sampler, collate_fn=collate)
+    hang_at = config.method.hang_at if rank() == config.method.signal_rank else -1
+    loader = DataLoader(FakeClips(unreadable, hang_at), batch_sampler=sampler, collate_fn=collate)
     torch.manual_seed(config.train.seed)
     return Trainer(config, FakeMethod(config.method), loader, torch.device("cpu"), "fakes")
 
 
 def main(output, *settings):
-    """One process of a run; gradients of its first step are saved beside its log."""
+    """One process of a run, which goes on from its checkpoint where there is one."""
     register()
     torch.set_num_threads(1)
     values = {key: int(value) for key, _, value in (setting.partition("=") for setting in settings)}
-    with process_group(choose_device("cpu")):
+    with process_group(choose_device("cpu"), timeout=0.1):
         trainer = fake_trainer(fake_config(output, **values))
+        if find_checkpoint(output).exists():
+            trainer.load(load_checkpoint(output))
         trainer.run()
 
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from dclr.config import PretrainConfig, to_dict
-from dclr.methods import DCLRConfig, build_method
+from dclr.methods import DCLRConfig, SimCLRConfig, build_method
+from dclr.methods.momentum import KeyQueue
+from dclr.methods.search import SearchQueue
 from dclr.models import build_encoder
 from dclr.training import CheckpointError, load_checkpoint, load_method, save_checkpoint
-from dclr.training.checkpoint import load_state
+from dclr.training.checkpoint import load_state, own_name
 from tests.training.fakes import FakeConfig, FakeMethod, fake_config, fake_trainer
 
 
@@ -142,3 +144,67 @@ def test_load_method_reads_runs_that_name_the_shared_colours_twice(tmp_path):
     values["method"]["color_shared"] = values["augment"]["color_shared"] = True
     save_checkpoint(tmp_path / "last.pt", {**state_of(), "config": values, "method": method.state_dict()})
     assert load_method(tmp_path / "last.pt").config.augment.color_shared
+
+
+def test_single_bits_and_pages_that_changed(tmp_path):
+    """torch loads nearly all of these in silence; the newest intact checkpoint is named."""
+    folder = tmp_path / "checkpoints"
+    last = folder / "last.pt"
+    for name in ("last.pt", "epoch_0008.pt", "epoch_0009.pt", "epoch_0010.pt"):
+        save_checkpoint(folder / name, state_of(1.0, size=20000))
+    whole = last.read_bytes()
+    (folder / "epoch_0010.pt").write_bytes(whole[:40000] + b"?" + whole[40001:])
+    for place in torch.randint(3000, 79000, (20,), generator=torch.Generator().manual_seed(0)).tolist():
+        last.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"last\.pt: truncated, damaged.*epoch_0009\.pt is intact"):
+            load_checkpoint(tmp_path)
+    for page in range(0, len(whole), 4096):
+        last.write_bytes(whole[:page] + bytes(4096) + whole[page + 4096 :])
+        with pytest.raises(CheckpointError, match=r"last\.pt: truncated, damaged"):
+            load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": None}, "not a checkpoint of dclr"),
+        ({"position": [1]}, "not a checkpoint of dclr"),
+        ({"method": {"head.weight": "x"}}, r"head\.weight is str, expected \(4, 6\)"),
+        ({"method": {"head.weight": torch.zeros(4, 6, dtype=torch.int8)}}, r"head\.weight is \(4, 6\) of integers"),
+        ({"method": {"head.weight": torch.full((4, 6), torch.nan)}}, r"head\.weight holds NaN or infinity"),
+        ({"optimizer": {"state": 5}}, "altered, or of another version"),
+        ({"meter": {}}, "altered, or of another version"),
+    ],
+)
+def test_altered_ones(tmp_path, change, message):
+    config = fake_config(tmp_path, epochs=1)
+    fake_trainer(config).run()
+    state = load_checkpoint(tmp_path)
+    for part, value in change.items():
+        state[part] = {**state[part], **value} if part == "method" else value
+    save_checkpoint(tmp_path / "checkpoints/last.pt", state)
+    with pytest.raises(CheckpointError, match=message):
+        fake_trainer(config).load(load_checkpoint(tmp_path))
+
+
+def test_a_queue_that_says_it_is_longer_than_it_is(tmp_path):
+    for queue in (KeyQueue(4, 2), SearchQueue(4, 2, 2)):
+        state = queue.state_dict()
+        state["_extra_state"] = {"pointer": 10**12, "size": 10**12}
+        with pytest.raises(CheckpointError, match=r"x\.pt: cannot be used \(a queue of 4 "):
+            load_state("x.pt", queue, state)
+
+
+def test_an_encoder_of_ones_own(tmp_path):
+    """Its run says so, and is read with one like it."""
+    method = FakeMethod(FakeConfig())
+    config = PretrainConfig(encoder=own_name(method.encoder), method=SimCLRConfig(hidden=8, dim=4))
+    assert config.encoder == "own:FakeEncoder"
+    built = build_method(config.method, method.encoder, config.augment)
+    save_checkpoint(tmp_path / "last.pt", {**state_of(), "config": to_dict(config), "method": built.state_dict()})
+    with pytest.raises(CheckpointError, match=r"its encoder was handed to pretrain\(\) as a module, FakeEncoder"):
+        load_method(tmp_path / "last.pt")
+    loaded = load_method(tmp_path / "last.pt", FakeMethod(FakeConfig()).encoder)
+    assert torch.equal(loaded.encoder.conv.weight, method.encoder.conv.weight)
+    with pytest.raises(ValueError, match="encoder: got Identity with feature_dim None, expected its channels"):
+        own_name(torch.nn.Identity())

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from dclr.distributed import choose_device, gather_rows, largest_over_ranks, mean_over_ranks, rank, world
+from dclr.methods import METHODS
 from dclr.training import load_checkpoint, read_metrics
+from dclr.training.resume import check_resume
+from tests.training.fakes import FakeConfig, FakeMethod, fake_config, fake_trainer
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -59,6 +62,48 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     assert codes == [1, 1]
     assert all("Stopped: stopped at step 3 of 12" in error for error in errors), errors
     assert load_checkpoint(tmp_path)["position"]["step"] == 3
+
+
+def test_a_killed_process_comes_back_from_the_last_checkpoint(tmp_path):
+    """`--max-restarts 1` of torchrun: what is left equals a run that nobody killed."""
+    flags = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "0.1"]
+    command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "tests.training.fakes"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, str(killed), "epochs=2", "kill_at=5", "signal_rank=1"],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert len(list((killed / "starts").iterdir())) == 2, "it was to be killed and to come back"
+    codes, errors = launch(2, whole, "epochs=2")
+    assert codes == [0, 0], errors
+    losses = [[(line["step"], line["loss"]) for line in read_metrics(run) if "loss" in line] for run in (whole, killed)]
+    assert losses[0] == losses[1] and len(losses[0]) == 8
+
+
+def test_two_processes_go_on_as_one(tmp_path, monkeypatch):
+    """Batches, draws, negatives and queues are the same, so that the one takes the steps that the two would have."""
+    monkeypatch.setitem(METHODS, "fake", (FakeConfig, FakeMethod))
+    codes, errors = launch(2, tmp_path / "two", "epochs=1", "batch_norm=0")
+    assert codes == [0, 0], errors
+    trainers = []
+    for name in ("one", "two"):
+        trainer = fake_trainer(fake_config(tmp_path / name, epochs=2, batch_norm=0))
+        if name == "two":
+            state = load_checkpoint(tmp_path / name)
+            (line,) = (line for line in check_resume(trainer, state) if "processes" in line)
+            assert "2 -> 1" in line
+            trainer.load(state)
+        trainer.run()
+        trainers.append(trainer.method.state_dict())
+    torch.testing.assert_close(*trainers, rtol=1e-5, atol=1e-5)
+
+
+def test_a_process_that_hangs_is_named(tmp_path):
+    """It hangs in decoding for the third step; the other waits for six seconds."""
+    _, errors = launch(2, tmp_path, "hang_at=4", "signal_rank=1")
+    assert "a process no longer answers: the others are at step 3, process 1 got its last videos at 2" in errors[0]
 
 
 def test_alone_everything_is_the_identity():

@@ -2,13 +2,18 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from dclr.config import ConfigError, PretrainConfig, to_dict
-from dclr.training import CheckpointError, load_checkpoint
+from dclr.config import ConfigError, DataConfig, PretrainConfig, TrainConfig, to_dict
+from dclr.data.synth import SynthConfig, synthesize
+from dclr.methods import ClassifierConfig, DCLRConfig, DCLRReleaseConfig, DualVarConfig, FAMEConfig, MoCoConfig
+from dclr.methods.search import SearchConfig
+from dclr.training import CheckpointError, Stopped, load_checkpoint, read_metrics, ready_trainer
 from dclr.training.lock import FolderTaken, RunLock
 from dclr.training.resume import FIXED, FREE, RATE, changed_settings, check_resume
 from tests.training.fakes import fake_config, fake_trainer
@@ -154,3 +159,73 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert "no locks on its file system (No locks available)" in RunLock(tmp_path).warning
+
+
+SMALL = {"hidden": 8, "dim": 4}
+METHODS = {
+    "moco": MoCoConfig(**SMALL, queue=12),
+    "fame": FAMEConfig(**SMALL, queue=12),
+    "dualvar": DualVarConfig(**SMALL, segment_dim=4),
+    "dclr": DCLRConfig(**SMALL, search=SearchConfig(k=2, queue=6, start=1, refresh=1)),
+    "dclr_release": DCLRReleaseConfig(**SMALL, queue=12, k=2),
+    "finetuning": ClassifierConfig(classes=8),
+}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("videos")
+    synthesize(root, SynthConfig(train=9, test=1, size=16, frames=8, blobs=2), progress=False)
+    return str(root)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_goes_on_in_the_midst_of_an_epoch(tmp_path, videos, name):
+    def trainer_of(output, resume=False):
+        config = PretrainConfig(
+            output=str(tmp_path / output), encoder="r2plus1d_tiny",
+            data=DataConfig("folder", videos, label="motion", frames=4, stride=1, size=16, workers=0),
+            train=TrainConfig(epochs=2, batch=3, log_every=1, device="cpu", tensorboard=False), method=METHODS[name],
+        )  # fmt: skip
+        return ready_trainer(config, torch.device("cpu"), resume)
+
+    whole = trainer_of("whole")
+    whole.run()
+    cut = trainer_of("parts")
+    after_step, steps = cut.method.after_step, []
+
+    def stopped_in_the_fourth():
+        after_step()
+        steps.append(1)
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    cut.method.after_step = stopped_in_the_fourth
+    with pytest.raises(Stopped):
+        cut.run()
+    rest = trainer_of("parts", resume=True)
+    assert (rest.epoch, rest.step_in_epoch) == (1, 1)
+    rest.run()
+    for key, value in whole.method.state_dict().items():
+        assert torch.equal(value, rest.method.state_dict()[key]) if isinstance(value, torch.Tensor) else True, key
+    assert [line["loss"] for line in read_metrics(whole.folder)[:-1]] == [
+        line["loss"] for line in read_metrics(rest.folder)[:-1]
+    ]
+
+
+def test_a_run_says_what_it_is_about_to_do(tmp_path, videos, capsys):
+    config = PretrainConfig(
+        output=str(tmp_path / "run"), encoder="r2plus1d_tiny", train=TrainConfig(epochs=2, device="cpu"),
+        data=DataConfig("folder", videos, label="motion", frames=4, stride=1, size=16, workers=0),
+    )  # fmt: skip
+    trainer = ready_trainer(config, torch.device("cpu"))
+    lines = capsys.readouterr().err.splitlines()
+    trainer.lock.release()
+    begins = [
+        "videos      9 in ", "unreadable  none known yet; others stand in for up to 4", "steps       1 an epoch of 9 ",
+        "device      1 x CPU", "parameters  ", f"output      {tmp_path}/run", "train.batch 64 -> 9, of 9 videos",
+        "method.search.queue 2048 -> 9, as an epoch brings 9 entries",
+    ]  # fmt: skip
+    assert len(lines) == len(begins)
+    assert all(line.startswith(begin) for line, begin in zip(lines, begins)), lines
+    assert "of which 0.2" in lines[4] and "M in r2plus1d_tiny" in lines[4]
