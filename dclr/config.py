@@ -310,5 +310,17 @@ def load(path: str | Path, base: PretrainConfig | None = None) -> PretrainConfig
         raise ConfigError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: got {type(values).__name__}, expected keys and values")
-    values.pop("run", None)
+    if values.pop("run", None) is not None:
+        values = of_saved_run(values)
     return update(base or PretrainConfig(), values)
+
+
+def of_saved_run(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a saved run, in which what has a key today and had none then is as it then was."""
+    optim = values.get("optim")
+    if not isinstance(optim, dict):
+        return values
+    optim = {"scale_lr": True, **optim}  # the rate grew with the batch, before there was a choice
+    if optim.get("clip") is None:
+        optim.pop("clip_start", None)  # was the first epoch of a clipping that is off
+    return {**values, "optim": optim}
