@@ -45,6 +45,11 @@ setup(
     extras_require={
         "test": test,
         "bench": ["pytest-benchmark>=5"],
+        "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+        "hub": ["huggingface_hub>=0.30"],
+        "wandb": ["wandb>=0.17"],
+        "mlflow": ["mlflow-skinny>=2.14"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     entry_points={"console_scripts": ["dclr = dclr.cli:main"]},
 )

@@ -30,7 +30,7 @@ def pretrain() -> str:
     """Of `dclr pretrain`."""
     presets = [
         name
-        for file in ("dclr", "moco", "fame", "dualvar", "small", "demo")
+        for file in ("small", "dclr", "moco", "fame", "dualvar", "demo")
         for name in names_in(f"presets/{file}.py", "PRESETS")
     ]
     methods = [name for name in names_in("methods/__init__.py", "METHODS") if name != "classifier"]
@@ -43,7 +43,7 @@ usage: dclr pretrain [--preset NAME] [--config FILE] [--method NAME] [--SECTION.
 
 Pretrain an encoder on videos.
 
-  dclr pretrain --data.dataset folder --data.root my_videos --output runs/mine
+  dclr pretrain --preset small --data.root my_videos --output runs/mine
   dclr pretrain --preset dclr_ucf101 --data.root /data/UCF-101 --encoder r3d_18
   dclr pretrain --preset fame_k400 --data.root /data/k400 --train.batch 256 --optim.scale-lr
   dclr pretrain --resume --output runs/mine

@@ -21,6 +21,7 @@ class TwoLayers(nn.Sequential):
         super().__init__(first, nn.BatchNorm3d(16), nn.ReLU(), second, nn.BatchNorm3d(32), nn.ReLU())
 
 
-config = PRESETS["small"]()
-config.data.root, config.output = sys.argv[1:3]
-print(dclr.pretrain(config, encoder=TwoLayers()))
+if __name__ == "__main__":  # the processes that decode import this file again
+    config = PRESETS["small"]()
+    config.data.root, config.output = sys.argv[1:3]
+    print(dclr.pretrain(config, encoder=TwoLayers()))

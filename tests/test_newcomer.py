@@ -13,8 +13,9 @@ from dclr.data.synth import SynthConfig, synthesize
 from dclr.training import read_metrics
 
 ROOT = Path(__file__).parents[1]
-# What makes the README's run one of seconds.
-SHORT = "--train.epochs 1 --train.device cpu --data.size 24 --data.workers 0"
+# What makes the README's run one of seconds, and spares each command the start of loader processes.
+SHORT = ["--train.epochs", "1", "--train.device", "cpu", "--data.size", "24"]
+HERE = ["--data.workers", "0"]
 
 
 def first(section, language, page="README.md"):
@@ -46,7 +47,7 @@ def run(folder):
         patch.chdir(folder)
         for line in lines:
             words = shlex.split(line)[1:]
-            main([*words, *(SHORT.split() if words[0] == "pretrain" else [])])
+            main([*words, *(SHORT if words[0] == "pretrain" else ()), *HERE])
     return folder / "runs" / "mine"
 
 
@@ -78,7 +79,7 @@ def test_further_commands_of_the_tutorial(run, folder, monkeypatch, verb):
     monkeypatch.chdir(folder)
     text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     (line,) = re.findall(rf"^dclr {verb} .*$", text, re.MULTILINE)
-    main(shlex.split(line)[1:])
+    main([*shlex.split(line)[1:], *(HERE if verb in ("knn", "linear") else ())])
 
 
 def test_examples(run, folder, monkeypatch, capsys):

@@ -2,64 +2,150 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
+import torch
+from torch import Tensor, nn
 
 import dclr
-from dclr.config import ConfigError, PretrainConfig, to_dict
-from dclr.evaluation.checkpoint import run_folder
+from dclr.config import ConfigError, to_dict
+from dclr.evaluation.checkpoint import Subject, load_subject, run_folder
 from dclr.files import write_or_explain
 from dclr.methods import method_name
-from dclr.training import load_method
+from dclr.visualize.card import model_card
+
+SUFFIXES = {"safetensors": ".safetensors", "torch_export": ".pt2", "onnx": ".onnx"}
+# Of the features of the file's encoder and of the checkpoint's; another program may sum in another order.
+TOLERANCE = 1e-4
 
 
 @dataclass
 class ExportConfig:
-    """Write the encoder of a checkpoint as one safetensors file."""
+    """Write the encoder of a checkpoint as one file."""
 
     checkpoint: str
-    """Run folder (its last checkpoint), or checkpoint file."""
+    """Run folder (its last checkpoint), checkpoint file, or weights of others as SOURCE:FILE."""
     output: str | None = None
-    """File *.safetensors, replaced where there is one; by default <run>/encoder.safetensors."""
+    """File, replaced where there is one; by default <run>/encoder with the format's suffix."""
+    format: Literal["safetensors", "torch_export", "onnx"] = "safetensors"
+    """safetensors: weights; torch_export: a program for torch.export.load (*.pt2); onnx: a graph (*.onnx)."""
+    card: bool = False
+    """Also write a model card beside it: what it takes, how it was pretrained, evaluations and cost."""
 
 
 def export(config: ExportConfig) -> Path:
-    """Write the encoder of a checkpoint as one safetensors file, which `dclr.models.load_encoder` reads.
+    """Write the encoder of a checkpoint as one file, after its features were compared with the checkpoint's.
 
-    Keys are those of the encoder's `state_dict()`: for r2plus1d_18, r3d_18 and mc3_18 torchvision's without `fc.*`.
+    The file holds the preprocessing in its metadata. Its encoder maps clips (b, 3, T, H, W), normalised, to features
+    (b, C, T', H', W'); a program or graph takes any b, and T, H, W of the pretraining. A safetensors file is read by
+    `load_encoder`; its keys are those of the encoder's `state_dict()`: for r2plus1d_18, r3d_18 and mc3_18
+    torchvision's without `fc.*`.
 
     Returns:
         The file.
+
+    Raises:
+        ConfigError: `output` has another suffix, or what the format needs is not installed.
+        OSError, WeightsError: the checkpoint cannot be read, or the file not be written.
+        RuntimeError: the features differ; nothing was written.
     """
-    default = run_folder(config.checkpoint) / "encoder.safetensors"
-    path = Path(config.output).expanduser() if config.output else default
+    suffix = SUFFIXES[config.format]
+    path = Path(config.output).expanduser() if config.output else run_folder(config.checkpoint) / f"encoder{suffix}"
     # Whatever lies there is replaced, which nobody wants of a checkpoint.
-    if path.suffix != ".safetensors":
-        raise ConfigError(f"output: got {config.output}, expected a file *.safetensors")
-    method, pretraining, position = load_method(config.checkpoint)
-    metadata = _metadata(pretraining, position, method.encoder.feature_dim)
-    write_or_explain(path, safetensors.torch.save(method.encoder.state_dict(), metadata))
-    print(f"{path}: {pretraining.encoder}, {metadata['feature_dim']} features, {metadata['epoch']} epochs")
+    if path.suffix != suffix:
+        raise ConfigError(f"output: got {config.output}, expected a file *{suffix}")
+    subject = load_subject(config.checkpoint)
+    metadata = _metadata(subject)
+    data = subject.pretraining.data
+    clips = torch.randn((2, 3, data.frames, data.size, data.size), generator=torch.Generator().manual_seed(0))
+    content, again = _FORMATS[config.format](subject.encoder, clips, metadata)
+    _require_same(subject.encoder, again, clips)
+    write_or_explain(path, content)
+    length = "" if subject.epoch is None else f", {subject.epoch} epochs"
+    print(f"{path}: {subject.name}, {metadata['feature_dim']} features{length}")
+    if config.card:
+        card = path.with_suffix(".md")
+        write_or_explain(card, model_card(subject, path, run_folder(config.checkpoint)).encode())
+        print(card)
     return path
 
 
-def _metadata(pretraining: PretrainConfig, position: dict[str, Any], feature_dim: int) -> dict[str, str]:
-    """What the file says of itself; safetensors takes strings alone, so lists are JSON."""
+Written = tuple[bytes, Callable[[Tensor], Tensor]]
+
+
+def _safetensors(encoder: nn.Module, clips: Tensor, metadata: dict[str, str]) -> Written:
+    content = safetensors.torch.save(encoder.state_dict(), metadata)
+    state = safetensors.torch.load(content)
+
+    def again(clips: Tensor) -> Tensor:
+        return torch.func.functional_call(encoder, state, (clips,))
+
+    return content, again
+
+
+def _torch_export(encoder: nn.Module, clips: Tensor, metadata: dict[str, str]) -> Written:
+    program = torch.export.export(encoder, (clips,), dynamic_shapes=({0: torch.export.Dim("clips")},))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
+    return buffer.getvalue(), torch.export.load(io.BytesIO(buffer.getvalue())).module()
+
+
+def _onnx(encoder: nn.Module, clips: Tensor, metadata: dict[str, str]) -> Written:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"format: onnx needs {error.name}, which is not installed: pip install dclr[onnx]") from error
+    shapes = ({0: torch.export.Dim("clips")},)
+    names = {"input_names": ["clips"], "output_names": ["features"]}
+    program = torch.onnx.export(encoder, (clips,), dynamo=True, dynamic_shapes=shapes, verbose=False, **names)
+    model = program.model_proto
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def again(clips: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"clips": clips.numpy()})[0])
+
+    return content, again
+
+
+_FORMATS = {"safetensors": _safetensors, "torch_export": _torch_export, "onnx": _onnx}
+
+
+def _require_same(encoder: nn.Module, again: Callable[[Tensor], Tensor], clips: Tensor) -> None:
+    """Features of what was written, for one clip and for several, against the encoder's own."""
+    with torch.no_grad():
+        for some in (clips[:1], torch.cat([clips, clips[:1]])):
+            expected, found = encoder(some), again(some)
+            scale = expected.abs().max().clamp(min=1)
+            if found.shape != expected.shape or (found - expected).abs().max() > TOLERANCE * scale:
+                raise RuntimeError(f"the exported encoder's features of {len(some)} clips are not the checkpoint's")
+
+
+def _metadata(subject: Subject) -> dict[str, str]:
+    """What the file says of itself; all three formats take strings alone, so lists are JSON."""
+    pretraining = subject.pretraining
     data, augment = pretraining.data, pretraining.augment
+    own: dict[str, Any] = {}
+    if subject.epoch is not None:
+        own = {"epoch": str(subject.epoch), "method": method_name(pretraining.method)}
+        own["config"] = json.dumps(to_dict(pretraining))
     return {
-        "encoder": pretraining.encoder,
-        "feature_dim": str(feature_dim),
+        "encoder": subject.name,
+        "feature_dim": str(subject.encoder.feature_dim),
         "frames": str(data.frames),
         "stride": str(data.stride),
         "size": str(data.size),
         "mean": json.dumps(augment.mean),
         "std": json.dumps(augment.std),
-        "epoch": str(position["epoch"]),
-        "method": method_name(pretraining.method),
         "dclr": dclr.__version__,
-        "config": json.dumps(to_dict(pretraining)),
+        **own,
     }

@@ -99,11 +99,11 @@ def read_encoder(path: str | os.PathLike, name: str | None = None) -> EncoderFil
     """
     file, given = split_source(path)
     entries, about = _entries(file)
-    config = about.get("config") or {}
-    name, tensors, matched = recognise(file, entries, name or config.get("encoder") or about.get("encoder"))
+    said = (about.get("config") or {}).get("encoder") or about.get("encoder")
+    name, tensors, matched = recognise(file, entries, name or said)
     encoder = build_encoder(name)
     encoder.load_state_dict(tensors)
-    preprocessing = _preprocessing(config, given, name)
+    preprocessing = _preprocessing(about, given, name)
     encoder.preprocessing = preprocessing
     return EncoderFile(file, name, encoder.eval(), preprocessing, about, matched)
 
@@ -124,11 +124,14 @@ def absolute(path: str | os.PathLike) -> str:
     return f"{given}:{os.path.abspath(file)}" if given else os.path.abspath(file)
 
 
-def _preprocessing(config: Mapping[str, Any], source: str | None, name: str) -> Preprocessing:
-    if config:
-        values = {**config.get("data", {}), **config.get("augment", {})}
-        known = {key: values[key] for key in ("frames", "stride", "size", "mean", "std") if key in values}
-        return Preprocessing(**{key: tuple(value) if key in ("mean", "std") else value for key, value in known.items()})
+def _preprocessing(about: Mapping[str, Any], source: str | None, name: str) -> Preprocessing:
+    """What the file says of it, or else what is known of its source."""
+    config = about.get("config") or {}
+    said = {**config.get("data", {}), **config.get("augment", {}), **about.get("preprocessing", {})}
+    fields = ("frames", "stride", "size", "mean", "std")
+    known = {key: tuple(said[key]) if key in ("mean", "std") else said[key] for key in fields if key in said}
+    if known:
+        return Preprocessing(**known)
     found = SOURCES[source] if source else Preprocessing()
     # FAME pretrained its I3D, and only that, on larger clips.
     return replace(found, size=224) if source == "fame" and name == "i3d" else found
@@ -159,7 +162,9 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except SafetensorError as error:
         raise WeightsError(f"{path}: truncated, or not a safetensors file ({error})") from error
     about = {key: metadata[key] for key in ("encoder",) if key in metadata}
+    seen = ("frames", "stride", "size", "mean", "std")
     with contextlib.suppress(json.JSONDecodeError):
+        about["preprocessing"] = {key: json.loads(metadata[key]) for key in seen if key in metadata}
         about["config"] = json.loads(metadata["config"]) if "config" in metadata else {}
         about["epoch"] = int(metadata["epoch"]) if metadata.get("epoch", "").isdecimal() else None
     return tensors, {key: value for key, value in about.items() if value}

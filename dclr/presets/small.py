@@ -8,19 +8,17 @@ from dclr.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig
 from dclr.methods.dclr import AlignmentConfig, DCLRConfig, LossWeights, RefineConfig
 from dclr.methods.search import SearchConfig
 from dclr.methods.simclr import SimCLRConfig
-
-# What a short run with a narrow encoder needs of any contrastive method.
-SHORT = {"temperature": 0.1, "dim": 64, "hidden": 96, "center": True}
+from dclr.presets.demo import SHORT
 
 
 def small() -> PretrainConfig:
     """L_VS and L_VD on a folder of videos, with a small encoder and small clips: minutes to an hour on a CPU."""
     off = {"search": SearchConfig(on=()), "alignment": AlignmentConfig(0), "refine": RefineConfig(False, False)}
     return PretrainConfig(
-        encoder="r2plus1d_tiny",
+        encoder="r2plus1d_micro",
         data=DataConfig(dataset="folder", frames=8, stride=4, size=32, scale=(0.4, 1.0)),
         optim=OptimConfig(optimizer="adamw", lr=0.003, milestones=(0.75,), warmup=20),
-        train=TrainConfig(epochs=30, batch=16, fold=True, static_once=True),
+        train=TrainConfig(epochs=100, batch=16, fold=True, static_once=True),
         method=DCLRConfig(losses=LossWeights(vs=1, vd=1, sd=0), **off, **SHORT),
     )
 

@@ -1,20 +1,24 @@
 """Exported encoders: the way back gives the same features, the file says what it is, and errors name it."""
 
 import json
+import sys
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import dclr
 from dclr.cli import main
-from dclr.commands.export import ExportConfig, export
-from dclr.config import PretrainConfig, to_dict, update
+from dclr.commands.export import _FORMATS, ExportConfig, export
+from dclr.config import ConfigError, PretrainConfig, to_dict, update
 from dclr.data.synth import SynthConfig, synthesize
 from dclr.methods import build_method
 from dclr.models import build_encoder, load_encoder
-from dclr.training import load_method, save_checkpoint
+from dclr.training import append_metrics, load_method, save_checkpoint
+
+DATA = {"frames": 8, "stride": 4, "size": 32}
 
 
 def save_run(folder, encoder, **values):
@@ -31,9 +35,8 @@ def save_run(folder, encoder, **values):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    data = {"frames": 8, "stride": 4, "size": 32}
     augment = {"mean": [0.5, 0.25, 0.125], "std": [0.2, 0.3, 0.4]}
-    return save_run(tmp_path_factory.mktemp("run"), "r2plus1d_tiny", data=data, augment=augment)
+    return save_run(tmp_path_factory.mktemp("run"), "r2plus1d_tiny", data=DATA, augment=augment)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def exported(run):
 
 @pytest.mark.parametrize("name", ["r2plus1d_tiny", "r2plus1d_vcop", "mc3_18", "s3dg"])
 def test_the_way_back_gives_the_same_features(tmp_path, name):
-    path = export(ExportConfig(str(save_run(tmp_path, name))))
+    path = export(ExportConfig(str(save_run(tmp_path, name, data=DATA))))
     expected = load_method(tmp_path).encoder.eval()
     encoder = load_encoder(path)
     assert not encoder.training and encoder.feature_dim == expected.feature_dim
@@ -74,6 +77,78 @@ def test_metadata(run, exported):
         "method": "simclr",
         "dclr": dclr.__version__,
     }
+
+
+CLIPS = torch.randn(3, 3, 8, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_tiny", "vit_tiny"])
+def test_torch_export(tmp_path, name):
+    save_run(tmp_path, name, data=DATA)
+    path = export(ExportConfig(str(tmp_path), format="torch_export"))
+    extra = {"metadata.json": ""}
+    program = torch.export.load(path, extra_files=extra)
+    metadata = json.loads(extra["metadata.json"])
+    assert path.name == "encoder.pt2" and metadata["encoder"] == name and json.loads(metadata["std"])
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(CLIPS), load_encoder(tmp_path)(CLIPS), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_tiny", "vit_tiny"])
+def test_onnx(tmp_path, name):
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    save_run(tmp_path, name, data=DATA)
+    path = export(ExportConfig(str(tmp_path), format="onnx"))
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert path.name == "encoder.onnx" and metadata["encoder"] == name and metadata["frames"] == "8"
+    (found,) = onnxruntime.InferenceSession(path).run(None, {"clips": CLIPS.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), load_encoder(tmp_path)(CLIPS), rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_says_what_it_needs(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"format: onnx needs onnxruntime, .* pip install dclr\[onnx\]"):
+        export(ExportConfig(str(run), format="onnx"))
+
+
+def test_what_differs_is_not_written(run, tmp_path, monkeypatch):
+    def wrong(encoder, clips, metadata):
+        return b"x", lambda clips: encoder(clips) + 1e-2
+
+    monkeypatch.setitem(_FORMATS, "torch_export", wrong)
+    with pytest.raises(RuntimeError, match="features of 1 clips are not the checkpoint's"):
+        export(ExportConfig(str(run), str(tmp_path / "x.pt2"), format="torch_export"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_card(run, tmp_path):
+    record = {"evaluation": "knn", "top1": 41.5, "chance": {"top1": 12.5}, "protocol": "by hand", "epoch": 3}
+    append_metrics(run / "knn_folder", record)
+    path = export(ExportConfig(str(run), str(tmp_path / "x.safetensors"), card=True))
+    card = path.with_suffix(".md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "dclr"
+    for part in ("# r2plus1d_tiny, simclr", "top1 41.50 (chance 12.50)", "1. by hand", "8 frames, every 4", "Cost: "):
+        assert part in card
+
+
+def test_weights_of_others_are_exported(tmp_path):
+    torch.save(build_encoder("r2plus1d_tiny").state_dict(), tmp_path / "w.pt")
+    path = export(ExportConfig(f"dualvar:{tmp_path}/w.pt", card=True))
+    assert path == tmp_path / "encoder.safetensors" and load_encoder(path).preprocessing.stride == 4
+    assert "Weights of others: 144 tensors of r2plus1d_tiny" in path.with_suffix(".md").read_text()
+
+
+def test_hub(run, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    from dclr.models.hub import HubEncoder
+
+    HubEncoder.of(str(run)).save_pretrained(tmp_path / "hub")
+    found = HubEncoder.from_pretrained(tmp_path / "hub")
+    assert found.preprocessing == load_encoder(run).preprocessing
+    with torch.no_grad():
+        assert torch.equal(found(CLIPS), load_encoder(run)(CLIPS))
 
 
 def test_output_is_replaced_in_one_piece(run, exported, tmp_path, capsys):

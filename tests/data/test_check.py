@@ -82,7 +82,8 @@ def test_without_reading(tmp_path):
     touch(tmp_path, "run/a.mp4", "run/._b.mp4", "jump/c.mp4")
     found = checked(tmp_path, read=False)
     assert [(part.subset, part.listed, part.official, part.classes) for part in found.parts] == [("train", 2, None, 2)]
-    assert not found.frames and "passed over 1 hidden or system entries" in found.notes
+    assert not found.frames and found.notes[0] == "folder: passed over 1 hidden or system entries"
+    assert sum("passed over" in note for note in found.notes) == 1
 
 
 def test_names_that_are_not_text(tmp_path, capsys):
