@@ -251,6 +251,26 @@ def _finetune(argv: list[str]) -> None:
         _draw_curves(record["checkpoint"])
 
 
+def _by_recipe(name: str) -> Callable[[list[str]], None]:
+    """As `_call_of`, with --recipe for the configuration that flags are laid over."""
+
+    def call(argv: list[str]) -> None:
+        import tyro
+
+        from dclr.config import ConfigError
+        from dclr.flags import take
+
+        command = _command(name)
+        options, rest = take(argv, values=("--recipe",))
+        try:
+            default = command.config_of(name, options.get("--recipe"), tyro.MISSING)
+        except ConfigError as error:
+            raise UsageError(str(error)) from error
+        getattr(command, name)(_parse(name, rest, default))
+
+    return call
+
+
 def _ablate(argv: list[str]) -> None:
     from dclr.flags import take
 
@@ -287,21 +307,28 @@ VERBS: dict[str, Verb] = {
     ),
     "evaluate": Verb(
         "evaluate",
-        "Linear probe, nearest neighbours and retrieval of a checkpoint, each video encoded once; --protocols.",
-        "EvaluateConfig",
-        _ON_CHECKPOINT,
+        "Linear probe, nearest neighbours and retrieval in one, each video encoded once; --recipe as below.",
+        call=_by_recipe("evaluate"),
     ),
-    "linear": Verb("evaluate", "Linear probe of a checkpoint on a dataset.", "LinearProbeConfig", _ON_CHECKPOINT),
+    "linear": Verb(
+        "evaluate",
+        "Linear probe of a checkpoint on a dataset; --recipe dclr, fame, videomoco.",
+        call=_by_recipe("linear"),
+    ),
     "finetune": Verb(
         "finetune",
         "Train a checkpoint's encoder with a classifier on a dataset, and test it; --recipe dclr, fame, dualvar_...",
         call=_finetune,
     ),
     "retrieve": Verb(
-        "evaluate", "Nearest-neighbour retrieval with the features of a checkpoint.", "RetrieveConfig", _ON_CHECKPOINT
+        "evaluate",
+        "Nearest-neighbour retrieval with the features of a checkpoint; --recipe dclr, literal, fame, dualvar.",
+        call=_by_recipe("retrieve"),
     ),
     "knn": Verb(
-        "evaluate", "Classify the test videos by a vote of the nearest training videos.", "KnnConfig", _ON_CHECKPOINT
+        "evaluate",
+        "Classify the test videos by a vote of the nearest training videos.",
+        call=_by_recipe("knn"),
     ),
     "extract": Verb(
         "extract",
@@ -316,7 +343,10 @@ VERBS: dict[str, Verb] = {
         _ON_CHECKPOINT,
     ),
     "export": Verb(
-        "export", "Write the encoder of a checkpoint as a safetensors file.", "ExportConfig", _ON_CHECKPOINT
+        "export",
+        "Write the encoder of a checkpoint as weights, a program or an ONNX graph.",
+        "ExportConfig",
+        _ON_CHECKPOINT,
     ),
     "synth": Verb(
         "synth", "Write a labelled set of videos in which motion and scene are independent.", "SynthCommand", ("root",)

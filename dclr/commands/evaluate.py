@@ -13,6 +13,7 @@ from dclr.config import ConfigError
 from dclr.distributed import choose_device
 from dclr.evaluation import LinearConfig, classify_by_layer, classify_by_neighbours, retrieval
 from dclr.evaluation.checkpoint import Evaluated, EvaluationConfig, features_of
+from dclr.evaluation.recipes import RECIPES
 from dclr.evaluation.records import add_record, add_summary
 from dclr.evaluation.targets import in_words, targets_of
 from dclr.suggest import nearest as nearest_name
@@ -108,6 +109,41 @@ class EvaluateConfig(LinearOptions, LeaveOneOutConfig):
     """Of the retrieval."""
     knn: KnnOptions = field(default_factory=KnnOptions)
     """Of the nearest-neighbour classification."""
+
+
+_CONFIGS = {
+    "evaluate": EvaluateConfig,
+    "linear": LinearProbeConfig,
+    "knn": KnnConfig,
+    "retrieve": RetrieveConfig,
+}
+
+
+def config_of(verb: str, recipe: str | None, checkpoint: Any) -> Any:
+    """The configuration of a verb, by one of `dclr.evaluation.recipes.RECIPES`.
+
+    Raises:
+        ConfigError: there is no such recipe, or its source has no such evaluation.
+    """
+    config = _CONFIGS[verb](checkpoint)
+    if recipe is None:
+        return config
+    if recipe not in RECIPES:
+        raise ConfigError(f"recipe: got {recipe!r}{nearest_name(recipe, RECIPES)}")
+    found = RECIPES[recipe]
+    if verb in ("linear", "retrieve") and getattr(found, verb) is None:
+        having = ", ".join(name for name, other in RECIPES.items() if getattr(other, verb) is not None)
+        raise ConfigError(f"recipe: got {recipe}, whose source has no such evaluation; expected one of {having}")
+    config.data = replace(config.data, **found.data)
+    if verb in ("evaluate", "linear") and found.linear is not None:
+        config.linear = found.linear
+    if verb == "retrieve":
+        config = replace(config, **found.retrieve)
+    if verb == "evaluate":
+        names = [name for name in ("linear", "knn", "retrieve") if name == "knn" or getattr(found, name) is not None]
+        config.protocols = ",".join(names)
+        config.retrieve = replace(config.retrieve, **(found.retrieve or {}))
+    return config
 
 
 class Result(NamedTuple):

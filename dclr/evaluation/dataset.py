@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from dclr.config import ConfigError, DataConfig, at_least
+from dclr.config import ConfigError, DataConfig, at_least, default_workers
 from dclr.data import EvaluationClips, VideoDataset, load_dataset
 from dclr.distributed import is_first
 
@@ -52,8 +52,8 @@ class EvaluationDataConfig:
     """Evenly spaced clips of each video."""
     test_crop: Literal["square_resize", "native", "short128"] = "square_resize"
     """Of each frame the largest centred square, resized; its centre as it is; or that of a short side of 128."""
-    workers: int = 4
-    """Loader processes on each rank."""
+    workers: int = field(default_factory=default_workers)
+    """Loader processes on each rank; by default as many as it has cores, at most 4."""
     batch_videos: int = 4
     """Videos in one forward of the encoder."""
     allow_missing: bool = False

@@ -221,3 +221,38 @@ def test_commands(run, capsys):  # noqa: F811
     assert "±" in capsys.readouterr().out
     main(["retrieve", *common, "--leave-one-out"])
     assert "leave-one-out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "verb, recipe, words",
+    [
+        (
+            "linear",
+            "fame",
+            ["lr 30 wd 0 m 0.9 batch 256, 100 epochs of 1 random clips a video, x0.1 at", "native"],
+        ),
+        ("linear", "videomoco", ["lr 30 wd 0 m 0.9 batch 256, 100 epochs, x0.1 at 60,80", "cached features:"]),
+        ("linear", "dclr", ["lr 5 wd 0 m 0.9 batch 128, 10 epochs, x0.1 at 6,8", "square_resize"]),
+        ("retrieve", "literal", ["not centred", "each l2-normalised"]),
+        ("retrieve", "dualvar", ["stride 4", "short128", "transductive", "clips a video, mean over clips"]),
+        ("evaluate", "dualvar", ["stride 4"]),
+    ],
+)
+def test_recipes_are_the_published_ones(run, capsys, verb, recipe, words):  # noqa: F811
+    flags = ["--data.clips", "2", "--data.workers", "0", "--device", "cpu"]
+    main([verb, "--checkpoint", str(run), "--recipe", recipe, *flags])
+    out = capsys.readouterr().out
+    assert all(word in out for word in words), out
+
+
+def test_recipes_that_are_not_there(run, capsys):  # noqa: F811
+    for argv, message in (
+        (
+            ["linear", "--recipe", "dualvar"],
+            "recipe: got dualvar, whose source has no such evaluation; expected one of",
+        ),
+        (["knn", "--recipe", "fane"], "recipe: got 'fane'; did you mean fame?"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*argv, "--checkpoint", str(run)])
+        assert message in capsys.readouterr().err

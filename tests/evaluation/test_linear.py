@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dclr.evaluation import Features, LinearConfig, linear_probe
-from dclr.evaluation.linear import _fit, _initial_layer, _inputs, video_scores
+from dclr.evaluation.linear import _first_of_each, _fit, _initial_layer, _inputs, video_scores
 
 
 def separable(videos, seed, clips=4, dim=16, classes=5, noise=0.3):
@@ -135,3 +135,18 @@ UNKNOWN = separable(5, 1)._replace(labels=torch.full((5,), -1))
 def test_bad_input(train, test, options, message):
     with pytest.raises(ValueError, match=message):
         linear_probe(train, test, **options)
+
+
+def test_one_clip_of_each_video_in_an_epoch():
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    for count in (1, 2, 4):
+        chosen = _first_of_each(order, clips=4, count=count).tolist()
+        expected, seen = [], []
+        for clip in order.tolist():
+            seen.append(clip // 4)
+            if seen.count(clip // 4) <= count:
+                expected.append(clip)
+        assert chosen == expected
+    train, test = separable(40, 0, noise=1.0), separable(30, 1)
+    protocol = linear_probe(train, test, LinearConfig(clips=1))["protocol"]
+    assert "10 epochs of 1 random clips a video" in protocol
