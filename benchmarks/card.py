@@ -134,7 +134,13 @@ def measure(plan: Plan) -> list[Step]:
     return [*rows, step, *rest, plan.benchmark("overhead", "", 30)]
 
 
-STAGES: dict[str, Callable[[Plan], list[Step]]] = {"correct": correct, "measure": measure}
+def train(plan: Plan) -> list[Step]:
+    """What the terms of the objective learn, in three seeds."""
+    output = str(plan.output / "ablation")
+    return [plan.module("ablation", 900, "benchmarks.card_train", "--device", plan.device, "--output", output)]
+
+
+STAGES: dict[str, Callable[[Plan], list[Step]]] = {"correct": correct, "measure": measure, "train": train}
 
 
 def run(steps: Sequence[Step], plan: Plan, seconds: float) -> list[Outcome]:

@@ -63,7 +63,7 @@ def test_losses_are_compared_from_the_first_step_on():
         compare([8.0], [8.0, 4.0])
 
 
-@pytest.mark.parametrize("stage", ["correct"])
+@pytest.mark.parametrize("stage", ["correct", "train"])
 def test_a_rehearsal_from_beginning_to_end(stage, tmp_path):
     """Every step of the stage on a CPU; those that need a card have nothing to do there, and say so."""
     command = ["bash", str(harness.ROOT / "scripts" / "gpu_check.sh"), "--stage", stage, "--device", "cpu"]
@@ -74,4 +74,5 @@ def test_a_rehearsal_from_beginning_to_end(stage, tmp_path):
     steps = card.STAGES[stage](Plan("cpu", tmp_path))
     results = {name: check["result"] for name, check in report["checks"].items()}
     assert results == {step.name: "passed" for step in steps}
-    assert report["rows"] and report["commit"] and report["versions"]["torch"]
+    if any(step.rows for step in steps):
+        assert report["rows"] and report["commit"] and report["versions"]["torch"]

@@ -256,18 +256,8 @@ def test_names_with_blanks_and_bytes_that_are_no_text(tmp_path, videos):
     with open(os.path.join(root, b"a", b"broken\xff.mp4"), "wb") as file:
         file.write(b"no video")
     run = tmp_path / "my run"
-    flags = [
-        *SMALL,
-        "--data.root",
-        os.fsdecode(root),
-        "--output",
-        str(run),
-        "--train.epochs",
-        "2",
-        "--method",
-        "simclr",
-    ]
-    flags.remove("--data.label"), flags.remove("motion")
+    without_label = [*SMALL[:4], *SMALL[6:]]
+    flags = [*without_label, "--data.root", os.fsdecode(root), "--output", str(run), "--method", "simclr"]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", "dclr", "pretrain", *flags, "--train.epochs", "2"]
     done = subprocess.run(command, capture_output=True, env=environment)

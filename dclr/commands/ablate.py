@@ -89,13 +89,18 @@ def _gpu_run() -> PretrainConfig:
         encoder="r2plus1d_vcop",
         data=dataclasses.replace(run.data, frames=16, size=64, workers=8, cache=None),
         optim=dataclasses.replace(run.optim, lr=0.002, warmup=200),
-        train=dataclasses.replace(run.train, epochs=20, batch=64, device="cuda", precision="bf16"),
+        train=dataclasses.replace(run.train, epochs=20, batch=64, device="cuda", precision="bf16", fold=False),
     )
+
+
+def _cpu_run() -> PretrainConfig:
+    run = demo_vanilla()
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, epochs=16))
 
 
 SIZES = {
     # 16 x 32 steps: a momentum of 0.999 would leave most of the initial weights to the end.
-    "cpu": Size(SynthConfig(), demo_vanilla(), dim=64, hidden=96, momentum=0.99),
+    "cpu": Size(SynthConfig(), _cpu_run(), dim=64, hidden=96, momentum=0.99),
     "gpu": Size(
         SynthConfig(train=20000, test=2000, size=72, frames=32, object_size=16),
         _gpu_run(),

@@ -199,20 +199,27 @@ class _Videos:
             raise ValueError(f'cache must be None or "memory", got {cache!r}')
         self.paths, self.index = paths, FrameIndex(paths)
         self.whole: dict[int, list[av.VideoFrame]] | None = {} if cache == "memory" else None
+        # The frames of the video that was just counted, which is asked for its clips next.
+        self.held: tuple[int, list[av.VideoFrame]] = -1, []
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker keeps videos of its own: frames cannot be pickled.
-        return {**self.__dict__, "whole": None if self.whole is None else {}}
+        return {**self.__dict__, "whole": None if self.whole is None else {}, "held": (-1, [])}
 
     def count(self, index: int) -> int:
-        return self.index.known(self.paths[index]).count if self.whole is None else len(self._frames(index))
+        if self.whole is not None:
+            return len(self._frames(index))
+        self.held = index, []
+        return self.index.known(self.paths[index], self.held[1]).count
 
     def clips(self, index: int, starts: Sequence[int], frames: int, stride: int, into: Callable) -> Any:
         """As `read_clips`."""
         path = self.paths[index]
-        if self.whole is None:
+        (held, whole), self.held = self.held, (-1, [])
+        if self.whole is not None:
+            whole = self._frames(index)
+        elif held != index or not whole:
             return read_clips(path, starts, frames, stride, into, self.index.known(path))
-        whole = self._frames(index)
         numbers_sf = np.add.outer(np.asarray(starts), stride * np.arange(frames))
         return make_clips(path, numbers_sf, partial(_chosen, whole), into, len(whole))
 

@@ -27,15 +27,18 @@ class FrameIndex:
     def __init__(self, paths: Iterable[str | os.PathLike]):
         self.files = [_IndexFile(*place) for place in _places(_shared_folder(paths))]
 
-    def known(self, path: str | os.PathLike) -> Known:
-        """What a video holds now: if it was changed since it was learned, it is learned again. Raises `VideoError`."""
+    def known(self, path: str | os.PathLike, held: list[av.VideoFrame] | None = None) -> Known:
+        """What a video holds now: if it was changed since it was learned, it is learned again. Raises `VideoError`.
+
+        held: as in `learn`; left as it is where nothing had to be decoded.
+        """
         path = os.path.abspath(path)
         stamp = _stamp(path)
         for file in self.files:
             known = file.look_up(path, stamp)
             if known is not None:
                 return known
-        known = learn(path)
+        known = learn(path, held)
         # A file that is still being written will be learned again.
         if stamp == _stamp(path):
             self.add(path, known)

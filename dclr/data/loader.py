@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -80,6 +81,10 @@ def build_pretrain_loader(
     """
     sampler = EpochSampler(len(clips), batch_size, seed=clips.seed, rank=rank, world=world)
     clips.check_span()
+    if clips.videos.whole is not None and rank == 0:
+        gigabytes = clips.videos.memory_needed() / 1e9
+        each = f" in each of {workers} workers" if workers else ""
+        print(f"data.cache = memory: the videos will take about {gigabytes:.2f} GB{each}", file=sys.stderr)
     return DataLoader(clips, batch_sampler=sampler, **_options(workers))
 
 

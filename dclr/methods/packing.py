@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -139,22 +139,31 @@ def packed_losses(
 
 def _anchor_losses(term: Term, temperature: float, denominator: Denominator) -> Tensor:
     """I of each anchor, (2n,)."""
-    rows = own_rows(len(term.anchor) // 2, term.anchor.device)
+    n, total = len(term.anchor) // 2, len(term.key) // 2
     literal = term.same_view and denominator == "literal"
-    positive, exclude = rows if term.same_view and not literal else rows[::-1]
-    key, exclude = term.key, exclude[:, None]
-    if denominator == "joint":
-        exclude = torch.cat([exclude, torch.stack(rows, dim=-1) + len(key)], dim=-1)
-        key = torch.cat([key, gather_views(term.anchor)])
-    losses = info_nce(
-        term.anchor,
-        key,
-        positive=positive,
-        exclude=None if denominator == "all" else exclude,
-        temperature=temperature,
-        reduction="none",
-    )
+    positive, exclude = _places(n, total, rank() * n, term.same_view and not literal, denominator, term.key.device)
+    key = torch.cat([term.key, gather_views(term.anchor)]) if denominator == "joint" else term.key
+    losses = info_nce(term.anchor, key, positive=positive, exclude=exclude, temperature=temperature, reduction="none")
     return losses + _positive_moved(term) / temperature if literal else losses
+
+
+@torch.compiler.assume_constant_result
+def _places(*what: Any) -> tuple[Tensor, Tensor]:
+    """As `_new_places`; a compiled step holds them as constants."""
+    return _new_places(*what)
+
+
+@functools.lru_cache(maxsize=64)
+def _new_places(
+    n: int, total: int, first: int, same_view: bool, denominator: Denominator, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Rows of the positives (2n,), and (2n, E) of the keys that are no negatives, -1 for none."""
+    rows = video_rows(first, n, total, device)
+    positive, exclude = rows if same_view else rows[::-1]
+    exclude = exclude[:, None]
+    if denominator == "joint":
+        exclude = torch.cat([exclude, torch.stack(rows, dim=-1) + 2 * total], dim=-1)
+    return positive, torch.full_like(exclude, -1) if denominator == "all" else exclude
 
 
 def _by_group(values: Tensor) -> tuple[Tensor, Tensor]:

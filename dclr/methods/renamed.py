@@ -34,7 +34,8 @@ def current_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     values = {KEYS.get(key, key): value for key, value in values.items()}
     if values.get("difference") in DIFFERENCES:
         values["difference"] = DIFFERENCES[values["difference"]]
-    values.pop("loss_start", None)  # the first epochs of the terms, which a trained encoder does not need
+    if values.pop("loss_start", None) is not None:  # the first epochs of the terms, from before L_SD had a bound
+        values.setdefault("sd_bound", "none")
     if isinstance(values.get("balance"), (int, float)):
         values["balance"] = "none"  # was the power of a term's value
     values.pop("color_shared", None)  # also a setting of the augmentation, which is the one that was used

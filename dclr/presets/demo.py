@@ -26,7 +26,7 @@ def demo_run(method: ContrastiveConfig) -> PretrainConfig:
         ),
         augment=AugmentConfig(flip=0, hue=0, blur=0),
         optim=OptimConfig(optimizer="adamw", lr=0.006, milestones=(0.85,), warmup=20),
-        train=TrainConfig(epochs=16, batch=32, checkpoint_every=16, tensorboard=False, fold=True, static_once=True),
+        train=TrainConfig(epochs=32, batch=32, checkpoint_every=32, tensorboard=False, fold=True, static_once=True),
         method=method,
     )  # fmt: skip
 

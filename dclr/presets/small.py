@@ -18,7 +18,7 @@ def small() -> PretrainConfig:
         encoder="r2plus1d_micro",
         data=DataConfig(dataset="folder", frames=8, stride=4, size=32, scale=(0.4, 1.0)),
         optim=OptimConfig(optimizer="adamw", lr=0.003, milestones=(0.75,), warmup=20),
-        train=TrainConfig(epochs=30, batch=16, fold=True, static_once=True),
+        train=TrainConfig(epochs=100, batch=16, fold=True, static_once=True),
         method=DCLRConfig(losses=LossWeights(vs=1, vd=1, sd=0), **off, **SHORT),
     )
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dclr.data import DatasetError, EvaluationClips, PretrainClips, VideoDataset, read_clips
+from dclr.data import DatasetError, EvaluationClips, PretrainClips, VideoDataset, read_clips, seeking
 from dclr.data import clips as clips_module
 from dclr.data.clips import (
     Sample,
@@ -254,6 +254,23 @@ def test_kept_videos_are_small(tmp_path):
     assert make.numbers_of(kept[0, 0].clips.numpy()) == make.numbers_of(plain[0, 0].clips.numpy())
     sizes = {(frame.width, frame.height) for frame in kept.videos.whole[0]}
     assert sizes == {(170, 128)} and kept.videos.memory_needed() == 12 * 170 * 128 * 3 // 2
+
+
+@pytest.mark.parametrize("limit, decoded", [(1 << 26, 30), (0, 60)])
+def test_a_video_that_must_be_counted_is_decoded_once(files, monkeypatch, tmp_path, limit, decoded):
+    """The first clips are made of the frames that were counted, if they are not too many."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(files["h264"].read_bytes())
+    monkeypatch.setattr("dclr.data.seeking.MAX_HELD", limit)
+    looks = []
+    monkeypatch.setattr("dclr.data.seeking._look", lambda frame, real=seeking._look: looks.append(0) or real(frame))
+    frames = []
+    real = seeking._frames_from
+    monkeypatch.setattr("dclr.data.seeking._frames_from", lambda *a: (frames.append(0) or part for part in real(*a)))
+    clips = EvaluationClips(dataset_of(path), frames=15, stride=1, size=32, clips=2)
+    first = clips[0].clips
+    assert len(looks) + len(frames) == decoded and clips.videos.held == (-1, [])
+    assert torch.equal(clips[0].clips, first) and len(looks) == 30
 
 
 @pytest.mark.parametrize("cache", [None, "memory"])

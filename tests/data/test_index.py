@@ -20,9 +20,9 @@ def learned(monkeypatch):
     """Which videos are decoded as a whole."""
     names = []
 
-    def recorded(path):
+    def recorded(path, held=None):
         names.append(os.path.basename(path))
-        return learn(path)
+        return learn(path, held)
 
     monkeypatch.setattr(index_module, "learn", recorded)
     return names
@@ -74,7 +74,7 @@ def test_a_changed_video_is_learned_again(files, videos, learned):
 
 
 def test_a_video_that_grows_while_it_is_read_is_not_kept(files, videos, monkeypatch):
-    def grows(path):
+    def grows(path, held):
         known = learn(path)
         with open(path, "ab") as file:
             file.write(b"more")

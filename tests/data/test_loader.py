@@ -134,7 +134,9 @@ def test_batches_do_not_depend_on_workers_ranks_or_resuming(files, monkeypatch):
         [resumed] = parallel
         assert torch.equal(resumed.clips, expected[1].clips)
     # What the workers counted is known here: five videos, one of them unreadable.
-    monkeypatch.setattr("dclr.data.index.learn", lambda path: pytest.fail(f"{path} is decoded as a whole once more"))
+    monkeypatch.setattr(
+        "dclr.data.index.learn", lambda path, held: pytest.fail(f"{path} is decoded as a whole once more")
+    )
     paths = parallel.dataset.dataset.paths
     assert [parallel.dataset.videos.count(index) for index in range(5) if "text" not in paths[index]] == 4 * [30]
 
@@ -160,9 +162,11 @@ def test_a_stand_in_is_no_video_of_the_batch(files):
         assert failures
 
 
-def test_videos_in_memory_with_workers(files):
+def test_videos_in_memory_with_workers(files, capsys):
     """Some were decoded here already, when the workers start."""
     kept = build_pretrain_loader(pretrain_clips(files, cache="memory"), 2, workers=1)
+    said = "data.cache = memory: the videos will take about 0.00 GB in each of 1 workers"
+    assert capsys.readouterr().err.splitlines() == [said]
     assert kept.dataset.videos.whole
     for batch, expected in zip(kept, build_pretrain_loader(pretrain_clips(files), 2), strict=True):
         assert torch.equal(batch.clips, expected.clips)

@@ -395,7 +395,9 @@ def test_training_from_copies_decodes_none_as_a_whole(files, tmp_path, monkeypat
         (tmp_path / "root" / half / "a").mkdir(parents=True)
         (tmp_path / "root" / half / "a" / "v.mp4").write_bytes(files["h264"].read_bytes())
     prepare_quietly("folder", tmp_path / "root", tmp_path / "out")
-    monkeypatch.setattr("dclr.data.index.learn", lambda path: pytest.fail(f"{path} is decoded as a whole once more"))
+    monkeypatch.setattr(
+        "dclr.data.index.learn", lambda path, held: pytest.fail(f"{path} is decoded as a whole once more")
+    )
     for subset in ("train", "test"):
         clips = PretrainClips(load_dataset("folder", tmp_path / "out", subset=subset), frames=4, size=32)
         assert clips[0, 0].clips.shape == (2, 5, 32, 32, 3)

@@ -76,3 +76,14 @@ def test_with_a_cross_video_term(device_operations):
     operations = device_operations(losses)
     assert sum(name.endswith("_kernel") for name in operations) == 6
     assert len(operations) <= 12, operations
+
+
+def test_with_a_bounded_term(device_operations):
+    """L_SD per anchor is a launch of its own, forward and backward, and what bounds and adds up its anchors."""
+
+    def losses(vs, vd, s, d):
+        bounded = Term(s, d, same_view=True, bound="anchor")
+        return dict(zip(WEIGHTS, packed_losses([Term(vs, s), Term(vd, d), bounded], TAU).unbind()))
+
+    operations = device_operations(losses)
+    assert len(operations) <= 28, operations

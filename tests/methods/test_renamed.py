@@ -41,7 +41,7 @@ OLD = {
 NEW = DCLRConfig(
     search=SearchConfig(on=("s", "d"), k=2, start=1, refresh=1, queue=8), alignment=AlignmentConfig(0.25, "sum", 2),
     refine=RefineConfig(True, False, 0), temperature=0.2, dim=8, hidden=16, denominator="joint",
-    bn="mixed", difference_source="augmented",
+    bn="mixed", difference_source="augmented", sd_bound="none", balance="none",
 )  # fmt: skip
 
 
