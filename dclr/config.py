@@ -197,8 +197,6 @@ class PretrainConfig(Generic[AnyMethodConfig]):
     """Run folder: configuration, metrics, checkpoints, TensorBoard events."""
     encoder: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(ENCODERS)}}}")] = "r2plus1d_vcop"
     """Name of the video encoder, as of `dclr.models.ENCODERS`."""
-    encoder_weights: str | None = None
-    """Weights to start from, not random ones: a run, a checkpoint, an export, or those of others (SOURCE:FILE)."""
     data: DataConfig = field(default_factory=DataConfig)
     """Videos and clips."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -209,6 +207,8 @@ class PretrainConfig(Generic[AnyMethodConfig]):
     """The run."""
     method: AnyMethodConfig = field(default_factory=DCLRConfig)
     """What is learned; its class says which method."""
+    encoder_weights: str | None = None
+    """Weights to start from, not random ones: a run, a checkpoint, an export, or those of others (SOURCE:FILE)."""
 
 
 def at_least(section: str, config: Any, **least: float) -> None:
