@@ -155,6 +155,8 @@ class TrainConfig:
     """Epochs between evaluations of the encoder in between, by nearest neighbours of labelled videos; 0 is none."""
     eval_videos: int = 200
     """Training and test videos, so many of each, that they take."""
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Services that get the numbers of metrics.jsonl too; each is an extra: pip install dclr[wandb]."""
     tensorboard: bool = True
     """Also write the metrics as TensorBoard events."""
     timeout: float = 30.0

@@ -166,11 +166,11 @@ def test_pretrain_resume_retrieve_linear(tmp_path, videos, capsys):
     assert read_metrics(run)[-1]["step"] == 4
     capsys.readouterr()
     clips = ["--data.clips", "2", "--data.workers", "0", "--device", "cpu"]
-    main(["retrieve", "--checkpoint", run, *clips, "--ks", "1", "9", "--data.test-where", "split=train"])
+    main(["retrieve", "--checkpoint", run, *clips, "--ks", "1", "8", "--data.test-where", "split=train"])
     out = capsys.readouterr().out
     record = json.loads((tmp_path / "run/retrieve_folder/metrics.jsonl").read_text())
-    assert record["R@1"] == 100 and record["R@9"] == 100, "every video finds itself"
-    assert record["protocol"] in out and "test where split=train" in record["protocol"]
+    assert record["R@1"] < 100 and record["R@8"] == record["chance"]["R@8"], "no video finds itself"
+    assert record["protocol"] in out and "split=train" in record["protocol"]
     output = tmp_path / "linear"
     for label in ("motion", "scene"):
         main(["linear", "--checkpoint", f"{run}/checkpoints/last.pt", *clips, "--data.label", label,
@@ -256,18 +256,8 @@ def test_names_with_blanks_and_bytes_that_are_no_text(tmp_path, videos):
     with open(os.path.join(root, b"a", b"broken\xff.mp4"), "wb") as file:
         file.write(b"no video")
     run = tmp_path / "my run"
-    flags = [
-        *SMALL,
-        "--data.root",
-        os.fsdecode(root),
-        "--output",
-        str(run),
-        "--train.epochs",
-        "2",
-        "--method",
-        "simclr",
-    ]
-    flags.remove("--data.label"), flags.remove("motion")
+    without_label = [*SMALL[:4], *SMALL[6:]]
+    flags = [*without_label, "--data.root", os.fsdecode(root), "--output", str(run), "--method", "simclr"]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", "dclr", "pretrain", *flags, "--train.epochs", "2"]
     done = subprocess.run(command, capture_output=True, env=environment)

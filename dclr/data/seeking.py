@@ -104,7 +104,7 @@ def _learn_strictly(path: str, held: list[av.VideoFrame]) -> Known:
         if not shown or None in shown or len(set(shown)) < len(shown):
             raise _Untidy
     [(height, width, *_)] = looks
-    return Known(len(shown), height, width, _step(times, shown), _entries(path, _beginnings(keys, shown)))
+    return Known(len(shown), height, width, _step(times, shown), _entries(path, _beginnings(keys, shown), times))
 
 
 def _step(times: list[int | None], shown: list[int]) -> int:
@@ -113,7 +113,7 @@ def _step(times: list[int | None], shown: list[int]) -> int:
         return 0
     step = times[shown[1]] - times[shown[0]]
     regular = all(times[ordinal] == times[shown[0]] + number * step for number, ordinal in enumerate(shown))
-    return step if regular else 0
+    return step if regular and step > 0 else 0
 
 
 def _look(frame: av.VideoFrame) -> tuple:
@@ -161,28 +161,31 @@ def _beginnings(keys: Sequence[_Key], shown: Sequence[int]) -> Iterator[tuple[_K
             last = number
 
 
-def _entries(path: str, beginnings: Iterable[tuple[_Key, int]]) -> tuple[Entry, ...]:
+def _entries(path: str, beginnings: Iterable[tuple[_Key, int]], times: Sequence[int | None]) -> tuple[Entry, ...]:
     """`Known.entries` of those that a seek leads to."""
+    found = []
     with open_video(path) as container:
         stream = video_stream(container, path)
         # Backwards, because some files are known to FFmpeg only as far as it has read.
-        found = [_reached(container, stream, path, *beginning) for beginning in reversed(list(beginnings))]
-    entries = tuple(entry for entry in reversed(found) if entry is not None)
-    return entries if entries and entries[0].number == 0 else ()
+        for key, number in reversed(list(beginnings)):
+            time = key.dts if key.pts is None else key.pts
+            if time is None or key.position is None or key.position < 0:
+                continue
+            entry = Entry(number, time, key.position)
+            if _is_reached(container, stream, path, entry, times[key.ordinal :]):
+                found.append(entry)
+    return tuple(reversed(found)) if found and found[-1].number == 0 else ()
 
 
-def _reached(
-    container: av.container.InputContainer, stream: av.VideoStream, path: str, key: _Key, number: int
-) -> Entry | None:
-    time = key.dts if key.pts is None else key.pts
-    if time is None or key.position is None or key.position < 0:
-        return None
-    entry = Entry(number, time, key.position)
+def _is_reached(
+    container: av.container.InputContainer, stream: av.VideoStream, path: str, entry: Entry, times: Sequence[int | None]
+) -> bool:
+    """Whether a seek leads to an entry, and the packets after it then have the times that they had before."""
     try:
-        next(_packets_from(container, stream, path, entry))
+        packets = list(islice(_packets_from(container, stream, path, entry), 8))
     except (av.FFmpegError, _Untidy):
-        return None
-    return entry
+        return False
+    return all(packet is None or packet.pts == time for packet, time in zip(packets, times))
 
 
 def _packets_from(
@@ -192,7 +195,9 @@ def _packets_from(
     container.seek(entry.time, stream=stream)
     packets = read_packets(container, stream, path, strict=True)
     for packet in islice(packets, MAX_PASSED):
-        if packet is not None and packet.pos == entry.position and entry.time in (packet.pts, packet.dts):
+        if packet is None or packet.pos != entry.position:
+            continue
+        if entry.time == (packet.dts if packet.pts is None else packet.pts):
             yield packet
             yield from packets
             return
@@ -251,6 +256,8 @@ def _frames_from(
     start, count = first.pts, None
     for ordinal, packet in enumerate(chain([first], packets)):
         if packet is not None and step:
+            if packet.pts is None:
+                raise _Untidy
             packet.pts = entry.number + (packet.pts - start) // step
             stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         elif packet is not None:

@@ -197,7 +197,8 @@ class SlowEncoder(nn.Module):
     def forward(self, clip_bcthw: Tensor, head: str | None) -> Tensor:
         """Pooled features (b, e), or their projection by `head`."""
         pooled = average_pool(self.encoder(clip_bcthw))
-        return (pooled if head is None else self.heads[head](pooled)).float()
+        described = pooled if head is None else self.heads[head](pooled)
+        return described.to(torch.promote_types(described.dtype, torch.float32))
 
 
 def non_negative_rows(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:

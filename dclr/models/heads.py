@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 
 def average_pool(features_bcthw: Tensor) -> Tensor:
-    """Mean over time and space: (B, C, T, H, W) to (B, C), float32 whatever the dtype of the map."""
-    return features_bcthw.mean((2, 3, 4), dtype=torch.float32)
+    """Mean over time and space: (B, C, T, H, W) to (B, C), float32, or float64 for a float64 map."""
+    return features_bcthw.mean((2, 3, 4), dtype=torch.promote_types(features_bcthw.dtype, torch.float32))
 
 
 class ProjectionHead(nn.Sequential):

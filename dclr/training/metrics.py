@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 import dclr
 from dclr.distributed import world
 from dclr.files import write_whole
+from dclr.training.trackers import TRACKERS
 
 METRICS = "metrics.jsonl"
 
@@ -44,16 +45,26 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Log of a run: appends records to metrics.jsonl, and to TensorBoard where that is wanted.
+    """Log of a run: appends records to metrics.jsonl, and to TensorBoard and trackers where they are wanted.
 
     Args:
         folder: run folder.
         step: step that the run goes on from; records of later steps, of a run that was cut off, are dropped.
         tensorboard: also write TensorBoard events.
+        trackers: names of `TRACKERS` that get the same numbers.
+        settings: of the run, for the trackers.
     """
 
-    def __init__(self, folder: Path, step: int = 0, tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        step: int = 0,
+        tensorboard: bool = True,
+        trackers: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder, self.events = folder, None
+        self.trackers = [TRACKERS[name](folder, settings or {}) for name in trackers]
         self._rewind(step)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -67,16 +78,20 @@ class MetricsLog:
             write_whole(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; its numbers become TensorBoard scalars at its `step`."""
+        """Append one record; its numbers become TensorBoard scalars, and the trackers', at its `step`."""
         append_metrics(self.folder, record)
+        numbers = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != "step"}
         if self.events is not None:
-            for name, value in record.items():
-                if isinstance(value, (int, float)) and name != "step":
-                    self.events.add_scalar(name, value, record["step"])
+            for name, value in numbers.items():
+                self.events.add_scalar(name, value, record["step"])
+        for tracker in self.trackers:
+            tracker.write(record["step"], numbers)
 
     def close(self) -> None:
         if self.events is not None:
             self.events.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 class Meter:

@@ -19,7 +19,7 @@ FREE = frozenset(
         *(f"data.{name}" for name in ("workers", "cache", "allow_missing", "max_failed_share")),
         *(f"train.{name}" for name in ("device", "compile", "fold", "pad", "static_once", "deterministic", "threads")),
         *(f"train.{name}" for name in ("checkpoint_every", "save_every", "log_every", "tensorboard", "timeout")),
-        *(f"train.{name}" for name in ("eval_every", "eval_videos")),
+        *(f"train.{name}" for name in ("eval_every", "eval_videos", "trackers")),
         "encoder_weights",
     ]
 )

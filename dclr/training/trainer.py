@@ -118,7 +118,9 @@ class Trainer:
             return
         if is_first():
             self._note_start()
-        self.log = MetricsLog(self.folder, self.global_step, self.config.train.tensorboard) if is_first() else None
+        train = self.config.train
+        wanted = self.global_step, train.tensorboard, train.trackers, to_dict(self.config)
+        self.log = MetricsLog(self.folder, *wanted) if is_first() else None
         epochs = self.config.train.epochs
         self.pace = Pace(self.global_step, epochs * self.steps_per_epoch, self.device)
         self.bar = tqdm(

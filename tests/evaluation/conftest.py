@@ -20,7 +20,7 @@ CLIPS = 2
 def videos(tmp_path_factory):
     """Eighteen videos to train on and eleven to test."""
     root = tmp_path_factory.mktemp("videos")
-    synthesize(root, SynthConfig(train=18, test=11, size=16, frames=8, blobs=2), progress=False)
+    synthesize(root, SynthConfig(train=18, test=11, size=16, frames=8, objects=2, object_size=5), progress=False)
     return root
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from dclr.augment import AugmentConfig, Draw
+from dclr.augment import AugmentConfig, Draw, Streams
 from dclr.data.clips import Batch
 from dclr.distributed import gather_rows
 from dclr.methods import DCLRConfig, SimCLRConfig, build_method
@@ -15,9 +15,7 @@ from .test_dclr import TinyEncoder, batch_of
 
 VIDEOS, STEPS = 4, 3
 CONFIGS = {
-    "dclr": DCLRConfig(
-        hidden=8, dim=4, balance="none", search=SearchConfig(on=("s", "d"), queue=8, start=0, refresh=1, k=3)
-    ),
+    "dclr": DCLRConfig(hidden=8, dim=4, search=SearchConfig(on=("s", "d"), queue=8, start=0, refresh=1, k=3)),
     "joint": DCLRConfig(hidden=8, dim=4, denominator="joint", symmetric=True, search=SearchConfig(on=())),
     "batch": DCLRConfig(hidden=8, dim=4, sd_bound="batch", search=SearchConfig(on=())),
     "literal": DCLRConfig(hidden=8, dim=4, denominator="literal", same_view=True, search=SearchConfig(on=())),
@@ -26,9 +24,15 @@ CONFIGS = {
 
 
 def train(name, rank=0, world=1):
-    """Losses of every step and the gradients of the last, as DistributedDataParallel would average them."""
+    """Losses of every step and the gradients of the last, as DistributedDataParallel would average them.
+
+    In float64: gradients to a bias are small differences of large sums.
+    """
     torch.manual_seed(0)
-    method = build_method(CONFIGS[name], TinyEncoder(), AugmentConfig())
+    method = build_method(CONFIGS[name], TinyEncoder(), AugmentConfig()).double()
+    rgb, streams = method.augment.rgb, method.augment.streams
+    method.augment.rgb = lambda *args: rgb(*args).double()
+    method.augment.streams = lambda *args: Streams(*(clip.double() for clip in streams(*args)))
     method.start_epoch(10)
     method.eval()  # BatchNorm by running statistics: without SyncBN ranks would differ by theirs
     losses, own = [], VIDEOS // world

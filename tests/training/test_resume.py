@@ -13,6 +13,7 @@ from dclr.config import ConfigError, DataConfig, PretrainConfig, TrainConfig, to
 from dclr.data.synth import SynthConfig, synthesize
 from dclr.methods import ClassifierConfig, DCLRConfig, DCLRReleaseConfig, DualVarConfig, FAMEConfig, MoCoConfig
 from dclr.methods.search import SearchConfig
+from dclr.models import build_encoder
 from dclr.training import CheckpointError, Stopped, load_checkpoint, read_metrics, ready_trainer
 from dclr.training.lock import FolderTaken, RunLock
 from dclr.training.resume import FIXED, FREE, RATE, changed_settings, check_resume
@@ -175,7 +176,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
-    synthesize(root, SynthConfig(train=9, test=1, size=16, frames=8, blobs=2), progress=False)
+    synthesize(root, SynthConfig(train=9, test=1, size=16, frames=8, objects=2), progress=False)
     return str(root)
 
 
@@ -228,4 +229,5 @@ def test_a_run_says_what_it_is_about_to_do(tmp_path, videos, capsys):
     ]  # fmt: skip
     assert len(lines) == len(begins)
     assert all(line.startswith(begin) for line, begin in zip(lines, begins)), lines
-    assert "of which 0.2" in lines[4] and "M in r2plus1d_tiny" in lines[4]
+    count = sum(parameter.numel() for parameter in build_encoder("r2plus1d_tiny").parameters())
+    assert lines[4].endswith(f"of which {count / 1e6:.2f} M in r2plus1d_tiny")
