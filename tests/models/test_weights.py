@@ -169,7 +169,9 @@ def test_pretraining_starts_from_them(tmp_path):
     from dclr.methods import SimCLRConfig
     from dclr.training import load_method
 
-    synthesize(tmp_path / "videos", SynthConfig(train=6, test=1, size=16, frames=8, objects=2, object_size=5), progress=False)
+    synthesize(
+        tmp_path / "videos", SynthConfig(train=6, test=1, size=16, frames=8, objects=2, object_size=5), progress=False
+    )
     state = tiny()
     torch.save({"state_dict": {f"module.encoder_q.{key}": value for key, value in state.items()}}, tmp_path / "w.pt")
     config = PretrainConfig(
