@@ -197,8 +197,6 @@ class PretrainConfig(Generic[AnyMethodConfig]):
     """Run folder: configuration, metrics, checkpoints, TensorBoard events."""
     encoder: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(ENCODERS)}}}")] = "r2plus1d_vcop"
     """Name of the video encoder, as of `dclr.models.ENCODERS`."""
-    encoder_weights: str | None = None
-    """Weights to start from, not random ones: a run, a checkpoint, an export, or those of others (SOURCE:FILE)."""
     data: DataConfig = field(default_factory=DataConfig)
     """Videos and clips."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -209,6 +207,8 @@ class PretrainConfig(Generic[AnyMethodConfig]):
     """The run."""
     method: AnyMethodConfig = field(default_factory=DCLRConfig)
     """What is learned; its class says which method."""
+    encoder_weights: str | None = None
+    """Weights to start from, not random ones: a run, a checkpoint, an export, or those of others (SOURCE:FILE)."""
 
 
 def at_least(section: str, config: Any, **least: float) -> None:
@@ -310,5 +310,17 @@ def load(path: str | Path, base: PretrainConfig | None = None) -> PretrainConfig
         raise ConfigError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: got {type(values).__name__}, expected keys and values")
-    values.pop("run", None)
+    if values.pop("run", None) is not None:
+        values = of_saved_run(values)
     return update(base or PretrainConfig(), values)
+
+
+def of_saved_run(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a saved run, in which what has a key today and had none then is as it then was."""
+    optim = values.get("optim")
+    if not isinstance(optim, dict):
+        return values
+    optim = {"scale_lr": True, **optim}  # the rate grew with the batch, before there was a choice
+    if optim.get("clip") is None:
+        optim.pop("clip_start", None)  # was the first epoch of a clipping that is off
+    return {**values, "optim": optim}

@@ -28,7 +28,7 @@ def first(section, language, page="README.md"):
 def folder(tmp_path_factory):
     """`videos/<class>/*.mp4`, and nothing else."""
     home = tmp_path_factory.mktemp("a newcomer's home")
-    labels = synthesize(home / "made", SynthConfig(train=12, test=9, size=32, frames=36, objects=3), progress=False)
+    labels = synthesize(home / "made", SynthConfig(train=12, test=9, size=32, frames=36), progress=False)
     for number, line in enumerate(labels.read_text().splitlines()[1:]):
         target = home / "videos" / ("walking" if number % 2 else "running") / f"{'abcdefghijklmnopqrstu'[number]}.mp4"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -166,6 +166,6 @@ def _write(report: Report, folder: Path) -> Path:
         for picture in group:
             (place / picture.name).write_text(picture.svg, encoding="utf-8")
     path = folder / PAGE
-    path.write_text(page(report), encoding="utf-8")
+    path.write_text(page(report), encoding="utf-8", errors="backslashreplace")  # names of files may be no text
     print(path)
     return path

@@ -58,7 +58,7 @@ def print_record(record: dict[str, Any]) -> None:
         if isinstance(value, float):
             more = f" ± {spread[key]:.2f}" if key in spread else ""
             figures.append(f"{key} {value:.2f}%{more}" + (f" (chance {chance[key]:.2f}%)" if key in chance else ""))
-    print("  ".join(figures))
+    print(f"{record['evaluation']}: {'  '.join(figures)}")
     print(f"protocol: {record['protocol']}")
     length = "" if record["epoch"] is None else f", {record['epoch']} epochs"
     print(f"checkpoint: {record['checkpoint']}{length}, {record['encoder']}")

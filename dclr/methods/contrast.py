@@ -75,7 +75,7 @@ def in_batch_loss(term: Term, temperature: float, denominator: Denominator = "ot
     Returns:
         () float32, float64 for float64 inputs.
     """
-    rows = own_rows(len(term.anchor) // 2, term.anchor.device)
+    rows = local_rows(len(term.anchor) // 2, term.anchor.device)
     positive, other = (rows.same_view, rows.other_view) if term.same_view else (rows.other_view, rows.same_view)
     logits = unit_vectors(term.anchor) @ unit_vectors(term.key).T / temperature
     attracted = logits.gather(1, positive[:, None])
@@ -118,7 +118,7 @@ def cross_video_loss(term: CrossTerm, temperature: float) -> Tensor:
     """
     n = len(term.anchor) // 2
     v = unit_vectors(term.anchor[:n, None])
-    d = unit_vectors(term.key[own_rows(n, term.key.device).same_view[:n], None])
+    d = unit_vectors(term.key[local_rows(n, term.key.device).same_view[:n], None])
     v_stored, d_stored, key = unit_vectors(term.stored_rgb), unit_vectors(term.stored_modality), unit_vectors(term.key)
     excluded = (term.exclude[..., None] == torch.arange(len(key), device=key.device)).any(2)
 
@@ -148,23 +148,23 @@ def unit_vectors(features: Tensor) -> Tensor:
     return normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
-class Rows(NamedTuple):
+class VideoRows(NamedTuple):
     """Where each of the 2n local anchors finds its own video among the 2N keys: (2n,) int64 each."""
 
     same_view: Tensor
     other_view: Tensor
 
 
-def own_rows(n: int, device: torch.device) -> Rows:
+def local_rows(n: int, device: torch.device) -> VideoRows:
     """Rows of this rank's n videos in the global batch."""
     return video_rows(rank() * n, n, world() * n, device)
 
 
-def video_rows(first: int, n: int, total: int, device: torch.device) -> Rows:
+def video_rows(first: int, n: int, total: int, device: torch.device) -> VideoRows:
     """Rows of the n videos from number `first` on, in a global batch of `total` videos."""
     view_i = torch.arange(first, first + n, device=device)
     view_j = view_i + total
-    return Rows(torch.cat([view_i, view_j]), torch.cat([view_j, view_i]))
+    return VideoRows(torch.cat([view_i, view_j]), torch.cat([view_j, view_i]))
 
 
 def gather_views(features: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def similarities(term: Term) -> tuple[Tensor, Tensor]:
     The mean over all pairs is the product of the sums, so that no 2n x 2N matrix is needed.
     """
     n = term.anchor.shape[0] // 2
-    rows = own_rows(n, term.anchor.device)
+    rows = local_rows(n, term.anchor.device)
     anchor, key = normalize(term.anchor.float(), dim=1), normalize(term.key.float(), dim=1)
     own = torch.stack([(anchor * key[row]).sum(1) for row in rows])
     positive = own[0 if term.same_view else 1].mean()

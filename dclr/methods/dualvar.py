@@ -23,7 +23,7 @@ from dclr.augment import Augment, AugmentConfig, Draw
 from dclr.data.clips import Batch
 from dclr.distributed import gather_rows
 from dclr.methods.base import ContrastiveConfig, Method, Output
-from dclr.methods.contrast import Term, gather_views, own_rows, similarities
+from dclr.methods.contrast import Term, gather_views, local_rows, similarities
 from dclr.methods.momentum import KeyQueue, MomentumCopy, check_queue, queue_chance, queue_contrast, queue_similarities
 from dclr.methods.packing import packed_losses
 from dclr.models import ProjectionHead, average_pool
@@ -96,7 +96,7 @@ def temporal_coherent_contrast(segments_bsd: Tensor, temperature: float) -> Tens
     with torch.autocast(segments_bsd.device.type, enabled=False):
         mean = segments_bsd.mean(1)
         logits = mean @ gather_views(mean).T / temperature
-        rows = own_rows(len(mean) // 2, mean.device)
+        rows = local_rows(len(mean) // 2, mean.device)
         return cross_entropy(logits.scatter(1, rows.same_view[:, None], -torch.inf), rows.other_view)
 
 

@@ -25,7 +25,7 @@ from dclr.methods.contrast import (
     Denominator,
     Term,
     gather_views,
-    own_rows,
+    local_rows,
     sum_over_views,
     unit_vectors,
     video_rows,
@@ -291,5 +291,5 @@ def _positive_moved(term: Term) -> Tensor:
     """What turns the losses of anchors with the other view's row as positive into those with the own row, the
     denominator kept: (2n,)."""
     anchor, key = unit_vectors(term.anchor), unit_vectors(term.key)
-    rows = own_rows(len(anchor) // 2, anchor.device)
+    rows = local_rows(len(anchor) // 2, anchor.device)
     return (anchor * (key[rows.other_view] - key[rows.same_view])).sum(1)

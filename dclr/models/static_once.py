@@ -138,7 +138,7 @@ def _normalize(norm: nn.modules.batchnorm._BatchNorm, x: MixedClips, state: Mapp
     over_ranks = isinstance(norm, nn.SyncBatchNorm)
     moving, frames, mean_c, var_c = _MixedBatchNorm.apply(x.moving, *x.static, weight, bias, norm.eps, over_ranks)
     with torch.no_grad():
-        values = _values(x, over_ranks)
+        values = _value_count(x, over_ranks)
         norm.num_batches_tracked.add_(1)
         running_mean.lerp_(mean_c.to(running_mean.dtype), norm.momentum)
         running_var.lerp_((var_c * (values / (values - 1))).to(running_var.dtype), norm.momentum)
@@ -209,7 +209,7 @@ class _MixedBatchNorm(torch.autograd.Function):
         # The gradient through the statistics, -scale / N (sum of g + x^ sum of g x^) with x^ the normalised x: a line
         # in x, with a slope and an offset for each channel.
         inverse = (var_c + ctx.eps).rsqrt()
-        scale = weight * inverse / _values(x, ctx.over_ranks)
+        scale = weight * inverse / _value_count(x, ctx.over_ranks)
         slope = -scale * by_weight * inverse
         offset = -scale * by_bias - slope * mean_c
         slope, offset = slope[:, None, None, None], offset[:, None, None, None]
@@ -225,7 +225,7 @@ def _batch_statistics(x: MixedClips, over_ranks: bool) -> tuple[Tensor, Tensor]:
     moving, frames = x.moving, x.static.frames
     moving_mean_c, moving_var_c = _moments(moving)
     dtype = moving_mean_c.dtype
-    counts, number = x.static.counts(dtype), _values(x, False)
+    counts, number = x.static.counts(dtype), _value_count(x, False)
     share = moving[:, 0].numel() / number
     mean_c = share * moving_mean_c + frames.sum((0, 3, 4), dtype=dtype) @ counts / number
     static_c = (frames - mean_c[:, None, None, None]).square_().sum((0, 3, 4)) @ counts / number
@@ -245,7 +245,7 @@ def _moments(clip: Tensor) -> tuple[Tensor, Tensor]:
     return torch.var_mean(clip, (0, 2, 3, 4), correction=0)[::-1]
 
 
-def _values(x: MixedClips, over_ranks: bool) -> int:
+def _value_count(x: MixedClips, over_ranks: bool) -> int:
     """Number of values of each channel."""
     times = x.static.frames.shape[2] - 1 + x.static.times
     own = x.moving[:, 0].numel() + x.static.frames[:, 0, 0].numel() * times

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dclr.config import PretrainConfig, update
+from dclr.config import PretrainConfig, of_saved_run, update
 from dclr.errors import RunError
 from dclr.files import write_whole
 from dclr.methods import Method, build_method
@@ -181,7 +181,7 @@ def saved_config(path: Path | str, state: Mapping[str, Any]) -> PretrainConfig:
         CheckpointError: it is none.
     """
     try:
-        return update(PretrainConfig(), state["config"])
+        return update(PretrainConfig(), of_saved_run(state["config"]))
     except ValueError as error:
         raise CheckpointError(f"{find_checkpoint(path)}: {error}") from error
 

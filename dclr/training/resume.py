@@ -53,7 +53,8 @@ def check_resume(trainer: Trainer, state: dict[str, Any], allow_changes: bool = 
     before = saved_config(folder, state)
     changes = changed_settings(before, trainer.config)
     fixed = [f"{name} {old}, this command {new}" for name, (old, new) in changes.items() if name in FIXED]
-    if position.get("dataset") != trainer.dataset:
+    # Checkpoints once had no digest of the videos, and are taken at their word.
+    if position.get("dataset", trainer.dataset) != trainer.dataset:
         fixed.append("other videos or labels, or the same in another order")
     if fixed:
         raise ConfigError(

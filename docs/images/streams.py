@@ -18,7 +18,7 @@ def main() -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        synthesize(Path(folder), SynthConfig(train=9, test=8, size=64, frames=24), progress=False)
+        synthesize(Path(folder), SynthConfig(train=9, test=8, size=64, frames=24, object_size=17), progress=False)
         assert (Path(folder) / LABELS_FILE).exists()
         paths = sorted(Path(folder).rglob("*.mp4"))
         clip = read_clips(paths[3], [0], 9, 2)[0].astype(np.float32)

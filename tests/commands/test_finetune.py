@@ -140,7 +140,6 @@ def test_recipes_are_the_published_ones(name, rate, batch, epochs, drops, decay)
     "options, message",
     [
         ({"augment": AugmentConfig(mean=(0.1, 0.1, 0.1))}, r"augment.mean: got \(0.1, 0.1, 0.1\), expected the pretr"),
-        ({"train": dataclasses.replace(TRAIN, batch=64)}, "train.batch: got 64, expected at most the 17 videos"),
         ({"data": EvaluationDataConfig(label="colour", workers=0)}, "colour"),
     ],
 )
@@ -148,3 +147,38 @@ def test_bad_settings(run, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         finetune(config_of(run, output=str(tmp_path / "run"), **options))
     assert not (tmp_path / "run").exists()
+
+
+def test_splits_and_seeds_give_mean_and_spread(run, tmp_path):
+    train = dataclasses.replace(TRAIN, epochs=1)
+    record = finetune(config_of(run, output=str(tmp_path), train=train, seeds=(0, 1)))
+    singles = [read_metrics(tmp_path / f"split1_seed{seed}")[-1] for seed in (0, 1)]
+    values = [single["top1"] for single in singles]
+    assert record["top1"] == sum(values) / 2 and record["seeds"] == [0, 1] and record["spread"]["top1"] >= 0
+    assert read_metrics(tmp_path)[-1] == record
+    assert (tmp_path / "split1_seed1" / "finetune_confusion.png").exists()
+    assert record["chance"] == {"top1": 12.5, "top5": 62.5} and "top5" in record
+
+
+def test_weights_of_others_and_a_hold_out_of_class_folders(run, videos, tmp_path):
+    """The videos that are held out are tested, and not trained on."""
+    for number, path in enumerate(sorted((videos / "videos").glob("*.mp4"))):
+        place = tmp_path / "classes" / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / path.name).symlink_to(path)
+    encoder = load_method(run).encoder
+    torch.save({f"module.encoder_q.{key}": value for key, value in encoder.state_dict().items()}, tmp_path / "w.pt")
+    data = EvaluationDataConfig("folder", str(tmp_path / "classes"), frames=4, stride=1, size=16, clips=2, workers=0)
+    train = dataclasses.replace(TRAIN, epochs=1)
+    record = finetune(config_of(f"dualvar:{tmp_path}/w.pt", data=data, train=train, output=str(tmp_path / "run")))
+    assert "train part of a hold-out: 0.2 of each class" in record["protocol"]
+    config = load_method(tmp_path / "run").config
+    taken = [
+        load_dataset(
+            "folder", config.data.root, subset=part, holdout=config.data.holdout, seed=config.data.holdout_seed
+        )
+        for part in ("train", "test")
+    ]
+    assert len(taken[0]) + len(taken[1]) == 25 and not set(taken[0].paths) & set(taken[1].paths)
+    assert f"top-1 of {len(taken[1])} test videos" in record["protocol"] and config.data.holdout == 0.2
+    assert f"finetuned whole from dualvar:{tmp_path}/w.pt" in record["protocol"]

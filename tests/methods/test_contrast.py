@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dclr.kernels import info_nce
-from dclr.methods.contrast import Term, in_batch_loss, own_rows, reference_losses, similarities
+from dclr.methods.contrast import Term, in_batch_loss, local_rows, reference_losses, similarities
 from dclr.methods.packing import packed_losses
 
 from .fixtures import TAU, D, S, V
@@ -47,7 +47,7 @@ def test_worked_example(anchor, key, same_view, denominator, expected, compute):
     ],
 )
 def test_worked_example_by_row(anchor, key, same_view, expected):
-    rows = own_rows(2, torch.device("cpu"))
+    rows = local_rows(2, torch.device("cpu"))
     positive, exclude = (rows.same_view, rows.other_view) if same_view else (rows.other_view, rows.same_view)
     got = info_nce(anchor, key, positive=positive, exclude=exclude[:, None], temperature=TAU, reduction="none")
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
@@ -103,7 +103,7 @@ def test_bound_of_one_row(n, bound):
     """0 <= I <= log(1 + 2 (n - 1) exp(2 / tau)), reached where the positive is opposite and all others are equal."""
     key = torch.ones(2 * n, 1, dtype=torch.float64)
     key[0] = -1
-    rows = own_rows(n, torch.device("cpu"))
+    rows = local_rows(n, torch.device("cpu"))
     exclude = rows.other_view[:, None]
     value = info_nce(
         torch.ones_like(key), key, positive=rows.same_view, exclude=exclude, temperature=0.07, reduction="none"

@@ -1,9 +1,11 @@
 """Runs that were saved under the names of before."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from dclr.config import ConfigError, PretrainConfig, to_dict, update
+from dclr.config import ConfigError, OptimConfig, PretrainConfig, load, to_dict, update
 from dclr.methods import DCLRConfig, DCLRReleaseConfig, DualVarConfig, build_method
 from dclr.methods.dclr import AlignmentConfig, RefineConfig
 from dclr.methods.renamed import BUFFERS
@@ -65,6 +67,18 @@ def test_old_settings_of_dualvar():
     assert read(old) == DualVarConfig(temperature=0.2, tc_temperature=0.3, sr_temperature=0.4)
 
 
+def test_a_saved_run_without_the_choice_scaled_its_rate(tmp_path):
+    """Clipping that was off had a first epoch; where it was on, that key is named."""
+    path = tmp_path / "config.yaml"
+    path.write_text("optim: {lr: 0.02, clip: null, clip_start: 3}\nrun: {torch: '2.13'}\n")
+    assert load(path).optim == OptimConfig(lr=0.02, scale_lr=True)
+    path.write_text("optim: {lr: 0.02}\n")
+    assert not load(path).optim.scale_lr
+    path.write_text("optim: {clip: 1.0, clip_start: 3}\nrun: {torch: '2.13'}\n")
+    with pytest.raises(ConfigError, match=r"unknown configuration key optim\.clip_start"):
+        load(path)
+
+
 def test_a_setting_under_both_names():
     with pytest.raises(ConfigError, match=r"method\.tau: is the old name of method\.temperature, which is given too"):
         read({"tau": 0.1, "temperature": 0.2})
@@ -81,10 +95,11 @@ def test_an_old_checkpoint_is_read(tmp_path):
         is_queue = parent in ("search.queues.s", "search.queues.d")
         state[f"{parent}.{old_names.get(name, name)}" if is_queue else key] = value
     assert "search.queues.d.key" in state
-    saved = {**to_dict(config), "method": OLD}
+    optim = {key: value for key, value in to_dict(config)["optim"].items() if key != "scale_lr"}
+    saved = {**to_dict(config), "method": OLD, "optim": {**optim, "clip_start": 0}}
     save_checkpoint(tmp_path / "last.pt", {"config": saved, "method": state, "position": {"epoch": 1, "step": 0}})
     loaded = load_method(tmp_path / "last.pt")
-    assert loaded.config == config
+    assert loaded.config == replace(config, optim=replace(config.optim, scale_lr=True))
     for key, value in method.state_dict().items():
         other = loaded.method.state_dict()[key]
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, key

@@ -151,7 +151,7 @@ def main(output, *settings):
     register()
     torch.set_num_threads(1)
     values = {key: int(value) for key, _, value in (setting.partition("=") for setting in settings)}
-    with process_group(choose_device("cpu"), timeout=0.1):
+    with process_group(choose_device("cpu"), timeout=0.1 if "hang_at" in values else 30):
         trainer = fake_trainer(fake_config(output, **values))
         if find_checkpoint(output).exists():
             trainer.load(load_checkpoint(output))

@@ -89,9 +89,10 @@ def test_two_processes_go_on_as_one(tmp_path, monkeypatch):
     assert codes == [0, 0], errors
     trainers = []
     for name in ("one", "two"):
-        trainer = fake_trainer(fake_config(tmp_path / name, epochs=2, batch_norm=0))
+        trainer = fake_trainer(fake_config(tmp_path / name, epochs=2, batch_norm=False))
         if name == "two":
             state = load_checkpoint(tmp_path / name)
+            state["config"]["method"]["batch_norm"] = False  # given as a number
             (line,) = (line for line in check_resume(trainer, state) if "processes" in line)
             assert "2 -> 1" in line
             trainer.load(state)

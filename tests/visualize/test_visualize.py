@@ -23,7 +23,8 @@ from tests.visualize.conftest import STRANGE
 
 DATA = EvaluationDataConfig(clips=2, workers=0)
 FRAME = re.compile(r'"data:image/png;base64,[A-Za-z0-9+/=\s]+"')
-CURVES = ["loss_weighted_sum", "loss_vv", "similarity_vv", "learning_rate", "clips_s"]
+CURVES = ["loss_weighted_sum", "loss_vv", "similarity_vv", "learning_rate", "clips_s", "gradient_norm"]
+CURVES += ["features_rank", "features_std"]
 
 
 def config(run, **options):
