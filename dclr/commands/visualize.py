@@ -30,6 +30,8 @@ from dclr.visualize.retrieval import choose
 from dclr.visualize.run import Run, read_run
 
 PAGE, PICTURES = "report.html", "report"
+# What the files of pictures begin with.
+DRAWN = ("curve", "activation", "retrieval", "search", "kernels", "masks")
 
 
 @dataclass
@@ -160,8 +162,9 @@ def _write(report: Report, folder: Path) -> Path:
     place = folder / PICTURES
     place.mkdir(parents=True, exist_ok=True)
     # Those of an earlier call that showed more are not of this page.
-    for old in (*place.glob("*.svg"), *place.glob("*.png")):
-        old.unlink()
+    for kind in DRAWN:
+        for old in place.glob(f"{kind}*.svg"):
+            old.unlink()
     for group in report.pictures.values():
         for picture in group:
             (place / picture.name).write_text(picture.svg, encoding="utf-8")

@@ -142,7 +142,10 @@ def _draw_chance(axes: Axes, name: str, records: Sequence[dict[str, Any]]) -> No
     if not name.startswith("loss/"):
         return
     steps, heights = _points(CHANCE + name.removeprefix("loss/"), records)
-    if len(steps):
+    # Of as many candidates throughout, a level; also where a single step was logged.
+    if len(steps) and (heights == heights[0]).all():
+        axes.axhline(heights[0], linestyle=":", color=GREY, linewidth=1.6, label="chance")
+    elif len(steps):
         axes.plot(steps, heights, ":", color=GREY, linewidth=1.6, label="chance")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -56,7 +57,7 @@ def draw_kernels(encoders: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     return figure
 
 
-def _violins(axes, weights: Sequence[np.ndarray], places: Sequence[float], color: str, name: str) -> None:
+def _violins(axes: Axes, weights: Sequence[np.ndarray], places: Sequence[float], color: str, name: str) -> None:
     drawn = axes.violinplot(weights, places, orientation="horizontal", widths=0.18, showextrema=False)
     for body in drawn["bodies"]:
         body.set(facecolor=color, edgecolor=color, alpha=0.6)

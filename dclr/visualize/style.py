@@ -24,7 +24,8 @@ table { border-collapse: collapse; width: 100%; }
 th, td { padding: 0.35rem 1rem 0.35rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; }
 .facts th { width: 9rem; }
-.figures { white-space: pre-line; font-variant-numeric: tabular-nums; min-width: 9rem; }
+.cards th:first-child, .cards td:first-child { min-width: 10rem; }
+.figures { white-space: pre-line; font-variant-numeric: tabular-nums; min-width: 14rem; }
 pre { background: var(--card); padding: 0.8rem; overflow-x: auto; font-size: 13px; border-radius: 6px; }
 summary { cursor: pointer; }
 @media (max-width: 40rem) {

@@ -40,7 +40,7 @@ def test_chance_beside_a_loss_and_no_curve_of_its_own():
     steps = [{**record, "chance/vs": 2.5} for record in records([5.0, 4.0])]
     pictures = drawn(steps)
     assert not any("chance" in title for title in pictures)
-    lines = {line.get_label(): line.get_ydata().tolist() for line in pictures["loss vs"].lines}
+    lines = {line.get_label(): list(line.get_ydata()) for line in pictures["loss vs"].lines}
     assert lines == {"vs": [2.0, 2.0], "chance": [2.5, 2.5]}
     assert len(pictures["loss vd"].lines) == 1
     assert pictures["loss vs"].get_legend() and not pictures["loss vd"].get_legend()
