@@ -30,6 +30,8 @@ from .reference import info_nce_gradient_reference, info_nce_reference
 __all__ = ["Ranges", "info_nce", "info_nce_ranges"]
 
 REDUCTIONS = ("mean", "sum", "none")
+INPUTS = len(Inputs._fields)  # of the op's arguments; the options follow
+_NO_RANGES = None, None, None, None, []
 
 _library = torch.library.Library("dclr", "FRAGMENT")
 
@@ -39,7 +41,7 @@ _library = torch.library.Library("dclr", "FRAGMENT")
 
 def _info_nce_forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses (G, M), their sums (G,) if `total`, or with ranges those of each loss (L,); and the workspace."""
-    inputs, options = Inputs(*arguments[:8]), Options(*arguments[8:])
+    inputs, options = Inputs(*arguments[:INPUTS]), Options(*arguments[INPUTS:])
     if runs_triton(inputs.query):
         return launch_losses(inputs, options)
     with torch.autocast(inputs.query.device.type, enabled=False):
@@ -54,7 +56,8 @@ def _info_nce_forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _info_nce_backward(grad: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to query, key and explicit positives; empty where not asked for. A `key` None adds to the query's."""
-    inputs, saved, options = Inputs(*arguments[:8]), arguments[8:11], Options(*arguments[11:-2])
+    inputs, rest = Inputs(*arguments[:INPUTS]), arguments[INPUTS:]
+    saved, options = rest[:3], Options(*rest[3:-2])
     to_query, to_key = arguments[-2:]
     if runs_triton(inputs.query):
         return gradients(grad, inputs, saved, options, to_query, to_key)
@@ -108,8 +111,8 @@ def _given_back(inputs: Inputs, found: tuple[Tensor, Tensor, Tensor]) -> tuple[T
 
 
 _INPUTS = (
-    "Tensor query, Tensor? key, Tensor? index, Tensor? positive, Tensor? exclude, Tensor? weight, Tensor[] ranges, "
-    "SymInt[] sizes"
+    "Tensor query, Tensor? key, Tensor? index, Tensor? positive, Tensor? exclude, Tensor? weight, "
+    "Tensor? first, Tensor? key_column, Tensor? loss, Tensor? begin, SymInt[] sizes"
 )
 _OPTIONS = "float temperature, float scale, SymInt count, bool total, bool allow_tf32"
 define_op(_library, f"info_nce({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)", _info_nce_forward)
@@ -123,14 +126,14 @@ define_op(
 
 @torch.library.register_fake("dclr::info_nce", lib=_library)
 def _(*arguments):
-    inputs, options = Inputs(*arguments[:8]), Options(*arguments[8:])
+    inputs, options = Inputs(*arguments[:INPUTS]), Options(*arguments[INPUTS:])
     lead = (inputs.losses,) if inputs.ranges else (inputs.groups, inputs.queries)[: 1 if options.total else 2]
     return inputs.query.new_empty(lead, dtype=wide_dtype(inputs.query)), *workspace(inputs)
 
 
 @torch.library.register_fake("dclr::info_nce_backward", lib=_library)
 def _(grad, *arguments):
-    return new_gradients(Inputs(*arguments[:8]), *arguments[-2:])
+    return new_gradients(Inputs(*arguments[:INPUTS]), *arguments[-2:])
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -138,8 +141,8 @@ class _InfoNCE(torch.autograd.Function):
     def forward(ctx, *arguments):
         with torch._C._AutoDispatchBelowAutograd():
             loss, *saved = torch.ops.dclr.info_nce(*arguments)
-        ctx.inputs, ctx.options = len(arguments[6]), arguments[7:]
-        ctx.save_for_backward(*arguments[:6], *arguments[6], *saved)
+        tensors, ctx.options = arguments[: INPUTS - 1], arguments[INPUTS - 1 :]
+        ctx.save_for_backward(*tensors, *saved)
         ctx.mark_non_differentiable(*saved)
         ctx.set_materialize_grads(False)
         return loss, *saved
@@ -151,10 +154,10 @@ class _InfoNCE(torch.autograd.Function):
         if grad is None:
             return tuple(nothing)
         to_query, to_key, _, to_positive, *_ = ctx.needs_input_grad
-        inputs, ranges, saved = ctx.saved_tensors[:6], ctx.saved_tensors[6:-3], ctx.saved_tensors[-3:]
+        inputs, saved = ctx.saved_tensors[:-3], ctx.saved_tensors[-3:]
         # The explicit positives are written together with the queries.
         grads = torch.ops.dclr.info_nce_backward(
-            grad, *inputs, ranges, ctx.options[0], *saved, *ctx.options[1:],
+            grad, *inputs, ctx.options[0], *saved, *ctx.options[1:],
             to_query or to_positive or inputs[1] is None, to_key,
         )  # fmt: skip
         for place, value in zip((0, 1, 3), grads):
@@ -223,7 +226,7 @@ def info_nce(
         inputs = _each_positive_a_query(query, None if shared else key, positive, exclude, weight)
     count = (rows if reduction == "mean" else 1) * (positives if weight is None else 1)
     options = float(temperature), float(scale), count, reduction != "none", allow_tf32
-    loss, *_ = torch.ops.dclr.info_nce(*inputs, [], [], *options)
+    loss, *_ = torch.ops.dclr.info_nce(*inputs, *_NO_RANGES, *options)
     if reduction == "none" and positives > 1:
         loss = loss.unflatten(1, (rows, positives)).sum(2)
     return loss if grouped else loss.squeeze(0)
@@ -323,8 +326,8 @@ def info_nce_ranges(
     if weight is not None:
         expect(tuple(weight.shape) == lead, "weight", tuple(weight.shape), lead)
         weight = weight.detach()
-    sizes = [where.keys, where.learned, where.longest]
+    ranges = where.first, where.column, where.loss, where.begin, [where.keys, where.learned, where.longest]
     options = float(temperature), float(scale), 1, True, allow_tf32
     inputs = rows[None], None, where.positive, None, exclude, weight
-    loss, *_ = torch.ops.dclr.info_nce(*inputs, [where.first, where.column, where.loss, where.begin], sizes, *options)
+    loss, *_ = torch.ops.dclr.info_nce(*inputs, *ranges, *options)
     return loss

@@ -84,8 +84,8 @@ class Inputs(NamedTuple):
 
     `query` (G, M, D); `key` (G, P, D), None where the queries are the keys; either `index` (G, M), rows of `key`, or
     `positive` (G, M, D); `exclude` (G, M, E); `weight` (G, M).
-    With `ranges`, the tensors `first`, `column`, `loss` and `begin` of `Ranges`, and `sizes`, its `keys`, `learned` and
-    `longest`: `query` has all rows (1, R, D), and `index` says which is the positive.
+    With ranges, `first`, `key_column` (its `column`), `loss` and `begin` are the tensors of `Ranges`, and `sizes` its
+    `keys`, `learned` and `longest`: `query` has all rows (1, R, D), and `index` says which is the positive.
     """
 
     query: Tensor
@@ -94,18 +94,19 @@ class Inputs(NamedTuple):
     positive: Tensor | None
     exclude: Tensor | None
     weight: Tensor | None
-    ranges: list[Tensor]
+    first: Tensor | None
+    key_column: Tensor | None
+    loss: Tensor | None
+    begin: Tensor | None
     sizes: list[int]
 
-    first = property(lambda self: self.ranges[0] if self.ranges else None)
-    column = property(lambda self: self.ranges[1] if self.ranges else self.index)
-    loss = property(lambda self: self.ranges[2] if self.ranges else None)
-    begin = property(lambda self: self.ranges[3] if self.ranges else None)
+    ranges = property(lambda self: self.first is not None)
+    column = property(lambda self: self.key_column if self.ranges else self.index)
     learned = property(lambda self: self.sizes[1] if self.ranges else 0)
     shared = property(lambda self: self.key is None and not self.ranges)
     groups = property(lambda self: (self.positive if self.index is None else self.index).shape[0])
     queries = property(lambda self: (self.positive if self.index is None else self.index).shape[1])
-    launch_losses = property(lambda self: self.begin.shape[0] - 1)
+    losses = property(lambda self: self.begin.shape[0] - 1)
 
     @property
     def keys(self) -> int:
@@ -319,7 +320,7 @@ def _gradient_parts(
     """
     copy, scale, state = saved
     groups, queries, keys, shared = inputs.groups, inputs.queries, inputs.keys, inputs.shared
-    to_query, to_key = to_query or bool(inputs.ranges), (to_key or bool(inputs.ranges)) and not shared
+    to_query, to_key = to_query or inputs.ranges, (to_key or inputs.ranges) and not shared
     tile, pad = kernel_config("gradient", copy), copy.shape[1]
     constants = tile_options(tile, pad, "gradient")
     block, splits_over = constants["BLOCK_B"], max(queries, keys)

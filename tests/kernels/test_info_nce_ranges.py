@@ -135,8 +135,8 @@ def test_opcheck(given):
     rows, table = torch.randn(1, 23, 4), where((0, 0, 1, 2))
     exclude, weight = (some_exclude(), torch.rand(4, 3)) if given else (None, None)
     forward, backward = torch.ops.dclr.info_nce.default, torch.ops.dclr.info_nce_backward.default
-    ranges, sizes = [table.first, table.column, table.loss, table.begin], [KEYS, 17, 6]
-    rest, options = (None, table.positive, None, exclude, weight, ranges, sizes), (0.1, 2.0, 1, True, False)
+    ranges = table.first, table.column, table.loss, table.begin, [KEYS, 17, 6]
+    rest, options = (None, table.positive, None, exclude, weight, *ranges), (0.1, 2.0, 1, True, False)
     torch.library.opcheck(forward, (rows.clone().requires_grad_(), *rest, *options))
     loss, *workspace = forward(rows, *rest, *options)
     torch.library.opcheck(backward, (torch.rand_like(loss), rows, *rest, *workspace, *options, True, False))
