@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,9 +54,9 @@ def process_group(device: torch.device, timeout: float = 30.0) -> Iterator[None]
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=timedelta(minutes=timeout))
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, **_meeting_place(timedelta(minutes=timeout)))
     else:
-        dist.init_process_group("gloo", timeout=timedelta(minutes=timeout))
+        dist.init_process_group("gloo", **_meeting_place(timedelta(minutes=timeout)))
     try:
         yield
     finally:
@@ -63,6 +64,19 @@ def process_group(device: torch.device, timeout: float = 30.0) -> Iterator[None]
         dist.destroy_process_group()
         # A thread of the group may still wait for Python's lock. It gets it now: once Python ends it would abort.
         time.sleep(0.5)
+
+
+def _meeting_place(timeout: timedelta) -> dict[str, Any]:
+    """Where the processes find each other, as arguments of `init_process_group`.
+
+    torchrun keeps one store for all lives of its processes. Those that it restarts would find the addresses of the
+    dead there, and be refused: each life has keys of its own. On several machines the lives are not counted alike;
+    there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun does the same.
+    """
+    store, number, size = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+        store = dist.PrefixStore(f"life_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return {"store": store, "rank": number, "world_size": size, "timeout": timeout}
 
 
 def _initialized() -> bool:

@@ -75,6 +75,9 @@ def map_alignment_slope(rgb_map: Tensor, target_map: Tensor) -> Tensor:
 
 # Triton
 
+# Positions of a tile of whole maps.
+MOST_ALIGNED = 4096
+
 if triton is not None:
 
     @triton.jit
@@ -122,46 +125,90 @@ if triton is not None:
         return total
 
     @triton.jit
-    def _min_max(activation, inside):
-        """The map scaled to [0, 1], its minimum and its maximum."""
+    def _bounds(activation, inside):
+        """Minimum and maximum."""
         low = tl.min(tl.where(inside, activation, float("inf")))
-        high = tl.max(tl.where(inside, activation, float("-inf")))
-        return (activation - low) / tl.where(high == low, 1.0, high - low), low, high
+        return low, tl.max(tl.where(inside, activation, float("-inf")))
+
+    @triton.jit
+    def _min_max(activation, low, high):
+        """The map scaled to [0, 1]."""
+        return (activation - low) / tl.where(high == low, 1.0, high - low)
+
+    @triton.jit
+    def _gap_sums(rgb, target, inside, bounds):
+        """Distance of the scaled maps, and the sums over positions that Eq. 12 and its derivative are made of.
+
+        Positions that tie for the minimum or the maximum share its derivative, as in amin and amax.
+        """
+        scaled = _min_max(rgb, bounds[0], bounds[1])
+        gap = tl.where(inside, scaled - _min_max(target, bounds[2], bounds[3]), 0.0)
+        lowest, highest = inside & (rgb == bounds[0]), inside & (rgb == bounds[1])
+        to_low, to_high = tl.sum(sign(gap) * (1 - scaled)), tl.sum(sign(gap) * scaled)
+        sums = tl.sum(tl.abs(gap)), to_low, to_high, tl.sum(lowest.to(tl.float32)), tl.sum(highest.to(tl.float32))
+        return gap, lowest, highest, sums
+
+    @triton.jit
+    def _slope(gap, lowest, highest, sums, bounds, P):
+        """Derivative of Eq. 12 with respect to the RGB map."""
+        slope = sign(gap) - tl.where(lowest, sums[1] / sums[3], 0.0) - tl.where(highest, sums[2] / sums[4], 0.0)
+        extent = bounds[1] - bounds[0]
+        return tl.where(extent == 0, 0.0, slope / (tl.where(extent == 0, 1.0, extent) * P))
 
     @triton.jit
     def align_maps(rgb, target, inside, P):
         """Eq. 12 of whole maps, 0 outside, and its derivative with respect to `rgb`."""
-        scaled, low, high = _min_max(rgb, inside)
-        goal, _, _ = _min_max(target, inside)
-        gap = tl.where(inside, scaled - goal, 0.0)
-        # Positions that tie for the minimum or the maximum share its derivative, as in amin and amax.
-        lowest, highest = inside & (rgb == low), inside & (rgb == high)
-        from_low = tl.sum(sign(gap) * (1 - scaled)) / tl.sum(lowest.to(tl.float32))
-        from_high = tl.sum(sign(gap) * scaled) / tl.sum(highest.to(tl.float32))
-        slope = sign(gap) - tl.where(lowest, from_low, 0.0) - tl.where(highest, from_high, 0.0)
-        slope /= tl.where(high == low, 1.0, high - low) * P
-        return tl.sum(tl.abs(gap)) / P, tl.where(high == low, 0.0, slope)
+        low, high = _bounds(rgb, inside)
+        target_low, target_high = _bounds(target, inside)
+        bounds = low, high, target_low, target_high
+        gap, lowest, highest, sums = _gap_sums(rgb, target, inside, bounds)
+        return sums[0] / P, _slope(gap, lowest, highest, sums, bounds, P)
+
+    @triton.jit
+    def _load_pair(maps_ptr, p, chunks, P):
+        """The RGB map, and what it is aligned with."""
+        target = load_map(maps_ptr, 1, p, chunks, P) + load_map(maps_ptr, 2, p, chunks, P)
+        return load_map(maps_ptr, 0, p, chunks, P), target
 
     @triton.jit
     def _align_kernel(maps_ptr, alignment_ptr, slope_ptr, slope_stride_b, chunks, P, BLOCK_P: tl.constexpr):
-        """`align_maps` for one sample, whose maps fit one tile."""
+        """`align_maps` for one sample, tile by tile: once for the bounds, once for the sums, once for the slope."""
         b = tl.program_id(0).to(tl.int64)
-        p = tl.arange(0, BLOCK_P)
         maps_ptr += b * chunks * 3 * P
-        target = load_map(maps_ptr, 1, p, chunks, P) + load_map(maps_ptr, 2, p, chunks, P)
-        alignment, slope = align_maps(load_map(maps_ptr, 0, p, chunks, P), target, p < P, P)
-        tl.store(alignment_ptr + b, alignment)
-        tl.store(slope_ptr + b * slope_stride_b + p, slope, mask=p < P)
+        slope_ptr += b * slope_stride_b
+        low, high, target_low, target_high = float("inf"), float("-inf"), float("inf"), float("-inf")
+        for first in range(0, P, BLOCK_P):
+            p = first + tl.arange(0, BLOCK_P)
+            rgb, target = _load_pair(maps_ptr, p, chunks, P)
+            tile_low, tile_high = _bounds(rgb, p < P)
+            low, high = tl.minimum(low, tile_low), tl.maximum(high, tile_high)
+            tile_low, tile_high = _bounds(target, p < P)
+            target_low, target_high = tl.minimum(target_low, tile_low), tl.maximum(target_high, tile_high)
+        bounds = low, high, target_low, target_high
+        distance, to_low, to_high, lows, highs = 0.0, 0.0, 0.0, 0.0, 0.0
+        for first in range(0, P, BLOCK_P):
+            p = first + tl.arange(0, BLOCK_P)
+            rgb, target = _load_pair(maps_ptr, p, chunks, P)
+            _, _, _, sums = _gap_sums(rgb, target, p < P, bounds)
+            distance, to_low, to_high = distance + sums[0], to_low + sums[1], to_high + sums[2]
+            lows, highs = lows + sums[3], highs + sums[4]
+        tl.store(alignment_ptr + b, distance / P)
+        for first in range(0, P, BLOCK_P):
+            p = first + tl.arange(0, BLOCK_P)
+            rgb, target = _load_pair(maps_ptr, p, chunks, P)
+            gap, lowest, highest, _ = _gap_sums(rgb, target, p < P, bounds)
+            slope = _slope(gap, lowest, highest, (distance, to_low, to_high, lows, highs), bounds, P)
+            tl.store(slope_ptr + p, slope, mask=p < P)
 
 
 def launch_align(maps_bk3p: Tensor, alignment: Tensor, slope: Tensor) -> None:
     """Alignment (B,) and slope (B, ...) from partial maps (B, chunks, 3, P) of rgb, static and difference."""
     batch, chunks, _, positions = maps_bk3p.shape
-    block_p = next_power_of_2(positions)
+    block_p = min(MOST_ALIGNED, next_power_of_2(positions))
     with torch.cuda.device_of(alignment):
         _align_kernel[(batch,)](
             maps_bk3p, alignment, slope, slope.stride(0), chunks, positions,
-            BLOCK_P=block_p, num_warps=4 if block_p <= 1024 else 16,
+            BLOCK_P=block_p, num_warps=4 if block_p <= 1024 else 8,
         )  # fmt: skip
 
 

@@ -3,6 +3,11 @@
 The static and difference maps come first, then RGB once for its map and its three pools, then the alignment, which
 needs the whole RGB map. One program does all of it for a sample and keeps the small maps in registers. Where the batch
 is too small to fill the device, or a map too large for one tile, the phases are launches over chunks and tiles instead.
+
+Of 16-bit features, the pools of a tile are one matrix product, features (channels x positions) by weights (positions x
+16, of which the first three columns are used): matrix units add across threads, which else costs more instructions than
+all the rest. Weights are cut into pieces of 16 bits, whose products are exact, so that the sums are those of float32.
+The sums of |F| stay in a thread.
 """
 
 from __future__ import annotations
@@ -12,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._common import cdiv, device_class, tl, triton
-from ..feature_maps import empty_gradient, map_tile
+from .._common import INTERPRET, cdiv, device_class, next_power_of_2, tl, triton
+from ..feature_maps import Tile, empty_gradient, map_tile, vector_sizes
 
 if triton is not None:
     from ..activation import align_maps, launch_align, load_map
-    from ..feature_maps import load_pool, pool_weight, sign, sum_positions, tile_mask, tile_offset, tile_positions
+    from ..feature_maps import load_pool, pool_weight, sign, tile_mask, tile_offset, tile_positions
 
 
 @dataclass(frozen=True)
@@ -28,45 +33,112 @@ class Split:
     chunks: int
 
 
-CONFIGS = {"default": {"split": Split(128, 2)}}
+# Of the reading kernel, by the size of an element in bytes, and when it is split.
+_SPLIT = Split(128, 2)
+_READ = {2: Tile(4, 128, 4096, 4), 4: Tile(8, 128, 4096, 4)}
+CONFIGS = {
+    "default": {"read": {2: Tile(4, 128, 8192, 2), 4: Tile(8, 128, 4096, 2)}, "split": _SPLIT},
+    "sm_80": {"read": _READ, "split": _SPLIT},
+    "sm_90": {"read": _READ | {2: Tile(4, 128, 8192, 4)}, "split": _SPLIT},
+    "sm_100": {"read": _READ, "split": _SPLIT},
+}
+
+# Of 16 bits, that a float32 weight is cut into; none where features have 32 bits themselves.
+PIECES = {torch.bfloat16: 3, torch.float16: 2, torch.float32: 0}
 
 if triton is not None:
+    MOST = tl.constexpr(16384)
 
     @triton.jit
-    def _read_mask(
-        b, x_ptr, stride_b, stride_c, stride_p, pool_ptr, p, c_begin, c_end, C, P,
-        VEC_C: tl.constexpr, VEC_P: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
-        STAGES: tl.constexpr,
-    ):  # fmt: skip
-        """Stores average pools of the channels from `c_begin` to `c_end` and returns their activation map at `p`."""
-        total = tl.zeros((ROWS, BLOCK_C, LANES), tl.float32)
-        for first in tl.range(c_begin, c_end, BLOCK_C, num_stages=STAGES):
-            c = first + tl.arange(0, BLOCK_C)
-            offset = tile_offset(b, c, p, stride_b, stride_c, stride_p, VEC_C, VEC_P)
-            x = tl.load(x_ptr + offset, mask=tile_mask(c, p, C, P), other=0).to(tl.float32)
-            total += tl.abs(x)
-            tl.store(pool_ptr + c, sum_positions(x) / P, mask=c < C)
-        return tl.sum(total, 1)
+    def _load_tile(x_ptr, b, c, p, stride_b, stride_c, stride_p, C, P, LAST: tl.constexpr, VEC: tl.constexpr):
+        """Channels x positions, or positions x channels if LAST.
+
+        Strides are multiples of VEC, which the compiler cannot know of a stride such as 98 unless it is written so.
+        """
+        c, p = c.to(tl.int64), p.to(tl.int64)
+        x_ptr += b * (stride_b // VEC * VEC)
+        if LAST:
+            offset = p[:, None] * (stride_p // VEC * VEC) + c[None, :]
+            return tl.load(x_ptr + offset, mask=(p < P)[:, None] & (c < C)[None, :], other=0)
+        else:
+            offset = c[:, None] * (stride_c // VEC * VEC) + (p * (1 if VEC > 1 else stride_p))[None, :]
+            return tl.load(x_ptr + offset, mask=(c < C)[:, None] & (p < P)[None, :], other=0)
 
     @triton.jit
-    def _read_rgb(
-        b, x_ptr, stride_b, stride_c, stride_p, pool_ptr, static_pool_ptr, difference_pool_ptr,
-        static_weight, difference_weight, p, c_begin, c_end, C, P,
-        VEC_C: tl.constexpr, VEC_P: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
-        STAGES: tl.constexpr,
+    def _weight_pieces(p, static_weight, difference_weight, P, dtype: tl.constexpr):
+        """Three matrices (BLOCK_P, 16) of 16-bit numbers whose sum is 1, P times as much as the average's weight, and P
+        times the given weights, at most MOST times: so they are near 1, where float16 has all its bits."""
+        column, times = tl.arange(0, 16)[None, :], tl.minimum(P, MOST)
+        weight = tl.where(column == 0, 1.0, 0.0) + tl.where(column == 1, static_weight[:, None] * times, 0.0)
+        weight += tl.where(column == 2, difference_weight[:, None] * times, 0.0)
+        weight = tl.where((p < P)[:, None], weight, 0.0)
+        first = weight.to(dtype)
+        rest = weight - first.to(tl.float32)
+        second = rest.to(dtype)
+        return first, second, (rest - second.to(tl.float32)).to(dtype)
+
+    @triton.jit
+    def _read_products(
+        x_ptr, b, p, strides, weights, outs, c_begin, c_end, C, P,
+        PIECES: tl.constexpr, POOLS: tl.constexpr, LAST: tl.constexpr, VEC: tl.constexpr,
+        BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
-        """As `_read_mask`, and pools by both weights (ROWS, LANES)."""
-        static_weight, difference_weight = tl.expand_dims(static_weight, 1), tl.expand_dims(difference_weight, 1)
-        total = tl.zeros((ROWS, BLOCK_C, LANES), tl.float32)
+        """`_read` for features of 16 bits."""
+        pieces = _weight_pieces(p, weights[0], weights[1], P, x_ptr.dtype.element_ty)
+        column = tl.arange(0, 16)[None, :]
+        unit = tl.where(column == 0, 1.0 / P, 1.0 / tl.minimum(P, MOST))
+        total = tl.zeros((BLOCK_P, BLOCK_C) if LAST else (BLOCK_C, BLOCK_P), tl.float32)
         for first in tl.range(c_begin, c_end, BLOCK_C, num_stages=STAGES):
             c = first + tl.arange(0, BLOCK_C)
-            offset = tile_offset(b, c, p, stride_b, stride_c, stride_p, VEC_C, VEC_P)
-            x = tl.load(x_ptr + offset, mask=tile_mask(c, p, C, P), other=0).to(tl.float32)
+            x = _load_tile(x_ptr, b, c, p, strides[0], strides[1], strides[2], C, P, LAST, VEC)
+            pools = tl.zeros((BLOCK_C, 16), tl.float32)
+            for i in tl.static_range(PIECES):
+                pools = tl.dot(tl.trans(x) if LAST else x, pieces[i], pools)
+            pools *= unit
+            total += tl.abs(x.to(tl.float32))
+            place = c[:, None] + tl.zeros((1, 16), tl.int32)
+            for i in tl.static_range(POOLS):
+                tl.store(outs[i] + place, pools, mask=(c < C)[:, None] & (column == i))
+        return tl.sum(total, 1 if LAST else 0)
+
+    @triton.jit
+    def _read_sums(
+        x_ptr, b, p, strides, weights, outs, c_begin, c_end, C, P,
+        POOLS: tl.constexpr, LAST: tl.constexpr, VEC: tl.constexpr,
+        BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STAGES: tl.constexpr,
+    ):  # fmt: skip
+        """`_read` for features of 32 bits, and in the interpreter, which has no bfloat16."""
+        AXIS: tl.constexpr = 0 if LAST else 1  # of the positions
+        total = tl.zeros((BLOCK_P, BLOCK_C) if LAST else (BLOCK_C, BLOCK_P), tl.float32)
+        for first in tl.range(c_begin, c_end, BLOCK_C, num_stages=STAGES):
+            c = first + tl.arange(0, BLOCK_C)
+            x = _load_tile(x_ptr, b, c, p, strides[0], strides[1], strides[2], C, P, LAST, VEC).to(tl.float32)
             total += tl.abs(x)
-            tl.store(pool_ptr + c, sum_positions(x) / P, mask=c < C)
-            tl.store(static_pool_ptr + c, sum_positions(x * static_weight), mask=c < C)
-            tl.store(difference_pool_ptr + c, sum_positions(x * difference_weight), mask=c < C)
-        return tl.sum(total, 1)
+            tl.store(outs[0] + c, tl.sum(x, AXIS) / P, mask=c < C)
+            for i in tl.static_range(1, POOLS):
+                pool = tl.sum(x * tl.expand_dims(weights[i - 1], 1 - AXIS), AXIS)
+                tl.store(outs[i] + c, pool, mask=c < C)
+        return tl.sum(total, 1 - AXIS)
+
+    @triton.jit
+    def _read(
+        x_ptr, b, p, strides, weights, outs, c_begin, c_end, C, P,
+        PIECES: tl.constexpr, POOLS: tl.constexpr, LAST: tl.constexpr, VEC: tl.constexpr,
+        BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STAGES: tl.constexpr,
+    ):  # fmt: skip
+        """The activation map at `p` of the channels from `c_begin` to `c_end`, whose first POOLS pools are stored.
+
+        These are the average, and those by both `weights` (BLOCK_P,).
+        """
+        if PIECES == 0:
+            return _read_sums(
+                x_ptr, b, p, strides, weights, outs, c_begin, c_end, C, P, POOLS, LAST, VEC, BLOCK_C, BLOCK_P, STAGES
+            )
+        else:
+            return _read_products(
+                x_ptr, b, p, strides, weights, outs, c_begin, c_end, C, P,
+                1 if POOLS == 1 else PIECES, POOLS, LAST, VEC, BLOCK_C, BLOCK_P, STAGES,
+            )  # fmt: skip
 
     @triton.jit
     def _head_kernel(
@@ -75,30 +147,34 @@ if triton is not None:
         difference_ptr, difference_stride_b, difference_stride_c, difference_stride_p,
         rgb_pool_ptr, rgb_static_ptr, rgb_difference_ptr, static_pool_ptr, difference_pool_ptr, alignment_ptr,
         saved_ptr, maps_ptr, C, P, chunk_size, chunks, MASKS: tl.constexpr, RGB: tl.constexpr,
-        VEC_C: tl.constexpr, VEC_P: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, LANES: tl.constexpr,
-        STAGES: tl.constexpr,
+        PIECES: tl.constexpr, LAST: tl.constexpr, VEC: tl.constexpr,
+        BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
         """A whole sample, or phase MASKS or RGB for one tile of positions and one chunk of channels.
 
         Pools (tiles, B, C) are partial sums over tiles, `maps_ptr` has partial maps (B, chunks, 3, P).
         """
-        C, P = C // VEC_C * VEC_C, P // VEC_P * VEC_P
+        if LAST:
+            C = C // VEC * VEC
+        else:
+            P = P // VEC * VEC
         b = tl.program_id(0).to(tl.int64)
         chunk, tile = tl.program_id(1), tl.program_id(2)
-        p = tile_positions(tile * (ROWS * LANES), ROWS, LANES)
+        p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
         chunk_size = chunk_size // BLOCK_C * BLOCK_C
         c_begin = chunk * chunk_size
         c_end = tl.minimum(C, c_begin + chunk_size)
         pool = (tile * tl.num_programs(0) + b) * C
         saved_ptr += b * 3 * P
         if MASKS:
-            static = _read_mask(
-                b, static_ptr, static_stride_b, static_stride_c, static_stride_p, static_pool_ptr + pool,
-                p, c_begin, c_end, C, P, VEC_C, VEC_P, ROWS, BLOCK_C, LANES, STAGES,
+            none = tl.zeros((BLOCK_P,), tl.float32)
+            static = _read(
+                static_ptr, b, p, (static_stride_b, static_stride_c, static_stride_p), (none, none),
+                (static_pool_ptr + pool,), c_begin, c_end, C, P, PIECES, 1, LAST, VEC, BLOCK_C, BLOCK_P, STAGES,
             )  # fmt: skip
-            difference = _read_mask(
-                b, difference_ptr, difference_stride_b, difference_stride_c, difference_stride_p,
-                difference_pool_ptr + pool, p, c_begin, c_end, C, P, VEC_C, VEC_P, ROWS, BLOCK_C, LANES, STAGES,
+            difference = _read(
+                difference_ptr, b, p, (difference_stride_b, difference_stride_c, difference_stride_p), (none, none),
+                (difference_pool_ptr + pool,), c_begin, c_end, C, P, PIECES, 1, LAST, VEC, BLOCK_C, BLOCK_P, STAGES,
             )  # fmt: skip
             if not RGB:
                 maps_ptr += (b * chunks + chunk) * 3 * P
@@ -111,7 +187,7 @@ if triton is not None:
             static_total, difference_total = tl.sum(static), tl.sum(difference)
             # The other tiles count in the totals.
             for step in range(1, tl.num_programs(2)):
-                other = tile_positions((tile + step) % tl.num_programs(2) * (ROWS * LANES), ROWS, LANES)
+                other = (tile + step) % tl.num_programs(2) * BLOCK_P + tl.arange(0, BLOCK_P)
                 static_total += tl.sum(load_map(maps_ptr, 1, other, chunks, P))
                 difference_total += tl.sum(load_map(maps_ptr, 2, other, chunks, P))
         if RGB:
@@ -120,10 +196,10 @@ if triton is not None:
             if chunk == 0:
                 tl.store(saved_ptr + p, static_weight, mask=p < P)
                 tl.store(saved_ptr + P + p, difference_weight, mask=p < P)
-            rgb = _read_rgb(
-                b, rgb_ptr, rgb_stride_b, rgb_stride_c, rgb_stride_p,
-                rgb_pool_ptr + pool, rgb_static_ptr + pool, rgb_difference_ptr + pool, static_weight, difference_weight,
-                p, c_begin, c_end, C, P, VEC_C, VEC_P, ROWS, BLOCK_C, LANES, STAGES,
+            rgb = _read(
+                rgb_ptr, b, p, (rgb_stride_b, rgb_stride_c, rgb_stride_p), (static_weight, difference_weight),
+                (rgb_pool_ptr + pool, rgb_static_ptr + pool, rgb_difference_ptr + pool), c_begin, c_end, C, P,
+                PIECES, 3, LAST, VEC, BLOCK_C, BLOCK_P, STAGES,
             )  # fmt: skip
             if MASKS:
                 alignment, slope = align_maps(rgb, static + difference, p < P, P)
@@ -175,6 +251,23 @@ if triton is not None:
         tl.store(to_rgb_ptr + out_offset, to_rgb.to(dtype), mask=mask)
 
 
+def read_tile(*features_bcp: Tensor) -> dict[str, int]:
+    """Constants of the reading kernel: order and width of accesses, tile sizes, warps, stages."""
+    features = features_bcp[0]
+    _, channels, positions = features.shape
+    tile = CONFIGS.get(device_class(features.device), CONFIGS["default"])["read"][features.element_size()]
+    vectors = vector_sizes(*features_bcp)
+    block_p = max(16, min(tile.positions, next_power_of_2(positions)))
+    return {
+        "LAST": all(features.stride(1) == 1 for features in features_bcp),
+        "VEC": max(vectors.values()),
+        "PIECES": 0 if INTERPRET and features.dtype != torch.float16 else PIECES[features.dtype],
+        "BLOCK_C": max(16, min(tile.elements // block_p, next_power_of_2(channels))),
+        "BLOCK_P": block_p,
+        **tile.options("STAGES"),
+    }
+
+
 def head_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, ...]:
     """The fields of `DecoupledPool`, then (B, 3, T, H, W): both weight maps and the slope of the alignment."""
     batch, channels, *shape = rgb.shape
@@ -184,8 +277,8 @@ def head_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tenso
         return *(torch.empty((batch, channels), **wide) for _ in range(5)), alignment, saved
     maps_bcp = [features.flatten(2) for features in (rgb, static, difference)]
     positions = maps_bcp[0].shape[2]
-    sizes = map_tile("read", *maps_bcp)
-    tiles = cdiv(positions, sizes["ROWS"] * sizes["LANES"])
+    sizes = read_tile(*maps_bcp)
+    tiles = cdiv(positions, sizes["BLOCK_P"])
     chunk_size, chunks = _chunks(batch, channels, sizes["BLOCK_C"], rgb.device)
     whole = chunks == tiles == 1
     pools = [torch.empty((batch, channels) if tiles == 1 else (tiles, batch, channels), **wide) for _ in range(5)]

@@ -182,17 +182,22 @@ def loop_instructions(case: Case, target: str) -> int:
             jumps[place] = int(jump[3], 16), bool(jump[1] or jump[2])
     loops = [(to, place) for place, (to, _) in jumps.items() if to < place]
     products = [place for place, words in code.items() if "MMA" in words]
-    first, last = min(
-        (loop for loop in loops if any(loop[0] <= place <= loop[1] for place in products)),
-        key=lambda loop: loop[1] - loop[0],
-    )
+    with_products = [loop for loop in loops if any(loop[0] <= place <= loop[1] for place in products)]
+    # Parts of a loop that are put behind it jump back into it, which looks like a loop but has no way round.
+    ways = (_shortest_way(places, jumps, *loop) for loop in sorted(with_products, key=lambda loop: loop[1] - loop[0]))
+    return next(way for way in ways if way is not None)
+
+
+def _shortest_way(places: list[int], jumps: dict[int, tuple[int, bool]], first: int, last: int) -> int | None:
+    """Instructions from `first` to `last`; None where no way leads there in between."""
     body = [place for place in places if first <= place <= last]
     shortest = {last: 1}
     for place, following in reversed(list(itertools.pairwise(body))):
         to, conditional = jumps.get(place, (following, False))
-        ways = {to, following} if conditional else {to}
-        shortest[place] = 1 + min((shortest[way] for way in ways if way in shortest), default=10**9)
-    return shortest[first]
+        found = [shortest[way] for way in ({to, following} if conditional else {to}) if way in shortest]
+        if found:
+            shortest[place] = 1 + min(found)
+    return shortest.get(first)
 
 
 def _source(case: Case, target: str) -> ASTSource:

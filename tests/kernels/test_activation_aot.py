@@ -7,7 +7,7 @@ import torch
 
 from dclr.kernels import activation, feature_maps
 
-from .aot import TARGETS, Case, access_bits, check_report, compile_case
+from .aot import TARGETS, Case, access_bits, check_report, compile_case, launches_on
 
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
@@ -91,9 +91,9 @@ def test_map_backward(dtype, layout, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("block_p", [1, 128, 1024, 8192])
-def test_align(block_p, target):
-    maps = torch.empty(4, 3, 98)
-    arguments = {"maps_ptr": maps, "alignment_ptr": maps, "slope_ptr": maps, "slope_stride_b": 98, "chunks": 2, "P": 98}
-    options = {"BLOCK_P": block_p, "num_warps": 4 if block_p <= 1024 else 16}
-    compiled(activation._align_kernel, arguments, options, target)
+@pytest.mark.parametrize("positions", [1, 98, 1000, 50_000])
+def test_align(positions, target):
+    """Whole maps of any size, tile by tile."""
+    maps, alignment, slope = torch.empty(4, 2, 3, positions), torch.empty(4), torch.empty(4, positions)
+    (case,) = launches_on(target, lambda: activation.launch_align(maps, alignment, slope), activation)
+    check_report(compile_case(case, target), target)

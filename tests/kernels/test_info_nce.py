@@ -7,6 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from dclr.kernels import info_nce
 from dclr.kernels._common import INTERPRET
 from dclr.kernels.info_nce import launch
+from dclr.kernels.info_nce.reference import cross_video_reference
 
 from .helpers import assert_close
 
@@ -110,6 +111,20 @@ def test_tiles_with_and_without_marks(dtype, temperature):
     leaves = wide(query, key)
     expected = formula(*leaves, own, own[..., None] + 1, temperature)
     compare(losses, expected, (query, key), leaves, dtype, torch.randn(1, 150), temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07])
+@pytest.mark.parametrize("shared", [False, True])
+def test_many_excluded_rows(shared, temperature):
+    torch.manual_seed(0)
+    query = torch.randn(1, 20, 6, requires_grad=True)
+    key = query if shared else torch.randn(1, 40, 6, requires_grad=True)
+    positive, exclude = torch.randint(key.shape[1], (1, 20)), torch.randint(-1, key.shape[1], (1, 20, 13))
+    losses = info_nce(query, key, positive=positive, exclude=exclude, temperature=temperature, reduction="none")
+    leaves = wide(query) if shared else wide(query, key)
+    expected = formula(leaves[0], leaves[-1], positive, exclude, temperature)
+    inputs = (query,) if shared else (query, key)
+    compare(losses, expected, inputs, leaves, torch.float32, torch.randn(1, 20), temperature)
 
 
 @pytest.mark.parametrize("exclude_per", ["none", "query", "positive"])
@@ -330,6 +345,22 @@ def test_addresses_past_two_to_the_31():
     leaves = wide(query, key)
     expected = formula(*leaves, positive, None, 0.07)
     compare(losses, expected, (query, key), leaves, torch.float16, torch.ones(2, 2), 0.07)
+
+
+def test_eq_10_is_explicit_positives():
+    """As the paper has it: of each entry found, the clip with its difference and its clip with the difference."""
+    clip, difference = torch.randn(2, 4, 5, dtype=torch.float64)
+    found_clip, found_difference = torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    weight, key = torch.rand(4, 3, dtype=torch.float64), torch.randn(8, 5, dtype=torch.float64)
+    exclude = torch.randint(-1, 8, (4, 3, 2))
+    expected = cross_video_reference(clip, difference, found_clip, found_difference, weight, key, exclude, 0.1)
+    options = {"temperature": 0.1, "reduction": "sum", "scale": 1 / 4}
+    to_found = info_nce(clip, key, positive=found_difference, exclude=exclude, weight=weight, **options)
+    from_found = info_nce(
+        found_clip.flatten(0, 1), key, positive=difference.repeat_interleave(3, 0)[:, None],
+        exclude=exclude.flatten(0, 1), weight=weight.view(-1, 1), **options,
+    )  # fmt: skip
+    torch.testing.assert_close(to_found + from_found, expected)
 
 
 def test_gradcheck():

@@ -8,8 +8,9 @@ import torch
 import triton
 
 from dclr.kernels import Ranges, info_nce, info_nce_ranges
+from dclr.kernels.info_nce.forward import MANY_EXCLUDED
 
-from .aot import SHARED_LIMITS, TARGETS, check_report, compile_case, loop_instructions, recorded_launches
+from .aot import SHARED_LIMITS, TARGETS, access_bits, check_report, compile_case, loop_instructions, recorded_launches
 
 KERNELS = ("prepare_kernel", "forward_kernel", "losses_kernel", "slopes_kernel", "gradient_kernel", "finish_kernel")
 # Stack bytes a thread, nearly all outside the loops over tiles: of the gradients of ranges with four exclusions, and
@@ -69,6 +70,30 @@ def test_all_kernels(dtype, kind, target, monkeypatch):
 def test_sharp_short_and_long_rows(dim, temperature, target, monkeypatch):
     cases = launches(monkeypatch, target, torch.float16, "two views", temperature, dim)
     check(cases, target, ("forward_kernel", "gradient_kernel"))
+
+
+def test_rows_are_read_and_written_16_bytes_at_a_time(monkeypatch):
+    """By the kernels that go through rows as they are given, where these are contiguous."""
+    cases = launches(monkeypatch, "sm_90", torch.bfloat16, "query and key")
+    for name in ("prepare_kernel", "finish_kernel"):
+        asm = compile_case(cases[name], "sm_90").asm
+        loads, stores = access_bits(asm, "load"), access_bits(asm, "store")
+        assert loads[128] and stores[128] and not loads.keys() & {8, 16} and not stores.keys() & {8, 16}
+
+
+@pytest.mark.parametrize("entries", [8, 9, 64])
+def test_many_excluded_rows_are_a_loop(entries, monkeypatch):
+    """Of any number: no kernel for each, no longer code and no more registers with it."""
+    monkeypatch.setattr(importlib.import_module("dclr.kernels.info_nce.launch"), "device_class", lambda _: "sm_90")
+    for module in ("info_nce", "info_nce.launch"):
+        monkeypatch.setattr(importlib.import_module(f"dclr.kernels.{module}"), "runs_triton", lambda _: True)
+    rows = torch.empty(256, 128, dtype=torch.bfloat16)
+    with recorded_launches() as cases:
+        info_nce(rows, rows, exclude=torch.zeros(256, entries, dtype=torch.int64))
+    (forward,) = (case for case in cases if case.name == "forward_kernel")
+    assert forward.constexprs["E"] == min(entries, MANY_EXCLUDED)
+    if entries != MANY_EXCLUDED:
+        check_report(compile_case(forward, "sm_90"), "sm_90")
 
 
 # A tile of 128 x 128 scores of 128 features takes 1,024 cycles of a multiprocessor's matrix units at best, once forward

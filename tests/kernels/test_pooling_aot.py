@@ -1,12 +1,14 @@
 """The pooling kernels and the head compile for every target, the head with 128-bit accesses."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
 from dclr.kernels.pooling import decoupled, weighted
 
-from .aot import TARGETS, access_bits
-from .test_activation_aot import SOME, compiled, constants, features, only_width, strided
+from .aot import SHARED_LIMITS, TARGETS, access_bits, check_report, compile_case, launches_on, loop_instructions
+from .test_activation_aot import MAPS, SOME, compiled, constants, features, only_width, strided
 
 HEAD = [
     (torch.bfloat16, "contiguous"),
@@ -32,8 +34,11 @@ def check_widths(report, target, dtype, layout, kind):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("masks, rgb", [(True, True), (True, False), (False, True)])
-@pytest.mark.parametrize("dtype, layout", HEAD)
+@pytest.mark.parametrize(
+    "dtype, layout, masks, rgb",
+    [(*head, True, True) for head in HEAD]
+    + [(*HEAD[0], True, False), (*HEAD[0], False, True), (*HEAD[5], True, False), (*HEAD[5], False, True)],
+)
 def test_head(dtype, layout, masks, rgb, target):
     x = features(layout, dtype)
     whole = masks and rgb
@@ -42,10 +47,28 @@ def test_head(dtype, layout, masks, rgb, target):
     for name in ("rgb_pool", "rgb_static", "rgb_difference", "static_pool", "difference_pool", "alignment", "saved"):
         arguments[f"{name}_ptr"] = wide
     arguments |= {"maps_ptr": None if whole else wide, **sizes(x), "chunk_size": 256, "chunks": 1 if whole else 2}
-    options = constants("read", target, x, x, x) | {"MASKS": masks, "RGB": rgb}
+    with patch.object(decoupled, "device_class", lambda device: target):
+        options = decoupled.read_tile(x, x, x) | {"MASKS": masks, "RGB": rgb}
     report = compiled(decoupled._head_kernel, arguments, options, target)
     if whole:
         check_widths(report, target, dtype, layout, "load")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_instructions_of_the_head_keep_up_with_its_bytes(layout):
+    """A multiprocessor of an H200 gets 18.6 bytes in a cycle, in which its schedulers issue four instructions.
+
+    The loop over RGB, with three pools instead of one, is the longest of the three.
+    """
+    shape, memory_format = (1024, 512, 2, 7, 7), MAPS[layout][2]
+    maps = [torch.empty(shape, dtype=torch.bfloat16, device="meta", memory_format=memory_format) for _ in range(3)]
+    case, *_ = launches_on("sm_90", lambda: decoupled.head_forward(*maps), decoupled)
+    assert case.name == "_head_kernel" and case.constexprs["BLOCK_C"] == 64
+    report = compile_case(case, "sm_90")
+    check_report(report, "sm_90")
+    assert 2 * 32 * case.num_warps * report.registers <= 65_536 and 2 * report.shared_bytes <= SHARED_LIMITS["sm_90"]
+    instructions = loop_instructions(case, "sm_90")
+    assert instructions * case.num_warps / 4 <= 64 * 98 * 2 / 18.6
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -117,7 +117,7 @@ class FakeClips(Dataset):
     def __getitem__(self, key):
         epoch, index, *_ = key
         if self.given == self.hang_at:
-            time.sleep(20)
+            time.sleep(30)
             os._exit(3)
         self.given += 1
         generator = torch.Generator().manual_seed(1000 * epoch + index)
@@ -151,7 +151,7 @@ def main(output, *settings):
     register()
     torch.set_num_threads(1)
     values = {key: int(value) for key, _, value in (setting.partition("=") for setting in settings)}
-    with process_group(choose_device("cpu"), timeout=0.1 if "hang_at" in values else 30):
+    with process_group(choose_device("cpu"), timeout=0.2 if "hang_at" in values else 30):
         trainer = fake_trainer(fake_config(output, **values))
         if find_checkpoint(output).exists():
             trainer.load(load_checkpoint(output))

@@ -102,7 +102,7 @@ def test_two_processes_go_on_as_one(tmp_path, monkeypatch):
 
 
 def test_a_process_that_hangs_is_named(tmp_path):
-    """It hangs in decoding for the third step; the other waits for six seconds."""
+    """It hangs in decoding for the third step; the other waits for twelve seconds."""
     _, errors = launch(2, tmp_path, "hang_at=4", "signal_rank=1")
     assert "a process no longer answers: the others are at step 3, process 1 got its last videos at 2" in errors[0]
 
