@@ -175,10 +175,17 @@ def _figures(record: Mapping[str, Any]) -> str:
 def _retrieval(report: Report) -> str:
     """Figures of the neighbours shown, where they do not stand among the evaluations already."""
     result = report.retrieval
-    if not result or any(result.items() <= record.items() for _, record in report.run.evaluations):
+    if not result or any(_agree(record, result) for _, record in report.run.evaluations):
         return ""
     figures = escape(_figures(result).replace("\n", ", "))
     return f'<p>{figures} (percent)</p>\n<p class="protocol">{escape(result["protocol"])}</p>\n'
+
+
+def _agree(record: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    """Whether a record is of the same protocol, and every figure that both have is the same."""
+    figures = {name: value for name, value in result.items() if isinstance(value, float)}
+    same = all(record.get(name, value) == value for name, value in figures.items())
+    return record["protocol"] == result["protocol"] and same
 
 
 def _configuration(values: Mapping[str, Any]) -> str:

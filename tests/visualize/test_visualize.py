@@ -236,7 +236,9 @@ def test_videos_without_labels(run, videos, tmp_path):
     )  # fmt: skip
     page = text(visualize(config(run, data=data)))
     assert "R@k: there are videos without a label." in page and "no label" in page
-    assert names(run) == expected_names()
+    # As many as the hold-out leaves of the four.
+    shown = sum(name.startswith("activation") for name in names(run))
+    assert 2 <= shown <= 3 and names(run) == expected_names(shown)
 
 
 def test_command_line(run, capsys):
