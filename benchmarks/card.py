@@ -30,7 +30,7 @@ PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 
 
 @dataclass(frozen=True)
-class Step:
+class CardStep:
     """One program.
 
     Attributes:
@@ -69,11 +69,13 @@ class Plan:
     def on_card(self) -> bool:
         return self.device == "cuda"
 
-    def tests(self, name: str, limit: int, *arguments: str, **environment: str) -> Step:
+    def tests(self, name: str, limit: int, *arguments: str, **environment: str) -> CardStep:
         """Tests of the suite."""
-        return Step(name, limit, (*PYTEST, *arguments), environment)
+        return CardStep(name, limit, (*PYTEST, *arguments), environment)
 
-    def benchmark(self, file: str, only: str, limit: int, seconds: float = 0.3, variants: str | None = None) -> Step:
+    def benchmark(
+        self, file: str, only: str, limit: int, seconds: float = 0.3, variants: str | None = None
+    ) -> CardStep:
         """The sizes of a benchmark that `only` selects (an expression as of pytest -k)."""
         name = f"{file} {only}".strip()
         rows = self.output / f"{name.replace(' ', '_')}.rows.json"
@@ -83,14 +85,14 @@ class Plan:
         # A CPU would compile the others for minutes.
         chosen = variants if self.on_card else FIRST_LOOK
         command += ["--variants", chosen] if chosen else []
-        return Step(name, limit, tuple(command), rows=rows)
+        return CardStep(name, limit, tuple(command), rows=rows)
 
-    def module(self, name: str, limit: int, module: str, *arguments: str) -> Step:
+    def module(self, name: str, limit: int, module: str, *arguments: str) -> CardStep:
         """A program of this package or of dclr."""
-        return Step(name, limit, (sys.executable, "-m", module, *arguments))
+        return CardStep(name, limit, (sys.executable, "-m", module, *arguments))
 
 
-def correct(plan: Plan) -> list[Step]:
+def correct(plan: Plan) -> list[CardStep]:
     """First: is it right? Then first numbers, so that there are some even if nothing else follows."""
     gpu_tests, workers = "tests/kernels/test_gpu.py", "14" if plan.on_card else "0"
     output = str(plan.output / "methods")
@@ -108,15 +110,15 @@ def correct(plan: Plan) -> list[Step]:
     ]
 
 
-def sanitizer(plan: Plan, tests: str) -> Step:
+def sanitizer(plan: Plan, tests: str) -> CardStep:
     """compute-sanitizer over one size of each op. Without the caching allocator every tensor has its own bounds."""
     checked = (*PYTEST, tests, "-k", "values and bfloat16")
     tool = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1")
     command = (*tool, *checked) if plan.on_card else checked
-    return Step("sanitizer", 100, command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    return CardStep("sanitizer", 100, command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
 
-def measure(plan: Plan) -> list[Step]:
+def measurements(plan: Plan) -> list[CardStep]:
     """The rows that matter, most telling first."""
     rows = [
         plan.benchmark("info_nce", "65536", 60),
@@ -134,16 +136,16 @@ def measure(plan: Plan) -> list[Step]:
     return [*rows, step, *rest, plan.benchmark("overhead", "", 30)]
 
 
-def train(plan: Plan) -> list[Step]:
+def train(plan: Plan) -> list[CardStep]:
     """What the terms of the objective learn, in three seeds."""
     output = str(plan.output / "ablation")
     return [plan.module("ablation", 900, "benchmarks.card_train", "--device", plan.device, "--output", output)]
 
 
-STAGES: dict[str, Callable[[Plan], list[Step]]] = {"correct": correct, "measure": measure, "train": train}
+STAGES: dict[str, Callable[[Plan], list[CardStep]]] = {"correct": correct, "measure": measurements, "train": train}
 
 
-def run(steps: Sequence[Step], plan: Plan, seconds: float) -> list[Outcome]:
+def run_steps(steps: Sequence[CardStep], plan: Plan, seconds: float) -> list[Outcome]:
     """Run the steps one after the other until the time is up; writes the report after each."""
     end = time.monotonic() + seconds
     outcomes: list[Outcome] = []
@@ -155,11 +157,11 @@ def run(steps: Sequence[Step], plan: Plan, seconds: float) -> list[Outcome]:
             limit = step.limit if plan.on_card else seconds  # a CPU has no need to hurry
             outcomes.append(_run_step(step, min(limit, left), plan.output / "log.txt"))
         print(_line(outcomes[-1]), flush=True)
-        _write(plan, steps, outcomes)
+        _write_report(plan, steps, outcomes)
     return outcomes
 
 
-def _run_step(step: Step, limit: float, log: Path) -> Outcome:
+def _run_step(step: CardStep, limit: float, log: Path) -> Outcome:
     begin = time.monotonic()
     print(f"== {step.name}", flush=True)
     try:
@@ -200,7 +202,7 @@ def _line(outcome: Outcome) -> str:
     return f"{outcome.name:<28}{outcome.seconds:>6.0f} s  {outcome.result}: {outcome.detail[:160]}"
 
 
-def _write(plan: Plan, steps: Sequence[Step], outcomes: Sequence[Outcome]) -> None:
+def _write_report(plan: Plan, steps: Sequence[CardStep], outcomes: Sequence[Outcome]) -> None:
     """The report so far, and the rows of all benchmarks in the form that `dclr bench --plot` reads."""
     reports = [json.loads(step.rows.read_text()) for step in steps if step.rows and step.rows.exists()]
     checks = {outcome.name: asdict(outcome) for outcome in outcomes}
@@ -221,12 +223,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = options.output or harness.results_path(options.device).with_suffix("")
     plan = Plan(options.device, output.absolute())
     plan.output.mkdir(parents=True, exist_ok=True)
-    outcomes = run(STAGES[options.stage](plan), plan, options.seconds)
+    outcomes = run_steps(STAGES[options.stage](plan), plan, options.seconds)
     report = json.loads((plan.output / "report.json").read_text())
     print(f"\n{report.get('device', options.device)}, commit {report.get('commit', 'unknown')[:12]}")
     print("\n".join(map(_line, outcomes)))
     if report["rows"]:
-        print(harness.summary(report["rows"]))
+        print(harness.summary_table(report["rows"]))
     print(f"written: {plan.output}")
     return int(any(outcome.result.startswith("failed") for outcome in outcomes))
 

@@ -38,7 +38,7 @@ SMALL = (
 FIRST, LATER = 0.02, 0.1
 
 
-def run(method: str, mode: str | None, device: str, videos: Path, output: Path) -> str:
+def pretrain_once(method: str, mode: str | None, device: str, videos: Path, output: Path) -> str:
     """Pretrain; returns what went wrong, or nothing."""
     preset, *flags = METHODS[method]
     size = "64" if device == "cuda" else "24"
@@ -50,7 +50,7 @@ def run(method: str, mode: str | None, device: str, videos: Path, output: Path) 
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no word"])[-1]
 
 
-def losses(output: Path) -> list[float]:
+def logged_losses(output: Path) -> list[float]:
     """The loss of each step of a run."""
     return [record["loss"] for record in read_metrics(output) if "loss" in record]
 
@@ -81,15 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = [(method, mode) for method in options.methods for mode in modes]
     folders = {(method, mode): options.output / f"{method}_{mode or 'eager'}" for method, mode in runs}
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as pool:
-        errors = pool.map(lambda key: run(*key, options.device, videos, folders[key]), runs)
+        errors = pool.map(lambda key: pretrain_once(*key, options.device, videos, folders[key]), runs)
         failures = dict(zip(runs, errors))
     wrong = 0
     for method, mode in runs:
         word = failures[method, mode]
         if not word and mode and not failures[method, None]:
-            word = compare(losses(folders[method, mode]), losses(folders[method, None]))
+            word = compare(logged_losses(folders[method, mode]), logged_losses(folders[method, None]))
         wrong += bool(word) and not word.startswith("equal")
-        last = "" if failures[method, mode] else f"last loss {losses(folders[method, mode])[-1]:.4f} "
+        last = "" if failures[method, mode] else f"last loss {logged_losses(folders[method, mode])[-1]:.4f} "
         print(f"{method:<18}{mode or 'eager':<18}{last}{word}", flush=True)
     print(f"{len(runs) - wrong} of {len(runs)} runs are right")
     return int(wrong > 0)

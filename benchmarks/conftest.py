@@ -72,14 +72,14 @@ def bench(request, measuring):
     def run(problem: harness.Problem) -> list[harness.Row]:
         stash = request.config.stash
         if not measuring:
-            return harness.check(problem)
+            return harness.check_problem(problem)
         _select(problem, request.config.getoption("--variants"))
-        rows = harness.measure(problem, request.config.getoption("--seconds"))
+        rows = harness.measure_problem(problem, request.config.getoption("--seconds"))
         stash[ROWS] += rows
         stash[LEFT_OUT][problem.name] = problem.left_out
-        _write(request.config)  # what there is, in case that this is interrupted
+        _write_results(request.config)  # what there is, in case that this is interrupted
         if request.config.pluginmanager.hasplugin("benchmark"):
-            _record(request.getfixturevalue("benchmark"), problem, rows)
+            _record_benchmark(request.getfixturevalue("benchmark"), problem, rows)
         return rows
 
     return run
@@ -93,7 +93,7 @@ def _select(problem, parts):
             problem.left_out[name] = "not asked for"
 
 
-def _record(benchmark, problem, rows):
+def _record_benchmark(benchmark, problem, rows):
     def synchronised():
         problem.variants[harness.OURS]()
         if problem.device.type == "cuda":
@@ -103,7 +103,7 @@ def _record(benchmark, problem, rows):
     benchmark.pedantic(synchronised, rounds=10, warmup_rounds=1)
 
 
-def _write(config) -> tuple[dict, Path]:
+def _write_results(config) -> tuple[dict, Path]:
     """The report so far, and the file that has it."""
     device = present()
     report = harness.report(config.stash[ROWS], device) | {"left_out": config.stash[LEFT_OUT]}
@@ -117,7 +117,7 @@ def pytest_terminal_summary(terminalreporter, config):
     rows, device = config.stash[ROWS], present()
     if not rows:
         return
-    report, path = _write(config)
+    report, path = _write_results(config)
     terminalreporter.section(
         f"{report['device']}, commit {report['commit'][:12]}{' (modified)' if report['dirty'] else ''}"
     )

@@ -134,7 +134,7 @@ def with_gradients(function: Callable[..., Tensor], *leaves: Tensor) -> Run:
     return run
 
 
-def check(problem: Problem) -> list[Row]:
+def check_problem(problem: Problem) -> list[Row]:
     """Run each variant once and compare. A variant of ours must run and be right, or `AssertionError`; of the others,
     a failure or a wrong result is noted in its row."""
     if problem.device.type == "cuda":
@@ -164,9 +164,9 @@ def check(problem: Problem) -> list[Row]:
     return rows
 
 
-def measure(problem: Problem, seconds: float = 2.0) -> list[Row]:
+def measure_problem(problem: Problem, seconds: float = 2.0) -> list[Row]:
     """`check`, then time what ran, for about `seconds`."""
-    rows = check(problem)
+    rows = check_problem(problem)
     ceilings = measure_ceilings(problem.device.type)
     rate = ceilings["matmul_flops"].get(str(problem.dtype).removeprefix("torch."))
     floor = problem.bytes / ceilings["copy_bytes"]
@@ -327,14 +327,14 @@ def table(rows: list[Row]) -> str:
             heading = row.problem
             lines += ["", f"{heading}: {row.bytes / 1e6:.3f} MB, {row.flops / 1e9:.3f} GFLOP", f"{'us':<26}{columns}"]
         times = (row.p20_us, row.p50_us, row.p80_us, row.host_us, row.floor_us)
-        cells = [_cell(value, 10, 1) for value in times]
-        cells += [_cell(row.percent_of_floor, 9, 1), _cell(row.ratio_to_ours, 8, 2)]
-        cells += [_cell(None if row.peak_bytes is None else row.peak_bytes / 1e6, 9, 1)]
+        cells = [_table_cell(value, 10, 1) for value in times]
+        cells += [_table_cell(row.percent_of_floor, 9, 1), _table_cell(row.ratio_to_ours, 8, 2)]
+        cells += [_table_cell(None if row.peak_bytes is None else row.peak_bytes / 1e6, 9, 1)]
         lines.append(f"{row.variant:<26}{''.join(cells)}  {row.note}".rstrip())
     return "\n".join(lines)
 
 
-def summary(rows: list[dict]) -> str:
+def summary_table(rows: list[dict]) -> str:
     """One line a problem, of the rows of a report: ours, the best of the others that were right, the floor."""
     lines = [f"{'p50, us':<72}{'ours':>9}{'graph':>9}{'floor':>9}{'% floor':>9}{'peak MB':>9}  best of the others"]
     for problem in dict.fromkeys(row["problem"] for row in rows):
@@ -345,16 +345,18 @@ def summary(rows: list[dict]) -> str:
         best = "{1} {0:.1f}".format(*min(right)) if right else "-"
         peak = ours["peak_bytes"] and ours["peak_bytes"] / 1e6
         cells = [(ours["p50_us"], 1), (graph, 1), (ours["floor_us"], 1), (ours["percent_of_floor"], 0), (peak, 1)]
-        lines.append(f"{problem:<72}{''.join(_cell(value, 9, digits) for value, digits in cells)}  {best}")
+        lines.append(f"{problem:<72}{''.join(_table_cell(value, 9, digits) for value, digits in cells)}  {best}")
     return "\n".join(lines)
 
 
 def results_path(device: str) -> Path:
     """benchmarks/results/DEVICE/DATE.json"""
-    return ROOT / "benchmarks" / "results" / device_name(device).replace(" ", "-") / f"{date.today().isoformat()}.json"
+    return (
+        ROOT / "benchmarks" / "results" / hardware_name(device).replace(" ", "-") / f"{date.today().isoformat()}.json"
+    )
 
 
-def environment(device: str) -> dict:
+def measured_environment(device: str) -> dict:
     """Commit, device, versions, command and ceilings: what a number needs beside it.
 
     DCLR_COMMIT, of the environment, is the commit of a copy that is no checkout.
@@ -363,9 +365,9 @@ def environment(device: str) -> dict:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD") or os.environ.get("DCLR_COMMIT", "unknown"),
         "dirty": bool(_git("status", "--porcelain")),
-        "device": device_name(device),
+        "device": hardware_name(device),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in PACKAGES if (found := _package_version(name))},
         "command": " ".join(["pytest", *sys.argv[1:]]),
         "ceilings": measure_ceilings(device),
     }
@@ -379,7 +381,7 @@ def _git(*arguments: str) -> str:
         return ""
 
 
-def device_name(device: str) -> str:
+def hardware_name(device: str) -> str:
     """The card's name, or the processor's architecture and thread count."""
     if device == "cuda":
         return torch.cuda.get_device_name()
@@ -388,7 +390,7 @@ def device_name(device: str) -> str:
 
 def report(rows: list[Row], device: str) -> dict:
     """What goes into the JSON file."""
-    return environment(device) | {"rows": [asdict(row) for row in rows]}
+    return measured_environment(device) | {"rows": [asdict(row) for row in rows]}
 
 
 def _add_graph(problem: Problem) -> None:
@@ -404,11 +406,11 @@ def _rounds(seconds: float, least: int) -> Iterable[int]:
         done += 1
 
 
-def _cell(value: float | None, width: int, digits: int) -> str:
+def _table_cell(value: float | None, width: int, digits: int) -> str:
     return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"
 
 
-def _version(name: str) -> str | None:
+def _package_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:

@@ -9,12 +9,12 @@ from importlib import import_module
 import pytest
 
 from . import card, harness
-from .card import Plan, Step, run
+from .card import CardStep, Plan, run_steps
 from .card_methods import compare
 
 
 def python(name, code, limit=60):
-    return Step(name, limit, (sys.executable, "-c", code))
+    return CardStep(name, limit, (sys.executable, "-c", code))
 
 
 def selected(expression, names):
@@ -37,10 +37,10 @@ def test_each_step_is_on_its_own(tmp_path):
         python("right", "print('first'); print('last line')"),
         python("wrong", "raise SystemExit('no such thing')"),
         python("endless", "import time; print('begun', flush=True); time.sleep(600)", limit=3),
-        Step("absent", 60, ("no-such-program",)),
+        CardStep("absent", 60, ("no-such-program",)),
         python("after", "print('still there')"),
     ]
-    outcomes = run(steps, Plan("cuda", tmp_path), seconds=300)
+    outcomes = run_steps(steps, Plan("cuda", tmp_path), seconds=300)
     assert [outcome.result for outcome in outcomes] == ["passed", "failed (1)", "stopped", "left out", "passed"]
     assert outcomes[0].detail == "last line" and "no such thing" in outcomes[1].detail
     checks = json.loads((tmp_path / "report.json").read_text())["checks"]
@@ -50,7 +50,7 @@ def test_each_step_is_on_its_own(tmp_path):
 
 
 def test_what_there_is_no_time_for_is_said(tmp_path):
-    outcomes = run([python("late", "pass")], Plan("cpu", tmp_path), seconds=1)
+    outcomes = run_steps([python("late", "pass")], Plan("cpu", tmp_path), seconds=1)
     assert [(outcome.result, outcome.detail) for outcome in outcomes] == [("left out", "the time was up")]
 
 

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from . import harness
-from .harness import OURS, REFERENCE, Problem, check, measure, missing, relative_error, report, table, with_gradients
+from .harness import (
+    OURS,
+    REFERENCE,
+    Problem,
+    check_problem,
+    measure_problem,
+    missing,
+    relative_error,
+    report,
+    table,
+    with_gradients,
+)
 
 
 def problem(**variants) -> Problem:
@@ -26,16 +37,16 @@ def problem(**variants) -> Problem:
 @pytest.mark.parametrize("wrong", [lambda x: x, lambda x: x @ x * torch.nan, lambda x: (x @ x)[:5]])
 def test_wrong_result_of_ours_fails(wrong):
     with pytest.raises(AssertionError, match="square, ours: wrong"):
-        check(problem(**{OURS: wrong}))
+        check_problem(problem(**{OURS: wrong}))
 
 
 def test_failure_of_ours_is_not_swallowed():
     with pytest.raises(ZeroDivisionError):
-        check(problem(**{OURS: lambda x: 1 // 0}))
+        check_problem(problem(**{OURS: lambda x: 1 // 0}))
 
 
 def test_peers_are_noted():
-    rows = {row.variant: row for row in check(problem(wrong=lambda x: x, broken=lambda x: x @ x[:3]))}
+    rows = {row.variant: row for row in check_problem(problem(wrong=lambda x: x, broken=lambda x: x @ x[:3]))}
     assert rows[OURS].error < 1e-6 and rows[OURS].note == ""
     assert rows["wrong"].note.startswith("wrong: relative error") and rows["wrong"].ran
     assert rows["broken"].note.startswith("RuntimeError") and not rows["broken"].ran
@@ -44,7 +55,7 @@ def test_peers_are_noted():
 def test_measured_rows_have_numbers():
     squares = problem(broken=lambda x: x @ x[:3], other=lambda x: x)
     squares.other_functions.add("other")
-    rows = {row.variant: row for row in measure(squares, seconds=0.05)}
+    rows = {row.variant: row for row in measure_problem(squares, seconds=0.05)}
     ours = rows[OURS]
     assert 0 < ours.p20_us <= ours.p50_us <= ours.p80_us and ours.ratio_to_ours == 1
     assert ours.percent_of_floor == pytest.approx(100 * ours.floor_us / ours.p50_us)

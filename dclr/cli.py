@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import dclr
 from dclr import help
 from dclr.errors import RunError, UsageError
-from dclr.suggest import nearest
+from dclr.suggest import did_you_mean
 
 
 class Verb(NamedTuple):
@@ -95,7 +95,7 @@ def run(argv: list[str]) -> None:
             _command(name)
         (verb.call or _call_of(name))(["--help" if argument == "--help-all" else argument for argument in rest])
     else:
-        raise UsageError(f"unknown command {argv[0]!r}{nearest(argv[0], VERBS)}")
+        raise UsageError(f"unknown command {argv[0]!r}{did_you_mean(argv[0], VERBS)}")
 
 
 class _Interruptible:
@@ -213,7 +213,7 @@ def _base_config(options: dict[str, str], rest: list[str]) -> Any:
     if "--preset" in options:
         name = options["--preset"]
         if name not in PRESETS:
-            raise UsageError(f"unknown preset {name!r}{nearest(name, PRESETS)}")
+            raise UsageError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}")
         config = PRESETS[name]()
         if config.output == PretrainConfig().output:
             config.output = f"runs/{name}"
@@ -242,7 +242,7 @@ def _finetune(argv: list[str]) -> None:
     options, rest = take(argv, values=("--recipe",))
     name = options.get("--recipe", "dclr")
     if name not in command.RECIPES:
-        raise UsageError(f"unknown recipe {name!r}{nearest(name, command.RECIPES)}")
+        raise UsageError(f"unknown recipe {name!r}{did_you_mean(name, command.RECIPES)}")
     config = _parse("finetune", rest, dataclasses.replace(command.RECIPES[name](), checkpoint=tyro.MISSING))
     if config.resume and "--recipe" not in options:
         config = _parse("finetune", rest, command.saved_settings(config) or config)
@@ -297,7 +297,7 @@ VERBS: dict[str, Verb] = {
     "pretrain": Verb(
         "pretrain",
         "Pretrain an encoder; --preset NAME, then --config run.yaml, then flags; --resume, --list-presets.",
-        help=help.pretrain,
+        help=help.pretrain_help,
         call=_pretrain,
     ),
     "profile": Verb(

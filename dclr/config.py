@@ -19,7 +19,7 @@ from dclr.files import write_or_explain
 from dclr.methods import METHODS, DCLRConfig, MethodConfig, method_name
 from dclr.methods.renamed import current_settings
 from dclr.models import ENCODERS
-from dclr.suggest import nearest
+from dclr.suggest import did_you_mean
 
 
 class ConfigError(ValueError):
@@ -253,7 +253,7 @@ def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
         key = "on" if key is True else str(key)
         path = f"{where}.{key}" if where else key
         if key not in fields:
-            raise ConfigError(f"unknown configuration key {path}{nearest(key, fields)}")
+            raise ConfigError(f"unknown configuration key {path}{did_you_mean(key, fields)}")
         name = fields[key].name
         current = getattr(config, name)
         if dataclasses.is_dataclass(current):
@@ -265,7 +265,7 @@ def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
 
 def _named_method(config: Any, name: str) -> Any:
     if name not in METHODS:
-        raise ConfigError(f"unknown method {name}{nearest(name, METHODS)}")
+        raise ConfigError(f"unknown method {name}{did_you_mean(name, METHODS)}")
     kind = METHODS[name][0]
     return config if type(config) is kind else kind()
 

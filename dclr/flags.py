@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import tyro
 
 from dclr.errors import UsageError
-from dclr.suggest import nearest
+from dclr.suggest import did_you_mean
 
 Config = TypeVar("Config")
 
@@ -63,7 +63,7 @@ def parse(kind: type[Config], argv: list[str], default: Config, prog: str, descr
     if unknown:
         flag = unknown[0].partition("=")[0]
         known = list(_flags(default))
-        hint = nearest(flag, known) if flag.startswith("-") else ""
+        hint = did_you_mean(flag, known) if flag.startswith("-") else ""
         raise UsageError(f"unknown argument {flag!r}{hint if 'did you mean' in hint else ''}")
     return config
 

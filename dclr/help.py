@@ -26,7 +26,7 @@ def _column(names: list[str]) -> str:
     return textwrap.fill(" ".join(names), 95, initial_indent=24 * " ", subsequent_indent=24 * " ").lstrip()
 
 
-def pretrain() -> str:
+def pretrain_help() -> str:
     """Of `dclr pretrain`."""
     presets = [
         name

@@ -55,7 +55,7 @@ def first_derivative(backward: Callable) -> Callable:
     return only
 
 
-def check(condition: bool, argument: str, got: object, expected: object, error: type = ValueError) -> None:
+def expect(condition: bool, argument: str, got: object, expected: object, error: type = ValueError) -> None:
     """Raise `error` naming the argument, what it was and what it must be.
 
     Sizes are handed over as they are and put into words here: a symbolic size in a string would be fixed, and a graph
@@ -70,7 +70,7 @@ def check_tensors(*, optional: dict[str, torch.Tensor | None] | None = None, **t
     """All are tensors on one device, or a TypeError or ValueError that names them; those in `optional` can be None."""
     tensors |= {name: tensor for name, tensor in (optional or {}).items() if tensor is not None}
     for name, tensor in tensors.items():
-        check(isinstance(tensor, torch.Tensor), name, type(tensor).__name__, "a torch.Tensor", TypeError)
+        expect(isinstance(tensor, torch.Tensor), name, type(tensor).__name__, "a torch.Tensor", TypeError)
     devices = {name: tensor.device for name, tensor in tensors.items()}
     if len(set(devices.values())) > 1:
         listing = ", ".join(f"{name} on {device}" for name, device in devices.items())
@@ -80,35 +80,35 @@ def check_tensors(*, optional: dict[str, torch.Tensor | None] | None = None, **t
 def check_float(argument: str, tensor: torch.Tensor, rank: int | tuple[int, ...]) -> None:
     """A floating tensor of one of the ranks, or a TypeError/ValueError that names it."""
     known = "float32, bfloat16, float16 or float64"
-    check(tensor.dtype in FLOAT_DTYPES, argument, tensor.dtype, known, TypeError)
+    expect(tensor.dtype in FLOAT_DTYPES, argument, tensor.dtype, known, TypeError)
     ranks = (rank,) if isinstance(rank, int) else rank
-    check(tensor.dim() in ranks, argument, tuple(tensor.shape), lambda: f"{' or '.join(map(str, ranks))} dimensions")
+    expect(tensor.dim() in ranks, argument, tuple(tensor.shape), lambda: f"{' or '.join(map(str, ranks))} dimensions")
 
 
 def check_number(argument: str, value: float) -> None:
     """An int or a float."""
-    check(isinstance(value, numbers.Real), argument, value, "a number", TypeError)
+    expect(isinstance(value, numbers.Real), argument, value, "a number", TypeError)
 
 
 def check_count(argument: str, value: int, low: int, high: int | None = None) -> None:
     """An int, symbolic or not, in [low, high]."""
-    check(isinstance(value, (int, torch.SymInt)), argument, value, "an int", TypeError)
+    expect(isinstance(value, (int, torch.SymInt)), argument, value, "an int", TypeError)
     inside = value >= low and (high is None or value <= high)
-    check(inside, argument, value, lambda: f"at least {low}" if high is None else f"{low} to {high}")
+    expect(inside, argument, value, lambda: f"at least {low}" if high is None else f"{low} to {high}")
 
 
 def check_channels(argument: str, values: Sequence[float], channels: int) -> None:
     """A sequence of as many numbers as there are channels."""
     right = isinstance(values, Sequence) and len(values) == channels
-    check(right, argument, values, lambda: f"a value of each of {channels} channels")
+    expect(right, argument, values, lambda: f"a value of each of {channels} channels")
 
 
 def check_rows(argument: str, rows: torch.Tensor, count: int, least: int = 0) -> None:
     """Indices in [least, count), int64 or int32; their values are looked at where that waits for no device."""
-    check(rows.dtype in (torch.int64, torch.int32), argument, rows.dtype, "int64 or int32", TypeError)
+    expect(rows.dtype in (torch.int64, torch.int32), argument, rows.dtype, "int64 or int32", TypeError)
     if has_values(rows) and rows.numel():
         low, high = int(rows.min()), int(rows.max())
-        check(low >= least and high < count, argument, f"values in [{low}, {high}]", f"values in [{least}, {count})")
+        expect(low >= least and high < count, argument, f"values in [{low}, {high}]", f"values in [{least}, {count})")
 
 
 def has_values(tensor: torch.Tensor) -> bool:

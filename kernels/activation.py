@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ._common import (
     cdiv,
-    check,
     check_float,
     check_tensors,
     define_op,
+    expect,
     first_derivative,
     next_power_of_2,
     runs_triton,
@@ -224,7 +224,7 @@ def _launch_map(features: Tensor, out_bp: Tensor) -> None:
 # Ops
 
 
-def _forward(features: Tensor) -> Tensor:
+def _map_forward(features: Tensor) -> Tensor:
     if not runs_triton(features):
         return activation_map_reference(features)
     activation = features.new_empty((len(features), *features.shape[2:]), dtype=torch.float32)
@@ -233,7 +233,7 @@ def _forward(features: Tensor) -> Tensor:
     return activation
 
 
-def _backward(grad: Tensor, features: Tensor) -> Tensor:
+def _map_backward(grad: Tensor, features: Tensor) -> Tensor:
     out = empty_gradient(features)
     if not runs_triton(features):
         return out.copy_(grad.unsqueeze(1) * features.sign())
@@ -266,8 +266,8 @@ def _alignment_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple
     return alignment, slope
 
 
-define_op(_library, "activation_map(Tensor features) -> Tensor", _forward)
-define_op(_library, "activation_map_backward(Tensor grad, Tensor features) -> Tensor", _backward)
+define_op(_library, "activation_map(Tensor features) -> Tensor", _map_forward)
+define_op(_library, "activation_map_backward(Tensor grad, Tensor features) -> Tensor", _map_backward)
 define_op(
     _library,
     "activation_alignment(Tensor rgb, Tensor static, Tensor difference) -> (Tensor alignment, Tensor slope)",
@@ -327,17 +327,17 @@ _library.impl("activation_alignment", _ActivationAlignment.apply, "Autograd")
 # Public functions
 
 
-def check_features(**maps: Tensor) -> None:
+def check_feature_maps(**maps: Tensor) -> None:
     """Feature maps (B, C, T, H, W) of one shape, dtype and device with at least one channel and one position."""
     check_tensors(**maps)
     (first_name, first), *others = maps.items()
     for name, features in maps.items():
         check_float(name, features, 5)
-        check(0 not in features.shape[1:], name, tuple(features.shape), "only the batch to be empty")
+        expect(0 not in features.shape[1:], name, tuple(features.shape), "only the batch to be empty")
     shape, dtype = tuple(first.shape), first.dtype
     for name, features in others:
-        check(features.shape == shape, name, tuple(features.shape), lambda: f"{shape} as {first_name}")
-        check(features.dtype == dtype, name, features.dtype, f"{dtype} as {first_name}", TypeError)
+        expect(features.shape == shape, name, tuple(features.shape), lambda: f"{shape} as {first_name}")
+        expect(features.dtype == dtype, name, features.dtype, f"{dtype} as {first_name}", TypeError)
 
 
 def activation_map(features: Tensor) -> Tensor:
@@ -352,7 +352,7 @@ def activation_map(features: Tensor) -> Tensor:
     Raises:
         ValueError, TypeError: wrong rank, dtype or an empty axis other than the batch.
     """
-    check_features(features=features)
+    check_feature_maps(features=features)
     return torch.ops.dclr.activation_map(features)
 
 
@@ -372,8 +372,8 @@ def activation_alignment(rgb: Tensor, static: Tensor, difference: Tensor, *, red
     Raises:
         ValueError, TypeError: wrong rank, dtype, device, shapes that differ, unknown reduction.
     """
-    check(reduction in ("mean", "sum", "none"), "reduction", repr(reduction), '"mean", "sum" or "none"')
-    check_features(rgb=rgb, static=static, difference=difference)
+    expect(reduction in ("mean", "sum", "none"), "reduction", repr(reduction), '"mean", "sum" or "none"')
+    check_feature_maps(rgb=rgb, static=static, difference=difference)
     alignment, _ = torch.ops.dclr.activation_alignment(rgb, static, difference)
     if reduction == "none":
         return alignment

@@ -20,11 +20,11 @@ from torch import Tensor
 from ._common import (
     Config,
     cdiv,
-    check,
     check_count,
     check_tensors,
     define_op,
     device_class,
+    expect,
     has_values,
     next_power_of_2,
     runs_triton,
@@ -34,13 +34,13 @@ from ._common import (
 
 
 @dataclass(frozen=True)
-class Tile(Config):
+class CropTile(Config):
     """`elements`: pixels of a program."""
 
     elements: int
 
 
-CONFIGS = {"default": {"run": Tile(4, 256)}}
+CONFIGS = {"default": {"run": CropTile(4, 256)}}
 
 GEOMETRY = 5  # values of a clip in the table of boxes
 
@@ -166,7 +166,7 @@ if triton is not None:
         tl.store(out_ptr + offset, rgb, mask=(p < S * S)[:, None] & (c < 3))
 
 
-def _launch(planes: Tensor, geometry: Tensor, matrix: Tensor, result: Tensor) -> None:
+def _launch_crops(planes: Tensor, geometry: Tensor, matrix: Tensor, result: Tensor) -> None:
     """Fill `result` (B, T, size, size, 3); all contiguous."""
     batch, frames, size = result.shape[:3]
     config = CONFIGS.get(device_class(planes.device), CONFIGS["default"])["run"]
@@ -192,7 +192,7 @@ def _crop_resize_yuv(planes: Tensor, geometry: Tensor, matrix: Tensor, frames: i
         return crop_resize_yuv_reference(planes, geometry, matrix, frames, size)
     result = _empty_result(planes, geometry, frames, size)
     if result.numel():
-        _launch(planes, geometry, matrix, result)
+        _launch_crops(planes, geometry, matrix, result)
     return result
 
 
@@ -233,13 +233,13 @@ def crop_resize_yuv(planes: Tensor, geometry: Tensor, matrix: Tensor, frames: in
     """
     check_tensors(planes=planes, geometry=geometry, matrix=matrix)
     for name, tensor, dtype in (("planes", planes, torch.uint8), ("geometry", geometry, torch.int64)):
-        check(tensor.dtype == dtype, name, tensor.dtype, dtype, TypeError)
-    check(matrix.dtype == torch.float32, "matrix", matrix.dtype, "torch.float32", TypeError)
-    check(planes.dim() == 1, "planes", tuple(planes.shape), "(N,)")
+        expect(tensor.dtype == dtype, name, tensor.dtype, dtype, TypeError)
+    expect(matrix.dtype == torch.float32, "matrix", matrix.dtype, "torch.float32", TypeError)
+    expect(planes.dim() == 1, "planes", tuple(planes.shape), "(N,)")
     right = geometry.dim() == 2 and geometry.shape[1] == GEOMETRY
-    check(right, "geometry", tuple(geometry.shape), f"(B, {GEOMETRY})")
+    expect(right, "geometry", tuple(geometry.shape), f"(B, {GEOMETRY})")
     expected = (geometry.shape[0], 3, 4)
-    check(tuple(matrix.shape) == expected, "matrix", tuple(matrix.shape), expected)
+    expect(tuple(matrix.shape) == expected, "matrix", tuple(matrix.shape), expected)
     check_count("frames", frames, 1)
     check_count("size", size, 1, 2**15 - 1)
     if has_values(geometry):
@@ -252,4 +252,4 @@ def _check_boxes(planes: Tensor, geometry: Tensor, frames: int) -> None:
         start, height, width, *odd = box
         right = start >= 0 and height > 0 and width > 0 and height * width < 2**31 and set(odd) <= {0, 1}
         right = right and start + _count(box, frames) <= planes.numel()
-        check(right, f"geometry[{number}]", box, lambda: f"a box of {frames} frames in {planes.numel()} elements")
+        expect(right, f"geometry[{number}]", box, lambda: f"a box of {frames} frames in {planes.numel()} elements")

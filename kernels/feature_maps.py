@@ -16,7 +16,7 @@ from ._common import Config, device_class, next_power_of_2, tl, triton
 
 
 @dataclass(frozen=True)
-class Tile(Config):
+class FeatureMapTile(Config):
     """Positions and elements of a tile; STAGES tiles are in flight at once, in shared memory."""
 
     positions: int
@@ -26,10 +26,10 @@ class Tile(Config):
 
 # In kernels that read maps and in those that write gradients. Without `maxnreg`, NVIDIA's assembler would spill a value
 # or two for more programs.
-_WRITE, _READ_SM90 = Tile(8, 128, 8192), Tile(16, 128, 4096, 5, maxnreg=128)
+_WRITE, _READ_SM90 = FeatureMapTile(8, 128, 8192), FeatureMapTile(16, 128, 4096, 5, maxnreg=128)
 CONFIGS = {
-    "default": {"read": Tile(8, 128, 4096, 2), "write": _WRITE},
-    "sm_80": {"read": Tile(8, 128, 2048, 4, maxnreg=128), "write": _WRITE},
+    "default": {"read": FeatureMapTile(8, 128, 4096, 2), "write": _WRITE},
+    "sm_80": {"read": FeatureMapTile(8, 128, 2048, 4, maxnreg=128), "write": _WRITE},
     "sm_90": {"read": _READ_SM90, "write": _WRITE},
     "sm_100": {"read": _READ_SM90, "write": _WRITE},
 }

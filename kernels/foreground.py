@@ -22,11 +22,11 @@ from ._common import (
     FLOAT_DTYPES,
     Config,
     cdiv,
-    check,
     check_rows,
     check_tensors,
     define_op,
     device_class,
+    expect,
     next_power_of_2,
     runs_triton,
     tl,
@@ -36,14 +36,14 @@ from ._common import (
 
 
 @dataclass(frozen=True)
-class Tile(Config):
+class ForegroundTile(Config):
     """`elements`: pixels of a tile, FRAMES how many frames it has at a time."""
 
     elements: int
     FRAMES: int | None = None
 
 
-CONFIGS = {"default": {"motion": Tile(4, 256), "merge": Tile(4, 64, 4)}}
+CONFIGS = {"default": {"motion": ForegroundTile(4, 256), "merge": ForegroundTile(4, 64, 4)}}
 
 _library = torch.library.Library("dclr", "FRAGMENT")
 
@@ -173,7 +173,7 @@ if triton is not None:
             tl.store(out_ptr + t * size * 3 + place, merged.to(out_ptr.dtype.element_ty), mask=inside & (t < T))
 
 
-def _launch(name: str, clip: Tensor, *arguments: Tensor | int | None, **constants: bool) -> None:
+def _launch_pixels(name: str, clip: Tensor, *arguments: Tensor | int | None, **constants: bool) -> None:
     """`arguments` stand between the clip's strides and its sizes."""
     batch, _, frames, height, width = clip.shape
     config = CONFIGS.get(device_class(clip.device), CONFIGS["default"])[name]
@@ -201,7 +201,7 @@ def _motion_map(clip: Tensor, flip: Tensor | None) -> tuple[Tensor, Tensor]:
         for result, value in zip(maps, motion_map_reference(clip, flip)):
             result.copy_(value)
     elif clip.numel():
-        _launch("motion", clip, None if flip is None else flip.contiguous(), *maps)
+        _launch_pixels("motion", clip, None if flip is None else flip.contiguous(), *maps)
     return maps
 
 
@@ -218,7 +218,7 @@ def _merge_foreground(
     elif clip.numel():
         small = [None if part is None else part.contiguous() for part in (background, weight, flip)]
         sizes = clip.shape[0], background.shape[0]
-        _launch("merge", clip, *small, merged, *sizes, BLEND=dtype != torch.uint8)
+        _launch_pixels("merge", clip, *small, merged, *sizes, BLEND=dtype != torch.uint8)
     return merged
 
 
@@ -257,7 +257,7 @@ def motion_map(clip: Tensor, *, flip: Tensor | None = None) -> MotionMap:
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype or device, named.
     """
-    _check_clip(clip, flip)
+    _check_moving_clip(clip, flip)
     return MotionMap(*torch.ops.dclr.motion_map(clip.detach(), flip))
 
 
@@ -287,27 +287,27 @@ def merge_foreground(
         TypeError, ValueError: a wrong rank, size, dtype or device, named.
     """
     check_tensors(clip=clip, background=background, weight=weight, optional={"flip": flip})
-    _check_clip(clip, flip)
+    _check_moving_clip(clip, flip)
     dtype = clip.dtype if dtype is None else dtype
     known = dtype in FLOAT_DTYPES or dtype == clip.dtype
-    check(known, "dtype", dtype, "a floating dtype, or uint8 for a uint8 clip", TypeError)
-    check(background.dtype == torch.int64, "background", background.dtype, "int64", TypeError)
+    expect(known, "dtype", dtype, "a floating dtype, or uint8 for a uint8 clip", TypeError)
+    expect(background.dtype == torch.int64, "background", background.dtype, "int64", TypeError)
     fits = background.dim() == 1 and background.shape[0] <= clip.shape[0]
-    check(fits, "background", tuple(background.shape), lambda: f"(N,), N <= {clip.shape[0]}")
-    check(weight.dtype == torch.float32, "weight", weight.dtype, "float32", TypeError)
+    expect(fits, "background", tuple(background.shape), lambda: f"(N,), N <= {clip.shape[0]}")
+    expect(weight.dtype == torch.float32, "weight", weight.dtype, "float32", TypeError)
     expected = background.shape[0], *clip.shape[3:]
-    check(tuple(weight.shape) == expected, "weight", tuple(weight.shape), expected)
+    expect(tuple(weight.shape) == expected, "weight", tuple(weight.shape), expected)
     check_rows("background", background, clip.shape[0])
     return torch.ops.dclr.merge_foreground(clip.detach(), background, weight.detach(), flip, dtype)
 
 
-def _check_clip(clip: Tensor, flip: Tensor | None) -> None:
+def _check_moving_clip(clip: Tensor, flip: Tensor | None) -> None:
     check_tensors(clip=clip, optional={"flip": flip})
     known = clip.dtype in FLOAT_DTYPES or clip.dtype == torch.uint8
-    check(known, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
+    expect(known, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
     right = clip.dim() == 5 and clip.shape[1] == 3 and clip.shape[2] >= 1
-    check(right, "clip", tuple(clip.shape), "(B, 3, T, H, W), T >= 1")
-    check(3 * clip.shape[3] * clip.shape[4] < 2**31, "clip", tuple(clip.shape), "frames of fewer than 2^31 elements")
+    expect(right, "clip", tuple(clip.shape), "(B, 3, T, H, W), T >= 1")
+    expect(3 * clip.shape[3] * clip.shape[4] < 2**31, "clip", tuple(clip.shape), "frames of fewer than 2^31 elements")
     if flip is not None:
-        check(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
-        check(tuple(flip.shape) == (clip.shape[0],), "flip", tuple(flip.shape), (clip.shape[0],))
+        expect(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
+        expect(tuple(flip.shape) == (clip.shape[0],), "flip", tuple(flip.shape), (clip.shape[0],))

@@ -19,7 +19,6 @@ from dclr.config import (
     PretrainConfig,
     TrainConfig,
     load,
-    nearest,
     save,
     to_dict,
     update,
@@ -28,6 +27,7 @@ from dclr.methods import METHODS, DCLRConfig, SimCLRConfig
 from dclr.methods.dclr import AlignmentConfig, LossWeights
 from dclr.methods.search import SearchConfig
 from dclr.presets import PRESETS
+from dclr.suggest import did_you_mean
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -169,5 +169,5 @@ def test_update_leaves_its_argument():
 
 
 def test_nearest():
-    assert nearest("ucf1O1", ["ucf101", "hmdb51"]) == "; did you mean ucf101?"
-    assert nearest("xyz", ["ucf101", "hmdb51"]) == "; expected one of ucf101, hmdb51"
+    assert did_you_mean("ucf1O1", ["ucf101", "hmdb51"]) == "; did you mean ucf101?"
+    assert did_you_mean("xyz", ["ucf101", "hmdb51"]) == "; expected one of ucf101, hmdb51"

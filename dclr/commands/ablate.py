@@ -25,7 +25,7 @@ from dclr.distributed import choose_device
 from dclr.methods.dclr_release import DCLRReleaseConfig
 from dclr.presets import PRESETS
 from dclr.presets.demo import demo_vanilla
-from dclr.suggest import nearest
+from dclr.suggest import did_you_mean
 from dclr.training import load_method
 from dclr.training.metrics import environment
 
@@ -56,7 +56,7 @@ class AblateConfig:
         self.seeds = tuple(dict.fromkeys(self.seeds))
         for row in self.rows:
             if row not in PRESETS:
-                raise ConfigError(f"rows: got {row}{nearest(row, PRESETS)}")
+                raise ConfigError(f"rows: got {row}{did_you_mean(row, PRESETS)}")
         if self.size not in SIZES:
             raise ConfigError(f"size: got {self.size!r}, expected one of {', '.join(SIZES)}")
         if self.synth is None:
@@ -65,7 +65,7 @@ class AblateConfig:
 
 
 @dataclass(frozen=True)
-class Size:
+class AblationSize:
     """What all rows of an ablation share.
 
     Attributes:
@@ -100,8 +100,8 @@ def _cpu_run() -> PretrainConfig:
 
 SIZES = {
     # 16 x 32 steps: a momentum of 0.999 would leave most of the initial weights to the end.
-    "cpu": Size(SynthConfig(), _cpu_run(), dim=64, hidden=96, momentum=0.99),
-    "gpu": Size(
+    "cpu": AblationSize(SynthConfig(), _cpu_run(), dim=64, hidden=96, momentum=0.99),
+    "gpu": AblationSize(
         SynthConfig(train=20000, test=2000, size=72, frames=32, object_size=16),
         _gpu_run(),
         dim=128,
@@ -129,7 +129,7 @@ def ablation_run(row: str, config: AblateConfig) -> PretrainConfig:
     )
 
 
-def _adapted(preset: PretrainConfig, size: Size, epochs: int, batch: int, train_videos: int) -> Any:
+def _adapted(preset: PretrainConfig, size: AblationSize, epochs: int, batch: int, train_videos: int) -> Any:
     """The preset's method with what a small set and a short run need, alike for all rows.
 
     Heads of the size's widths standardise their input, and the temperature is 0.1: else every cosine starts near 1 and
@@ -181,19 +181,19 @@ def ablate(config: AblateConfig | None = None) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     for number, (row, seed) in enumerate(planned, 1):
         print(f"[{number}/{len(planned)}] {row}, seed {seed}: {_describe(row)[0]}", flush=True)
-        result = run_row(row, seed, config)
+        result = ablate_row(row, seed, config)
         runs.append({"row": row, "seed": seed, **result})
         print("    " + ", ".join(f"{figure} {result[figure]:.1f}" for figure in FIGURES), flush=True)
         results = {"environment": environment(device), **summarize(config, runs)}
         # After each run, so that a look at a long experiment, or an end to it, finds what there is.
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (folder / "table.md").write_text(format_table(results) + "\n", encoding="utf-8")
-    print(f"\n{format_table(results)}\n\n{folder / 'results.json'}\n{folder / 'table.md'}")
-    print(plot(results, folder / "plot.png"))
+        (folder / "table.md").write_text(ablation_table(results) + "\n", encoding="utf-8")
+    print(f"\n{ablation_table(results)}\n\n{folder / 'results.json'}\n{folder / 'table.md'}")
+    print(plot_ablation(results, folder / "plot.png"))
     return results
 
 
-def run_row(row: str, seed: int, config: AblateConfig) -> dict[str, Any]:
+def ablate_row(row: str, seed: int, config: AblateConfig) -> dict[str, Any]:
     """Figures of a row and seed: read where the run is finished, else pretrained, from where it was, and evaluated."""
     folder = Path(config.output).expanduser()
     output = _run_folder(folder, row, seed)
@@ -239,21 +239,21 @@ def summarize(config: AblateConfig, runs: Sequence[dict[str, Any]]) -> dict[str,
         if mine:
             shows, published = _describe(row)
             summary = {"row": row, "shows": shows, "published": published, "seeds": len(mine)}
-            rows.append(summary | {figure: _spread([run[figure] for run in mine]) for figure in FIGURES})
+            rows.append(summary | {figure: _mean_and_spread([run[figure] for run in mine]) for figure in FIGURES})
     settings = {"size": config.size, "videos": asdict(config.synth)}
     return {**settings, "chance": CHANCE, "protocol": runs[0]["protocol"], "rows": rows, "runs": list(runs)}
 
 
-def _spread(values: list[float]) -> dict[str, float | None]:
+def _mean_and_spread(values: list[float]) -> dict[str, float | None]:
     return {"mean": mean(values), "spread": stdev(values) if len(values) > 1 else None}
 
 
-def format_table(results: dict[str, Any]) -> str:
+def ablation_table(results: dict[str, Any]) -> str:
     """Markdown: a line for each row, and under it what the figures are."""
     head = ["row", "what", "seeds", *FIGURES, "published"]
     lines = [head, ["---"] * len(head)]
     for row in results["rows"]:
-        figures = [_cell(row[figure]) for figure in FIGURES]
+        figures = [_figure_cell(row[figure]) for figure in FIGURES]
         lines.append([row["row"], row["shows"], str(row["seeds"]), *figures, row["published"]])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return (
@@ -262,12 +262,12 @@ def format_table(results: dict[str, Any]) -> str:
     )
 
 
-def _cell(figure: dict[str, float | None]) -> str:
+def _figure_cell(figure: dict[str, float | None]) -> str:
     spread = "" if figure["spread"] is None else f" ± {figure['spread']:.1f}"
     return f"{figure['mean']:.1f}{spread}"
 
 
-def plot(results: dict[str, Any], path: Path) -> Path:
+def plot_ablation(results: dict[str, Any], path: Path) -> Path:
     """Draw motion and scene of each row as bars with spreads, one panel for retrieval and one for the linear probe."""
     rows = results["rows"]
     figure = Figure(figsize=(3 + 0.7 * len(rows), 6), layout="constrained")

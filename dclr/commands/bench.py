@@ -29,7 +29,7 @@ import torch
 from matplotlib.figure import Figure
 
 from dclr.kernels._common import Config, device_class
-from dclr.suggest import nearest
+from dclr.suggest import did_you_mean
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +45,8 @@ TUNABLE = {
 }
 # What the grid halves and doubles, and what it moves by one. Other entries say which inputs fit a tile, and stay.
 DOUBLED = {
-    "elements", "positions", "BLOCK_A", "BLOCK_B", "BLOCK_M", "BLOCK_L", "FRAMES", "num_warps", "programs", "chunks",
+    "elements", "positions", "BLOCK_A", "BLOCK_B", "BLOCK_M", "BLOCK_L", "ROWS", "FRAMES", "num_warps", "programs",
+    "chunks",
 }  # fmt: skip
 STEPPED = {"STAGES", "num_stages"}
 # A change of the table must pay more than the measurement's own noise.
@@ -81,17 +82,17 @@ def bench(config: BenchConfig) -> None:
     if config.plot == ():
         raise BenchError("--plot: got no file, expected results to draw")
     if config.plot is not None:
-        print(plot(config.plot, config.output))
+        print(plot_results(config.plot, config.output))
     elif config.tune:
         tune(config.tune, config.only, config.seconds)
     else:
-        measure(config)
+        run_benchmarks(config)
 
 
 # Measure
 
 
-def measure(config: BenchConfig) -> None:
+def run_benchmarks(config: BenchConfig) -> None:
     """`pytest benchmarks --benchmark`, which prints a table and writes the results."""
     _require_checkout()
     _require("pytest")
@@ -118,7 +119,7 @@ def _require(package: str) -> None:
 # Plot
 
 
-def plot(files: Sequence[str], output: str | None = None) -> Path:
+def plot_results(files: Sequence[str], output: str | None = None) -> Path:
     """Draw medians from p20 to p80, a panel for each kernel, a line of it for each size; returns the picture's path."""
     panels = read_panels(files)
     variants = sorted({row["variant"] for rows in panels.values() for row in rows})
@@ -181,7 +182,7 @@ def tune(op: str, only: str = "", seconds: float = 2.0) -> None:
     What counts is the geometric mean of the medians over the benchmark's sizes, in its dtype (bfloat16).
     """
     if op not in TUNABLE:
-        raise BenchError(f"--tune: unknown op {op!r}{nearest(op, TUNABLE)}")
+        raise BenchError(f"--tune: unknown op {op!r}{did_you_mean(op, TUNABLE)}")
     if not torch.cuda.is_available():
         raise BenchError("--tune: needs a GPU, and torch.cuda.is_available() is False")
     _require_checkout()
@@ -194,11 +195,11 @@ def tune(op: str, only: str = "", seconds: float = 2.0) -> None:
     device = device_class(torch.device("cuda"))
     for module in modules:
         table = importlib.import_module(f"dclr.kernels.{module}").CONFIGS
-        line = f'    "{device}": {search(table, device, problems, seconds)},'.replace("'", '"')
+        line = f'    "{device}": {search_table(table, device, problems, seconds)},'.replace("'", '"')
         print(f"\nkernels/{module.replace('.', '/')}.py, CONFIGS:\n{line}")
 
 
-def search(table: dict[str, dict], device: str, problems: list, seconds: float) -> dict:
+def search_table(table: dict[str, dict], device: str, problems: list, seconds: float) -> dict:
     """The row of `device` in `table`, each config that the problems use replaced by the fastest that is right."""
     harness = _from_checkout("harness")
     expected = [problem.expected() for problem in problems]  # which a config must give before it is timed

@@ -59,7 +59,7 @@ def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
     folder = Path(config.output).expanduser()
     for seed in config.seeds:
         for row in config.rows:
-            claim(folder / f"{row}_{seed}" / "demo.json", _run(row, config.epochs), config.synth)
+            claim(folder / f"{row}_{seed}" / "demo.json", _demo_run(row, config.epochs), config.synth)
     results = []
     for seed in config.seeds:
         root = generated_videos(folder / f"videos_{seed}", dataclasses.replace(config.synth, seed=seed))
@@ -80,7 +80,7 @@ def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = 
     Returns:
         Figures, and the losses of the last step with their weights.
     """
-    run = _run(row, epochs)
+    run = _demo_run(row, epochs)
     run.output, run.train.seed, run.data.root = str(output), seed, str(root)
     pretrain(run, resume="or_start")
     method = load_method(output).method
@@ -97,7 +97,7 @@ def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = 
     return result
 
 
-def _run(row: str, epochs: int | None) -> PretrainConfig:
+def _demo_run(row: str, epochs: int | None) -> PretrainConfig:
     """The configuration of a row, without its seed and folders."""
     run = DEMO_ROWS[row]()
     run.train.epochs = epochs or run.train.epochs

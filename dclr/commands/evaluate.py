@@ -16,7 +16,7 @@ from dclr.evaluation.checkpoint import Evaluated, EvaluationConfig, features_of
 from dclr.evaluation.recipes import RECIPES
 from dclr.evaluation.records import add_record, add_summary
 from dclr.evaluation.targets import in_words, targets_of
-from dclr.suggest import nearest as nearest_name
+from dclr.suggest import did_you_mean
 from dclr.visualize.confusion import write_confusion
 
 KS, VOTERS = (1, 5, 10, 20, 50), 20
@@ -119,7 +119,7 @@ _CONFIGS = {
 }
 
 
-def config_of(verb: str, recipe: str | None, checkpoint: Any) -> Any:
+def recipe_config(verb: str, recipe: str | None, checkpoint: Any) -> Any:
     """The configuration of a verb, by one of `dclr.evaluation.recipes.RECIPES`.
 
     Raises:
@@ -129,7 +129,7 @@ def config_of(verb: str, recipe: str | None, checkpoint: Any) -> Any:
     if recipe is None:
         return config
     if recipe not in RECIPES:
-        raise ConfigError(f"recipe: got {recipe!r}{nearest_name(recipe, RECIPES)}")
+        raise ConfigError(f"recipe: got {recipe!r}{did_you_mean(recipe, RECIPES)}")
     found = RECIPES[recipe]
     if verb in ("linear", "retrieve") and getattr(found, verb) is None:
         having = ", ".join(name for name, other in RECIPES.items() if getattr(other, verb) is not None)
@@ -173,7 +173,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
     names = [name.strip() for name in config.protocols.split(",") if name.strip()]
     for name in names or [""]:
         if name not in known:
-            raise ConfigError(f"protocols: got {name!r}{nearest_name(name, known)}")
+            raise ConfigError(f"protocols: got {name!r}{did_you_mean(name, known)}")
     return _evaluate(config, {name: known[name] for name in names})
 
 
@@ -232,7 +232,7 @@ def _retrieve_protocol(options: RetrieveOptions) -> Protocol:
 
     def search(features: Evaluated) -> Iterator[Result]:
         train, test, own = features.train, features.test, features.own
-        others = _others(features)
+        others = _gallery_size(features)
         ks = options.ks or tuple(k for k in KS if k <= others)
         _require_at_most(others, "ks", max(ks))
         arguments = train.clips, train.labels, test.clips, test.labels, ks, options.clip_l2
@@ -244,7 +244,7 @@ def _retrieve_protocol(options: RetrieveOptions) -> Protocol:
 
 def _knn_protocol(options: KnnOptions) -> Protocol:
     def vote(features: Evaluated) -> Iterator[Result]:
-        others = _others(features)
+        others = _gallery_size(features)
         k = options.k or min(VOTERS, others)
         _require_at_most(others, "k", k)
         found = classify_by_neighbours(
@@ -262,7 +262,7 @@ def _knn_protocol(options: KnnOptions) -> Protocol:
     return vote
 
 
-def _others(features: Evaluated) -> int:
+def _gallery_size(features: Evaluated) -> int:
     """Training videos that every test video can be compared with."""
     others = len(features.train.clips) - bool((features.own >= 0).any())
     if others < 1:
@@ -289,9 +289,9 @@ def _evaluate(config: SplitsConfig, protocols: dict[str, Protocol]) -> dict[str,
     folders: dict[str, Path] = {}
     for split in config.splits or (config.data.split,):
         of_split = replace(config, data=replace(config.data, split=split))
-        for name, features in _features(of_split, list(protocols)):
+        for name, features in _features_of_splits(of_split, list(protocols)):
             for result in protocols[name](features):
-                record = _record(name, features, result, split if config.splits else None)
+                record = _split_record(name, features, result, split if config.splits else None)
                 found.setdefault(name, []).append(record)
             if result.guesses is not None:
                 stem = f"{name}_split{split}" if config.splits else name
@@ -301,7 +301,7 @@ def _evaluate(config: SplitsConfig, protocols: dict[str, Protocol]) -> dict[str,
     return {name: add_summary(folders[name], records) for name, records in found.items()}
 
 
-def _features(config: SplitsConfig, names: list[str]) -> Iterator[tuple[str, Evaluated]]:
+def _features_of_splits(config: SplitsConfig, names: list[str]) -> Iterator[tuple[str, Evaluated]]:
     """Of each protocol the features that it takes; on the first process."""
     alone = getattr(config, "leave_one_out", False)
     needs = {name: alone and name != "linear" for name in names}
@@ -311,7 +311,7 @@ def _features(config: SplitsConfig, names: list[str]) -> Iterator[tuple[str, Eva
             yield name, made[needs[name]]
 
 
-def _record(name: str, features: Evaluated, result: Result, split: int | None) -> dict[str, Any]:
+def _split_record(name: str, features: Evaluated, result: Result, split: int | None) -> dict[str, Any]:
     """One result as a record of the folder's metrics.jsonl, with the published figures of its setting."""
     place = {} if split is None else {"split": split}
     targets = targets_of(name, features.data.dataset, features.subject.pretrained_on)

@@ -79,7 +79,7 @@ def export(config: ExportConfig) -> Path:
 Written = tuple[bytes, Callable[[Tensor], Tensor]]
 
 
-def _safetensors(encoder: nn.Module, clips: Tensor, metadata: dict[str, str]) -> Written:
+def _write_safetensors(encoder: nn.Module, clips: Tensor, metadata: dict[str, str]) -> Written:
     content = safetensors.torch.save(encoder.state_dict(), metadata)
     state = safetensors.torch.load(content)
 
@@ -117,7 +117,7 @@ def _onnx(encoder: nn.Module, clips: Tensor, metadata: dict[str, str]) -> Writte
     return content, again
 
 
-_FORMATS = {"safetensors": _safetensors, "torch_export": _torch_export, "onnx": _onnx}
+_FORMATS = {"safetensors": _write_safetensors, "torch_export": _torch_export, "onnx": _onnx}
 
 
 def _require_same(encoder: nn.Module, again: Callable[[Tensor], Tensor], clips: Tensor) -> None:

@@ -142,17 +142,19 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         ConfigError, ValueError: settings or a dataset that cannot work.
         CheckpointError, NonFiniteLoss, TooManyFailures, Stopped: as `dclr.commands.pretrain.pretrain`.
     """
-    runs = _runs(config)
+    runs = _planned_runs(config)
     if len(runs) == 1:
-        return _finetune(runs[0])
+        return _finetune_once(runs[0])
     with process_group(choose_device(config.train.device)):
         records = [
-            {"split": run.data.split, "seed": run.train.seed, **record} for run in runs if (record := _finetune(run))
+            {"split": run.data.split, "seed": run.train.seed, **record}
+            for run in runs
+            if (record := _finetune_once(run))
         ]
     return add_summary(Path(runs[0].output).parent, records) if records else {}
 
 
-def _runs(config: FinetuneConfig) -> list[FinetuneConfig]:
+def _planned_runs(config: FinetuneConfig) -> list[FinetuneConfig]:
     """The configuration of each split and seed; of several, each with a folder of its own below the output's."""
     pairs = [
         (split, seed)
@@ -177,7 +179,7 @@ def _runs(config: FinetuneConfig) -> list[FinetuneConfig]:
     ]
 
 
-def _finetune(config: FinetuneConfig) -> dict[str, Any]:
+def _finetune_once(config: FinetuneConfig) -> dict[str, Any]:
     """One split and one seed, as `finetune`."""
     pretrained = load_subject(config.checkpoint)
     data = config.data.completed(pretrained.pretraining.data)
@@ -185,10 +187,12 @@ def _finetune(config: FinetuneConfig) -> dict[str, Any]:
     train, test = load_subsets(data)
     for subset in (train, test):
         require_labels(subset, "finetune")
-    run = _run(config, data, pretrained.pretraining, train)
-    start, saved = _start(config), _settings_in(Path(run.output)) if config.resume else None
-    if saved and _start(saved) != start:
-        raise ConfigError(f"{run.output}: its run starts from {_start(saved)}, this one from {start}: cannot resume")
+    run = _training_run(config, data, pretrained.pretraining, train)
+    start, saved = _starting_weights(config), _settings_in(Path(run.output)) if config.resume else None
+    if saved and _starting_weights(saved) != start:
+        raise ConfigError(
+            f"{run.output}: its run starts from {_starting_weights(saved)}, this one from {start}: cannot resume"
+        )
     device = choose_device(run.train.device)
     with process_group(device, run.train.timeout):
         trainer = ready_trainer(run, device, config.resume, None if config.scratch else pretrained.encoder)
@@ -212,7 +216,7 @@ def _settings_in(folder: Path) -> FinetuneConfig | None:
     return load(path, FinetuneConfig("")) if path.exists() else None
 
 
-def _run(
+def _training_run(
     config: FinetuneConfig, data: EvaluationDataConfig, pretraining: PretrainConfig, train: VideoDataset
 ) -> PretrainConfig:
     """The run that trains the classifier."""
@@ -276,7 +280,7 @@ def _test(
     with torch.inference_mode():
         logits = method.layer.cpu()(features.clips)
     scores, clip_top1 = video_scores(logits, config.average), top1(logits, features.labels[:, None])
-    found = classified(scores, features.labels, _protocol(config, run, features), clip_top1=clip_top1)
+    found = classified(scores, features.labels, _finetuning_protocol(config, run, features), clip_top1=clip_top1)
     write_confusion(folder, "finetune", found.guesses, features.labels, videos[1].classes)
     targets = targets_of("finetune", config.data.dataset, pretrained_on)
     record = {
@@ -289,11 +293,11 @@ def _test(
     return add_record(folder, "finetune", clip_protocol(config.data, *videos), record, features)
 
 
-def _start(config: FinetuneConfig) -> str:
+def _starting_weights(config: FinetuneConfig) -> str:
     return "random weights" if config.scratch else config.checkpoint
 
 
-def _protocol(config: FinetuneConfig, run: PretrainConfig, features: Features) -> str:
+def _finetuning_protocol(config: FinetuneConfig, run: PretrainConfig, features: Features) -> str:
     train, optim, data = run.train, run.optim, run.data
     steps = ",".join(f"{share * train.epochs:g}" for share in optim.milestones)
     schedule = f"x0.1 at {steps}" if optim.schedule == "step" else optim.schedule
@@ -301,7 +305,7 @@ def _protocol(config: FinetuneConfig, run: PretrainConfig, features: Features) -
     averaged = "logits" if config.average == "logits" else "softmax probabilities"
     rate = base_rate(optim, train.batch)
     return (
-        f"finetuned whole from {_start(config)}: {optim.optimizer} lr {rate:g} wd {optim.weight_decay:g} "
+        f"finetuned whole from {_starting_weights(config)}: {optim.optimizer} lr {rate:g} wd {optim.weight_decay:g} "
         f"m {optim.momentum:g} batch {train.batch}, {train.epochs} epochs of one random clip a video, "
         f"{data.scale[0]:g} to {data.scale[1]:g} of the frame, {schedule}, dropout {run.method.dropout:g}, seed "
         f"{train.seed}; "

@@ -72,14 +72,14 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Prepared:
     root, out = (Path(os.path.abspath(Path(folder).expanduser())) for folder in (config.root, config.out))
     if root == out or root in out.parents or out in root.parents:
         raise DatasetError(f"out: got {out}, expected a folder outside of root {root}, and not around it")
-    videos = _videos(config, root)
+    videos = _videos_of_splits(config, root)
     copies = [out / video.relative_to(root) for video in videos]
     for folder in _folders(config, root, out) | {copy.parent for copy in copies}:
         folder.mkdir(parents=True, exist_ok=True)
     for source, copy in _lists(config, root, videos):
         (out / copy).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, out / copy)
-    done = _transcode(videos, copies, out / UNREADABLE_FILE, config.workers, progress)
+    done = _transcode_all(videos, copies, out / UNREADABLE_FILE, config.workers, progress)
     print(
         f"{out}: {len(videos)} videos, {done.written} transcoded, {done.present} already there, "
         f"{len(done.failures)} that could not be read"
@@ -97,7 +97,7 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Prepared:
     return done
 
 
-def _videos(config: PrepareConfig, root: Path) -> list[Path]:
+def _videos_of_splits(config: PrepareConfig, root: Path) -> list[Path]:
     """The videos that any split and subset names and that are there."""
     loaded, errors = load_all(config.dataset, root, annotations=config.annotations, where=config.where)
     found = dict.fromkeys(Path(os.path.abspath(path)) for dataset in loaded.values() for path in dataset.paths)
@@ -178,7 +178,7 @@ class _Transcoding(Dataset):
             return False
 
 
-def _transcode(videos: list[Path], copies: list[Path], listing: Path, workers: int, progress: bool) -> Prepared:
+def _transcode_all(videos: list[Path], copies: list[Path], listing: Path, workers: int, progress: bool) -> Prepared:
     """Works through the videos, and lists those that cannot be read as they are met."""
     done = Prepared()
     loader = DataLoader(_Transcoding(videos, copies), batch_size=None, in_order=False, **worker_options(workers))

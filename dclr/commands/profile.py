@@ -59,11 +59,11 @@ def profile(config: PretrainConfig, steps: int = 5, trace: Path | None = Path("t
                 _synchronize(on_gpu)
     if trace:
         profiler.export_chrome_trace(str(trace))
-        print(summary(profiler, seconds, steps, on_gpu))
+        print(profile_summary(profiler, seconds, steps, on_gpu))
         print(f"written: {trace}")
 
 
-def summary(profiler: profiler_of, seconds: dict[str, float], steps: int, on_gpu: bool) -> str:
+def profile_summary(profiler: profiler_of, seconds: dict[str, float], steps: int, on_gpu: bool) -> str:
     """The share of each phase, and the operations (on a GPU, the kernels) that take longest."""
     total = sum(seconds.get(name, 0) for name in STEP_PHASES)
     lines = [f"{1e3 * total / steps:.2f} ms a step, mean of {steps}", "", f"{'phase':<12}{'ms':>10}{'share':>8}"]

@@ -67,7 +67,9 @@ def visualize(config: VisualizeConfig) -> Path:
     """
     run = read_run(run_folder(config.checkpoint))
     folder = usable_folder(config.output or run.folder)
-    return _write(_report_of_folder(config, run) if config.curves_only else _report_of_encoder(config, run), folder)
+    return _write_page(
+        _report_of_folder(config, run) if config.curves_only else _report_of_encoder(config, run), folder
+    )
 
 
 def _report_of_folder(config: VisualizeConfig, run: Run) -> Report:
@@ -85,7 +87,7 @@ def _report_of_folder(config: VisualizeConfig, run: Run) -> Report:
 def _report_of_encoder(config: VisualizeConfig, run: Run) -> Report:
     device = choose_device(config.device)
     subject = load_subject(config.checkpoint)
-    look = _look(config, subject, device)
+    look = _look_at(config, subject, device)
     beside = {run_folder(other).resolve().name: load_subject(other).encoder for other in config.beside}
     shown, left_out = _curves(run)
     shown["activation"] = list(pictures.activations(look))
@@ -93,7 +95,7 @@ def _report_of_encoder(config: VisualizeConfig, run: Run) -> Report:
     shown["search"] = list(pictures.searches(look))
     shown["kernels"] = pictures.kernels(look.encoder, look.pretraining, beside)
     shown["masks"] = list(pictures.masks(look))
-    result, unlabelled = _retrieval(look)
+    result, unlabelled = _retrieval_figures(look)
     for name, part in (("training", look.gallery), ("test", look.queries)):
         left_out += [f"Unreadable {name} video: {failure}" for failure in part.features.failures]
         left_out += [f"Missing {name} video: {path}" for path in part.videos.missing]
@@ -101,7 +103,7 @@ def _report_of_encoder(config: VisualizeConfig, run: Run) -> Report:
     return Report(run, configuration, subject.words, shown, result, [*left_out, *unlabelled, *_of_records(run)])
 
 
-def _look(config: VisualizeConfig, subject: Subject, device: torch.device) -> Look:
+def _look_at(config: VisualizeConfig, subject: Subject, device: torch.device) -> Look:
     """What the pictures are made from: encoder, features, and the videos to show."""
     data = config.data.completed(subject.pretraining.data)
     _require_root(data)
@@ -139,7 +141,7 @@ def _curves(run: Run) -> tuple[dict[str, Sequence[Picture]], list[str]]:
     return {"curves": pictures.curves(run.steps)}, []
 
 
-def _retrieval(look: Look) -> tuple[Mapping, list[str]]:
+def _retrieval_figures(look: Look) -> tuple[Mapping, list[str]]:
     """Figures and protocol of `dclr retrieve`, and why there are none."""
     searched, asked = look.gallery.features, look.queries.features
     if (searched.labels < 0).any() or (asked.labels < 0).any():
@@ -158,7 +160,7 @@ def _of_records(run: Run) -> list[str]:
     return found
 
 
-def _write(report: Report, folder: Path) -> Path:
+def _write_page(report: Report, folder: Path) -> Path:
     place = folder / PICTURES
     place.mkdir(parents=True, exist_ok=True)
     # Those of an earlier call that showed more are not of this page.

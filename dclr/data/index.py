@@ -25,7 +25,7 @@ class FrameIndex:
     """`Known` of any of the videos at `paths`, from the file or by `learn`."""
 
     def __init__(self, paths: Iterable[str | os.PathLike]):
-        self.files = [_IndexFile(*place) for place in _places(_shared_folder(paths))]
+        self.files = [_IndexFile(*place) for place in _index_places(_shared_folder(paths))]
 
     def known(self, path: str | os.PathLike, held: list[av.VideoFrame] | None = None) -> Known:
         """What a video holds now: if it was changed since it was learned, it is learned again. Raises `VideoError`.
@@ -79,7 +79,7 @@ class _IndexFile:
     def add(self, path: str, stamp: list[int], known: Known) -> None:
         """Raises `OSError`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = self._key(path) + b"\t" + _record(stamp, known)
+        line = self._key(path) + b"\t" + _index_line(stamp, known)
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             # What is before may be torn: the line break in front keeps it apart.
@@ -89,7 +89,7 @@ class _IndexFile:
         self.hold(path, stamp, known)
 
     def hold(self, path: str, stamp: list[int], known: Known) -> None:
-        self.lines[self._key(path)] = _record(stamp, known)
+        self.lines[self._key(path)] = _index_line(stamp, known)
 
     def _key(self, path: str) -> bytes:
         """The path below the folder, in ASCII without tabs or line breaks whatever it is."""
@@ -120,7 +120,7 @@ class _IndexFile:
         return known if [size, time] == stamp else None
 
 
-def _record(stamp: list[int], known: Known) -> bytes:
+def _index_line(stamp: list[int], known: Known) -> bytes:
     return json.dumps([*stamp, *known], separators=(",", ":")).encode()
 
 
@@ -138,7 +138,7 @@ def _shared_folder(paths: Iterable[str | os.PathLike]) -> str:
     return os.path.commonpath(folders) if folders else os.getcwd()
 
 
-def _places(folder: str) -> list[tuple[str, Path]]:
+def _index_places(folder: str) -> list[tuple[str, Path]]:
     """Where an index of the videos of a folder may be, and the folder that it is of: the better place first.
 
     That is where one is already, in the folder or, as that of all subsets, up to two above it; then the folder; then

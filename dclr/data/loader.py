@@ -179,12 +179,12 @@ def _end_with(process: int) -> None:
     except ProcessLookupError:
         pass
     except (AttributeError, OSError):  # no such call on this system
-        while _runs(process):
+        while _is_alive(process):
             time.sleep(1)
     os._exit(1)
 
 
-def _runs(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -95,7 +95,7 @@ def _learn_strictly(path: str, held: list[av.VideoFrame]) -> Known:
                 packet.pts = ordinal
             for frame in stream.decode(packet):
                 shown.append(frame.pts)
-                looks.add(_look(frame))
+                looks.add(_picture_kind(frame))
                 held.append(frame)
                 if frame.is_corrupt or len(looks) > 1:
                     raise _Untidy
@@ -116,7 +116,7 @@ def _step(times: list[int | None], shown: list[int]) -> int:
     return step if regular and step > 0 else 0
 
 
-def _look(frame: av.VideoFrame) -> tuple:
+def _picture_kind(frame: av.VideoFrame) -> tuple:
     """What pictures are made by."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     size = frame.height, frame.width

@@ -120,10 +120,10 @@ class FeatureCache:
         require_few(failures, len(keys), max_failures)
         video_id = torch.tensor([number for number, place in enumerate(found) if not place.reason])
         labels = torch.tensor(clips.dataset.labels, dtype=torch.int64)[video_id]
-        return Features(_rows([place for place in found if not place.reason]), labels, tuple(failures), video_id)
+        return Features(_cached_rows([place for place in found if not place.reason]), labels, tuple(failures), video_id)
 
 
-def _rows(places: Sequence[_Place]) -> Tensor:
+def _cached_rows(places: Sequence[_Place]) -> Tensor:
     """The features (V, n, D) at the places, each part read once."""
     of_part: dict[Path, list[int]] = {}
     for number, place in enumerate(places):

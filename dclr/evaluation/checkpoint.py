@@ -174,7 +174,7 @@ def features_of(
         tuple(subset.paths[index] for index in features.video_id.tolist())
         for subset, features in zip(videos, (train, test))
     )
-    own = own_rows(train_paths, test_paths)
+    own = same_file_rows(train_paths, test_paths)
     return Evaluated(train, test, videos, data, subject, train_paths, test_paths, own, config)
 
 
@@ -204,7 +204,7 @@ def cached_encoder(
     return encode
 
 
-def own_rows(train_paths: tuple[str, ...], test_paths: tuple[str, ...]) -> Tensor:
+def same_file_rows(train_paths: tuple[str, ...], test_paths: tuple[str, ...]) -> Tensor:
     """(Q,) int64: which of the training paths is each test path's file, -1 none; links are followed."""
     rows = {os.path.realpath(path): row for row, path in enumerate(train_paths)}
     return torch.tensor([rows.get(os.path.realpath(path), -1) for path in test_paths], dtype=torch.int64)

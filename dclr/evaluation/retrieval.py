@@ -55,7 +55,7 @@ def retrieval(
     same_class_qk = gallery_labels[neighbours_qk] == query_labels[:, None]
     recall = {f"R@{k}": 100 * same_class_qk[:, :k].any(1).double().mean().item() for k in ks}
     chance = recall_by_chance(gallery_labels, query_labels, ks, own)
-    return {**recall, "chance": chance, "protocol": _protocol(gallery, query, clip_l2, center, own)}
+    return {**recall, "chance": chance, "protocol": _retrieval_protocol(gallery, query, clip_l2, center, own)}
 
 
 def recall_by_chance(
@@ -98,7 +98,7 @@ def nearest(
     Returns:
         similarities (Q, k) float64, descending, and indices (Q, k) int64; ties go to the lower index.
     """
-    gallery_gd, query_qd = _videos("gallery", gallery, clip_l2), _videos("query", query, clip_l2)
+    gallery_gd, query_qd = _video_features("gallery", gallery, clip_l2), _video_features("query", query, clip_l2)
     if gallery_gd.shape[1] != query_qd.shape[1]:
         dims = f"{query_qd.shape[1]} features a clip, gallery {gallery_gd.shape[1]}"
         raise ValueError(f"query has {dims}: they must be equal")
@@ -109,11 +109,11 @@ def nearest(
         if k < 1:
             raise ValueError("gallery has the query's own video alone: there is no other to find")
     rows = zip(query_qd.split(QUERY_ROWS), own_q.split(QUERY_ROWS))
-    similarities, indices = zip(*(_largest(_others(rows_qd @ gallery_gd.T, own_q), k) for rows_qd, own_q in rows))
+    similarities, indices = zip(*(_largest(_without_own(rows_qd @ gallery_gd.T, own_q), k) for rows_qd, own_q in rows))
     return torch.cat(similarities), torch.cat(indices)
 
 
-def _others(similarity_qg: Tensor, own_q: Tensor) -> Tensor:
+def _without_own(similarity_qg: Tensor, own_q: Tensor) -> Tensor:
     """With each query's own video last."""
     with_own = (own_q >= 0).nonzero()[:, 0]
     similarity_qg[with_own, own_q[with_own]] = -torch.inf
@@ -126,7 +126,7 @@ def _largest(similarity_qg: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values[:, :k].clone(), order[:, :k].clone()
 
 
-def _videos(name: str, features: Tensor, clip_l2: bool) -> Tensor:
+def _video_features(name: str, features: Tensor, clip_l2: bool) -> Tensor:
     """(V, n, D) or (V, D) -> (V, D) float64: mean over the clips."""
     if features.ndim not in (2, 3) or 0 in features.shape:
         shape = tuple(features.shape)
@@ -162,7 +162,7 @@ def overlap_in_words(own: Tensor | None) -> str:
     return f"; {inside} of the {len(own)} test videos are training videos too, and none counts as its own neighbour"
 
 
-def _protocol(gallery: Tensor, query: Tensor, clip_l2: bool, center: Center, own: Tensor | None) -> str:
+def _retrieval_protocol(gallery: Tensor, query: Tensor, clip_l2: bool, center: Center, own: Tensor | None) -> str:
     clips = query.shape[1] if query.ndim == 3 else 1
     each = "each l2-normalised, " if clip_l2 else ""
     return (

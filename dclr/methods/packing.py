@@ -141,14 +141,16 @@ def _anchor_losses(term: Term, temperature: float, denominator: Denominator) -> 
     """I of each anchor, (2n,)."""
     n, total = len(term.anchor) // 2, len(term.key) // 2
     literal = term.same_view and denominator == "literal"
-    positive, exclude = _places(n, total, rank() * n, term.same_view and not literal, denominator, term.key.device)
+    positive, exclude = _planned_places(
+        n, total, rank() * n, term.same_view and not literal, denominator, term.key.device
+    )
     key = torch.cat([term.key, gather_views(term.anchor)]) if denominator == "joint" else term.key
     losses = info_nce(term.anchor, key, positive=positive, exclude=exclude, temperature=temperature, reduction="none")
     return losses + _positive_moved(term) / temperature if literal else losses
 
 
 @torch.compiler.assume_constant_result
-def _places(*what: Any) -> tuple[Tensor, Tensor]:
+def _planned_places(*what: Any) -> tuple[Tensor, Tensor]:
     """As `_new_places`; a compiled step holds them as constants."""
     return _new_places(*what)
 

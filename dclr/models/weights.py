@@ -98,7 +98,7 @@ def read_encoder(path: str | os.PathLike, name: str | None = None) -> EncoderFil
         name: the encoder that is wanted; by default the one that the file says, or that its tensors are.
     """
     file, given = split_source(path)
-    entries, about = _entries(file)
+    entries, about = _read_entries(file)
     said = (about.get("config") or {}).get("encoder") or about.get("encoder")
     name, tensors, matched = recognise(file, entries, name or said)
     encoder = build_encoder(name)
@@ -137,7 +137,7 @@ def _preprocessing(about: Mapping[str, Any], source: str | None, name: str) -> P
     return replace(found, size=224) if source == "fame" and name == "i3d" else found
 
 
-def _entries(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_entries(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a file by name, and what it says of itself."""
     try:
         with open(path, "rb") as file:
@@ -146,7 +146,7 @@ def _entries(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise OSError(f"{path}: cannot be read ({error.strerror or error})") from error
     # A safetensors file begins with the length of its header, and the header with a brace.
     if path.suffix == ".safetensors" or start[8:9] == b"{":
-        return _safetensors(path)
+        return _read_safetensors(path)
     content = _unpickled(path)
     about = {"config": content.get("config"), **(content.get("position") or {})}
     about = {key: about[key] for key in ("config", "epoch", "step") if about.get(key) is not None}
@@ -154,7 +154,7 @@ def _entries(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}, about
 
 
-def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -223,7 +223,7 @@ def recognise(path: Path, entries: Mapping[str, Tensor], name: str | None = None
     _, each, prefix, layout, found = best
     state = {key: found.get(key, torch.zeros((), dtype=torch.int64)) for key in expected[each]}
     _require_numbers(path, state)
-    return each, _as_float(state), _in_words(each, prefix, layout, entries, found, state)
+    return each, _as_float(state), _match_in_words(each, prefix, layout, entries, found, state)
 
 
 def _readings(entries: Mapping[str, Tensor]) -> Iterable[tuple[str, str, dict[str, Tensor]]]:
@@ -276,7 +276,7 @@ def _as_float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
-def _in_words(name: str, prefix: str, layout: str, entries: Mapping, found: Mapping, state: Mapping) -> str:
+def _match_in_words(name: str, prefix: str, layout: str, entries: Mapping, found: Mapping, state: Mapping) -> str:
     left = len(entries) - len(found.keys() & state.keys())
     where = f" below {prefix.rstrip('.')}" if prefix else ""
     named = f", named as in {layout}" if layout else ""

@@ -54,7 +54,7 @@ class MlflowTracker(Tracker):
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.mlflow = _installed("mlflow")
         self.mlflow.start_run(run_name=folder.name)
-        self.mlflow.log_params(dict(_flat(settings)))
+        self.mlflow.log_params(dict(_flat_settings(settings)))
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         # MLflow refuses names with an at sign.
@@ -74,9 +74,9 @@ def _installed(name: str) -> ModuleType:
         raise ConfigError(f"train.trackers: {name} is not installed: pip install dclr[{name}]") from error
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flat_settings(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value)

@@ -43,7 +43,7 @@ def model_card(subject: Subject, file: Path, folder: Path) -> str:
         "## Pretraining",
         *(_pretraining(subject, run) if own else [f"Weights of others: {subject.matched}."]),
         "## Evaluations",
-        *(_evaluations(run) or ["None on record."]),
+        *(_card_evaluations(run) or ["None on record."]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -59,12 +59,12 @@ def _pretraining(subject: Subject, run: Run) -> list[str]:
     ]
 
 
-def _evaluations(run: Run) -> list[str]:
+def _card_evaluations(run: Run) -> list[str]:
     """A table of the figures, and below it the protocol of each row."""
     if not run.evaluations:
         return []
     rows = [
-        f"| {number} | {record.get('evaluation', 'evaluation')} | {_figures(record)} | {record.get('epoch', '')} |"
+        f"| {number} | {record.get('evaluation', 'evaluation')} | {_card_figures(record)} | {record.get('epoch', '')} |"
         for number, (_, record) in enumerate(run.evaluations, start=1)
     ]
     protocols = [f"{number}. {record['protocol']}" for number, (_, record) in enumerate(run.evaluations, start=1)]
@@ -72,7 +72,7 @@ def _evaluations(run: Run) -> list[str]:
     return [table, "Protocols:", "\n".join(protocols)]
 
 
-def _figures(record: Mapping[str, Any]) -> str:
+def _card_figures(record: Mapping[str, Any]) -> str:
     chance = record.get("chance") or {}
     return ", ".join(
         f"{name} {value:.2f}" + (f" (chance {chance[name]:.2f})" if name in chance else "")

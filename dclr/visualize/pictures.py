@@ -17,7 +17,7 @@ from dclr.config import PretrainConfig
 from dclr.data import VideoDataset, count_frames, read_clips
 from dclr.data.clips import centre_crop
 from dclr.evaluation import Features, nearest
-from dclr.evaluation.checkpoint import own_rows
+from dclr.evaluation.checkpoint import same_file_rows
 from dclr.evaluation.dataset import EvaluationDataConfig
 from dclr.methods import Method
 from dclr.models import build_encoder
@@ -80,7 +80,7 @@ class Look:
     def own(self) -> Tensor:
         """The row of the gallery that is each query's own video, -1 none."""
         paths = [[part.path(row) for row in range(len(part.features.labels))] for part in (self.gallery, self.queries)]
-        return own_rows(*map(tuple, paths))
+        return same_file_rows(*map(tuple, paths))
 
 
 def picture(name: str, figure: Figure, caption: str) -> Picture:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from .._common import (
     FLOAT_DTYPES,
-    check,
     check_channels,
     check_count,
     check_rows,
     check_tensors,
     define_op,
+    expect,
     runs_triton,
 )
 from .kernel import MAX_RADIUS, launch
@@ -38,7 +38,7 @@ class Augmented(NamedTuple):
 # Op
 
 
-def _empty_results(clip: Tensor, static: bool, dtype: torch.dtype) -> list[Tensor]:
+def _empty_streams(clip: Tensor, static: bool, dtype: torch.dtype) -> list[Tensor]:
     batch, channels, frames, height, width = clip.shape
     counts = (frames - 1, 1, frames - 1) if static else (frames,)
     layout = {"dtype": dtype, "device": clip.device, "memory_format": torch.channels_last_3d}
@@ -49,7 +49,7 @@ def _augment(
     clip: Tensor, color: Tensor, static_index: Tensor | None, static_color: Tensor | None, flip: Tensor | None,
     mean: Sequence[float], std: Sequence[float], blur_size: int, dtype: torch.dtype,
 ) -> list[Tensor]:  # fmt: skip
-    results = _empty_results(clip, static_index is not None, dtype)
+    results = _empty_streams(clip, static_index is not None, dtype)
     small = [None if part is None else part.contiguous() for part in (color, static_index, static_color, flip)]
     if not runs_triton(clip) or dtype == torch.float64 or blur_size // 2 > MAX_RADIUS:
         for result, value in zip(results, augment_reference(clip, *small, mean, std, blur_size)):
@@ -70,7 +70,7 @@ define_op(
 
 @torch.library.register_fake("dclr::augment_clip", lib=_library)
 def _(clip, color, static_index, static_color, flip, mean, std, blur_size, dtype):
-    return _empty_results(clip, static_index is not None, dtype)
+    return _empty_streams(clip, static_index is not None, dtype)
 
 
 # Public function
@@ -126,15 +126,15 @@ def augment_clip(
 
 def _check_clip(clip: Tensor, still: bool, blur_size: int, dtype: torch.dtype) -> None:
     known = clip.dtype in FLOAT_DTYPES or clip.dtype == torch.uint8
-    check(known, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
+    expect(known, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
     right = clip.dim() == 5 and clip.shape[1] == 3 and clip.shape[2] >= 1 + still
-    check(right, "clip", tuple(clip.shape), "(B, 3, T+1, H, W), T >= 1" if still else "(B, 3, T, H, W), T >= 1")
-    check(3 * clip.shape[3] * clip.shape[4] < 2**31, "clip", tuple(clip.shape), "frames of fewer than 2^31 elements")
+    expect(right, "clip", tuple(clip.shape), "(B, 3, T+1, H, W), T >= 1" if still else "(B, 3, T, H, W), T >= 1")
+    expect(3 * clip.shape[3] * clip.shape[4] < 2**31, "clip", tuple(clip.shape), "frames of fewer than 2^31 elements")
     check_count("blur_size", blur_size, 1)
-    check(blur_size % 2 == 1, "blur_size", blur_size, "an odd number of taps")
+    expect(blur_size % 2 == 1, "blur_size", blur_size, "an odd number of taps")
     fits = blur_size == 1 or min(clip.shape[3:]) > blur_size // 2
-    check(fits, "blur_size", blur_size, lambda: f"at most {2 * min(clip.shape[3:]) - 1}, for the frame's short side")
-    check(dtype in FLOAT_DTYPES, "dtype", dtype, "float32, bfloat16, float16 or float64", TypeError)
+    expect(fits, "blur_size", blur_size, lambda: f"at most {2 * min(clip.shape[3:]) - 1}, for the frame's short side")
+    expect(dtype in FLOAT_DTYPES, "dtype", dtype, "float32, bfloat16, float16 or float64", TypeError)
 
 
 def _check_small(
@@ -143,13 +143,13 @@ def _check_small(
     batch, frames = clip.shape[0], clip.shape[2] - 1
     for name, rows in (("color", color), ("static_color", static_color)):
         if rows is not None:
-            check(rows.dtype == torch.float32, name, rows.dtype, "float32", TypeError)
-            check(tuple(rows.shape) == (batch, COLORS), name, tuple(rows.shape), (batch, COLORS))
+            expect(rows.dtype == torch.float32, name, rows.dtype, "float32", TypeError)
+            expect(tuple(rows.shape) == (batch, COLORS), name, tuple(rows.shape), (batch, COLORS))
     if flip is not None:
-        check(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
-        check(tuple(flip.shape) == (batch,), "flip", tuple(flip.shape), (batch,))
+        expect(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
+        expect(tuple(flip.shape) == (batch,), "flip", tuple(flip.shape), (batch,))
     if index is None:
-        check(static_color is None, "static_color", "a tensor", "None without static_index")
+        expect(static_color is None, "static_color", "a tensor", "None without static_index")
         return
-    check(tuple(index.shape) == (batch,), "static_index", tuple(index.shape), (batch,))
+    expect(tuple(index.shape) == (batch,), "static_index", tuple(index.shape), (batch,))
     check_rows("static_index", index, frames)

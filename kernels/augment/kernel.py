@@ -22,15 +22,15 @@ from .reference import COLORS
 
 
 @dataclass(frozen=True)
-class Tile(Config):
+class AugmentTile(Config):
     """`elements`: pixels of a tile, or of a step through a frame; of a blur, SIDE x SIDE."""
 
     elements: int | None = None
 
 
 # Without `maxnreg`, the assembler for sm_100 would spill values for more programs.
-CONFIGS = {"default": {"luma": Tile(4, 1024), "point": Tile(4, 256), "blur": Tile(8)}}
-CONFIGS["sm_100"] = CONFIGS["default"] | {"blur": Tile(8, maxnreg=255)}
+CONFIGS = {"default": {"luma": AugmentTile(4, 1024), "point": AugmentTile(4, 256), "blur": AugmentTile(8)}}
+CONFIGS["sm_100"] = CONFIGS["default"] | {"blur": AugmentTile(8, maxnreg=255)}
 
 SIDE = 64  # of a blurred tile and its border, together
 MAX_RADIUS = (SIDE - 2) // 2  # of a blur that leaves something of the tile

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .._common import (
     FLOAT_DTYPES,
-    check,
     check_channels,
     check_rows,
     check_tensors,
     define_op,
+    expect,
     first_derivative,
     runs_triton,
     wide_dtype,
@@ -44,7 +44,7 @@ def _empty_results(clip: Tensor, dtype: torch.dtype, channels_last: bool) -> tup
     return tuple(_empty(clip, shape, dtype, channels_last) for _ in range(3))
 
 
-def _forward(
+def _decouple_forward(
     clip: Tensor,
     static_index: Tensor,
     flip: Tensor | None,
@@ -64,7 +64,7 @@ def _forward(
     return results
 
 
-def _backward(
+def _decouple_backward(
     rgb: Tensor | None,
     static: Tensor | None,
     difference: Tensor | None,
@@ -97,13 +97,13 @@ define_op(
     _library,
     "decouple(Tensor clip, Tensor static_index, Tensor? flip, Tensor? mean, Tensor? std, ScalarType dtype, "
     "bool channels_last) -> (Tensor, Tensor, Tensor)",
-    _forward,
+    _decouple_forward,
 )
 define_op(
     _library,
     "decouple_backward(Tensor? rgb, Tensor? static, Tensor? difference, Tensor static_index, Tensor? flip, "
     "Tensor? std, SymInt[] size, ScalarType dtype, bool channels_last) -> Tensor",
-    _backward,
+    _decouple_backward,
 )
 
 
@@ -168,32 +168,32 @@ def decouple(
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype or device, named.
     """
-    dtype = _check(clip, static_index, flip, dtype, memory_format)
+    dtype = _check_decouple(clip, static_index, flip, dtype, memory_format)
     channel = _per_channel("mean", mean, clip), _per_channel("std", std, clip)
     last = memory_format == torch.channels_last_3d
     return Decoupled(*torch.ops.dclr.decouple(clip, static_index, flip, *channel, dtype, last))
 
 
-def _check(
+def _check_decouple(
     clip: Tensor, static_index: Tensor, flip: Tensor | None, dtype: torch.dtype | None, memory_format: object
 ) -> torch.dtype:
     check_tensors(clip=clip, static_index=static_index, optional={"flip": flip})
     floating = clip.dtype in FLOAT_DTYPES
-    check(floating or clip.dtype == torch.uint8, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
+    expect(floating or clip.dtype == torch.uint8, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
     enough = clip.dim() == 5 and clip.shape[2] >= 2
-    check(enough, "clip", tuple(clip.shape), "(B, C, T+1, H, W) with at least 2 frames")
+    expect(enough, "clip", tuple(clip.shape), "(B, C, T+1, H, W) with at least 2 frames")
     small = clip.shape[1] * clip.shape[3] * clip.shape[4] < 2**31
-    check(small, "clip", tuple(clip.shape), "frames of fewer than 2^31 elements")
+    expect(small, "clip", tuple(clip.shape), "frames of fewer than 2^31 elements")
     batch, frames = clip.shape[0], clip.shape[2] - 1
-    check(tuple(static_index.shape) == (batch,), "static_index", tuple(static_index.shape), (batch,))
+    expect(tuple(static_index.shape) == (batch,), "static_index", tuple(static_index.shape), (batch,))
     if flip is not None:
-        check(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
-        check(tuple(flip.shape) == (batch,), "flip", tuple(flip.shape), (batch,))
-    check(memory_format in MEMORY_FORMATS, "memory_format", memory_format, "contiguous_format or channels_last_3d")
+        expect(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
+        expect(tuple(flip.shape) == (batch,), "flip", tuple(flip.shape), (batch,))
+    expect(memory_format in MEMORY_FORMATS, "memory_format", memory_format, "contiguous_format or channels_last_3d")
     check_rows("static_index", static_index, frames)
     if dtype is None:
         return clip.dtype if floating else torch.float32
-    check(dtype in FLOAT_DTYPES, "dtype", dtype, "float32, bfloat16, float16 or float64", TypeError)
+    expect(dtype in FLOAT_DTYPES, "dtype", dtype, "float32, bfloat16, float16 or float64", TypeError)
     return dtype
 
 
@@ -203,7 +203,7 @@ def _per_channel(name: str, value: Sequence[float] | Tensor | None, clip: Tensor
     dtype, expected = wide_dtype(clip), (clip.shape[1],)
     if isinstance(value, Tensor):
         check_tensors(clip=clip, **{name: value})
-        check(tuple(value.shape) == expected, name, tuple(value.shape), expected)
+        expect(tuple(value.shape) == expected, name, tuple(value.shape), expected)
         return value.detach().to(dtype)
     check_channels(name, value, clip.shape[1])
     # A traced or fake clip wants a constant of its own kind.

@@ -18,7 +18,7 @@ from .._common import Config, cdiv, device_class, next_power_of_2, tl, triton
 
 
 @dataclass(frozen=True)
-class Tile(Config):
+class DecoupleTile(Config):
     """`elements` of a tile, channels padded to a power of two: 8 a thread, which is a run of 16-bit results."""
 
     elements: int
@@ -26,9 +26,9 @@ class Tile(Config):
 
 # Without `maxnreg`, the assembler for sm_100 would spill a value for more programs.
 CONFIGS = {
-    "default": {"walk": Tile(4, 1024)},
-    "sm_100": {"walk": Tile(4, 1024, maxnreg=255)},
-    "gfx942": {"walk": Tile(4, 2048)},
+    "default": {"walk": DecoupleTile(4, 1024)},
+    "sm_100": {"walk": DecoupleTile(4, 1024, maxnreg=255)},
+    "gfx942": {"walk": DecoupleTile(4, 2048)},
 }
 
 if triton is not None:
@@ -207,7 +207,7 @@ def frame_tile(out_bcthw: Tensor, last: bool) -> dict[str, int]:
     return {"LAST": last, "V": run, "ROWS": rows, "RUNS": max(1, block // run), **config.options()}
 
 
-def _grid(out_bcthw: Tensor, sizes: dict[str, int]) -> tuple[int, int]:
+def _program_grid(out_bcthw: Tensor, sizes: dict[str, int]) -> tuple[int, int]:
     batch, channels, _, height, width = out_bcthw.shape
     block = sizes["RUNS"] * sizes["V"]
     if sizes["LAST"]:
@@ -223,7 +223,7 @@ def launch_forward(
     _, channels, frames, _, _ = outs[0].shape
     sizes, size = frame_tile(outs[0], last), _frame_size([clip], flip)
     with torch.cuda.device_of(clip):
-        decouple_kernel[_grid(outs[0], sizes)](
+        decouple_kernel[_program_grid(outs[0], sizes)](
             clip, *clip.stride(), index, flip, mean, std, *outs, channels, frames, *size,
             SCALE=1 / 255 if clip.dtype == torch.uint8 else 1.0, RUN=reads_runs(clip, size, sizes, flip), **sizes,
         )  # fmt: skip
@@ -242,6 +242,6 @@ def launch_backward(
         for name, grad in zip(("RGB", "STATIC", "DIFFERENCE"), grads)
     }
     with torch.cuda.device_of(out):
-        decouple_backward_kernel[_grid(out, sizes)](
+        decouple_backward_kernel[_program_grid(out, sizes)](
             *strided, index, flip, std, out, channels, frames - 1, *size, **runs, **sizes
         )

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from .._common import (
-    check,
     check_float,
     check_number,
     check_rows,
     check_tensors,
     define_op,
+    expect,
     first_derivative,
     runs_triton,
     wide_dtype,
 )
-from .launch import Inputs, Options, gradients, losses, new_gradients, workspace
+from .launch import Inputs, Options, gradients, launch_losses, new_gradients, workspace
 from .ranges import Ranges
 from .reference import info_nce_gradient_reference, info_nce_reference
 
@@ -37,11 +37,11 @@ _library = torch.library.Library("dclr", "FRAGMENT")
 # Op
 
 
-def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _info_nce_forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses (G, M), their sums (G,) if `total`, or with ranges those of each loss (L,); and the workspace."""
     inputs, options = Inputs(*arguments[:8]), Options(*arguments[8:])
     if runs_triton(inputs.query):
-        return losses(inputs, options)
+        return launch_losses(inputs, options)
     with torch.autocast(inputs.query.device.type, enabled=False):
         loss = info_nce_reference(*_compared(inputs), options.temperature) * options.factor
     loss = loss if inputs.weight is None else loss * inputs.weight.to(loss.dtype)
@@ -52,7 +52,7 @@ def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return loss, *workspace(inputs)
 
 
-def _backward(grad: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
+def _info_nce_backward(grad: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to query, key and explicit positives; empty where not asked for. A `key` None adds to the query's."""
     inputs, saved, options = Inputs(*arguments[:8]), arguments[8:11], Options(*arguments[11:-2])
     to_query, to_key = arguments[-2:]
@@ -71,7 +71,7 @@ def _backward(grad: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
     return results
 
 
-def _places(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def _positive_places(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Which of the rows (R,) are the queries (G, M), the keys (G, P) and the positives (G, M)."""
     first = inputs.first[:, :, None]
     count = torch.arange(max(inputs.queries, inputs.keys), device=first.device)
@@ -83,7 +83,7 @@ def _compared(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     query, key, index, positive, exclude, *_ = inputs
     if inputs.ranges:
         own = inputs.column
-        query, key, positive = (query[0].to(wide_dtype(query))[place] for place in _places(inputs))
+        query, key, positive = (query[0].to(wide_dtype(query))[place] for place in _positive_places(inputs))
     else:
         own, key = index, query if key is None else key
         if index is not None:
@@ -98,7 +98,7 @@ def _given_back(inputs: Inputs, found: tuple[Tensor, Tensor, Tensor]) -> tuple[T
     to_query, to_key, to_positive = found
     if inputs.ranges:
         out = torch.zeros_like(inputs.query[0], dtype=to_query.dtype, memory_format=torch.contiguous_format)
-        for place, value in zip(_places(inputs), found):
+        for place, value in zip(_positive_places(inputs), found):
             out.index_add_(0, place.flatten(), value.flatten(0, 1))
         out[inputs.learned :] = 0
         return out[None], None, None
@@ -112,12 +112,12 @@ _INPUTS = (
     "SymInt[] sizes"
 )
 _OPTIONS = "float temperature, float scale, SymInt count, bool total, bool allow_tf32"
-define_op(_library, f"info_nce({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)", _forward)
+define_op(_library, f"info_nce({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)", _info_nce_forward)
 define_op(
     _library,
     f"info_nce_backward(Tensor grad, {_INPUTS}, Tensor copy, Tensor scale_of_rows, Tensor state, {_OPTIONS}, "
     "bool to_query, bool to_key) -> (Tensor, Tensor, Tensor)",
-    _backward,
+    _info_nce_backward,
 )
 
 
@@ -208,13 +208,13 @@ def info_nce(
     check_float("key", key, query.dim())
     check_number("temperature", temperature)
     check_number("scale", scale)
-    check(temperature > 0, "temperature", temperature, "a number above 0")
-    check(reduction in REDUCTIONS, "reduction", reduction, "mean, sum or none")
+    expect(temperature > 0, "temperature", temperature, "a number above 0")
+    expect(reduction in REDUCTIONS, "reduction", reduction, "mean, sum or none")
     grouped, shared = query.dim() == 3, key is query
     if not grouped:
         given = query, key, positive, exclude, weight
         query, key, positive, exclude, weight = (None if value is None else value[None] for value in given)
-    positive, exclude, weight = _check(query, key, positive, exclude, weight)
+    positive, exclude, weight = _check_info_nce(query, key, positive, exclude, weight)
     rows, positives = query.shape[1], 1
     if not positive.is_floating_point():
         inputs = query, None if shared else key, positive, None, exclude, weight
@@ -243,15 +243,15 @@ def _each_positive_a_query(
     return query, key, None, positive.flatten(1, 2), exclude, None if weight is None else weight.flatten(1)
 
 
-def _check(
+def _check_info_nce(
     query: Tensor, key: Tensor, positive: Tensor | None, exclude: Tensor | None, weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Sizes and dtypes of everything, in grouped form; returns positive, exclude (with its E axis) and weight."""
     groups, rows, dim = query.shape
-    check(query.dtype == key.dtype, "key", key.dtype, f"the query's {query.dtype}", TypeError)
-    check((key.shape[0], key.shape[2]) == (groups, dim), "key", tuple(key.shape), lambda: f"({groups}, P, {dim})")
+    expect(query.dtype == key.dtype, "key", key.dtype, f"the query's {query.dtype}", TypeError)
+    expect((key.shape[0], key.shape[2]) == (groups, dim), "key", tuple(key.shape), lambda: f"({groups}, P, {dim})")
     if positive is None:
-        check(
+        expect(
             key.shape[1] == rows,
             "positive",
             "None",
@@ -262,21 +262,21 @@ def _check(
     lead = (groups, rows)
     if explicit:
         good = positive.dim() == 4 and positive.shape[:2] == lead and positive.shape[3] == dim and positive.shape[2] > 0
-        check(good, "positive", tuple(positive.shape), lambda: f"({groups}, {rows}, K, {dim})")
-        check(positive.dtype == query.dtype, "positive", positive.dtype, f"the query's {query.dtype}", TypeError)
+        expect(good, "positive", tuple(positive.shape), lambda: f"({groups}, {rows}, K, {dim})")
+        expect(positive.dtype == query.dtype, "positive", positive.dtype, f"the query's {query.dtype}", TypeError)
     else:
         check_rows("positive", positive, key.shape[1])
-        check(tuple(positive.shape) == lead, "positive", tuple(positive.shape), lead)
+        expect(tuple(positive.shape) == lead, "positive", tuple(positive.shape), lead)
     if exclude is not None:
         check_rows("exclude", exclude, key.shape[1], least=-1)
         exclude = exclude[..., None] if exclude.dim() == 2 else exclude
         fits = exclude.shape[:2] == lead and (
             exclude.dim() == 3 or (explicit and exclude.dim() == 4 and exclude.shape[2] == positive.shape[2])
         )
-        check(fits, "exclude", tuple(exclude.shape), "(M,), (M, E), or (M, K, E) with explicit positives")
+        expect(fits, "exclude", tuple(exclude.shape), "(M,), (M, E), or (M, K, E) with explicit positives")
     if weight is not None:
         wanted = (*lead, positive.shape[2]) if explicit else lead
-        check(tuple(weight.shape) == wanted, "weight", tuple(weight.shape), wanted)
+        expect(tuple(weight.shape) == wanted, "weight", tuple(weight.shape), wanted)
         weight = weight.detach()
     return positive, exclude, weight
 
@@ -309,19 +309,19 @@ def info_nce_ranges(
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype, device or value, named.
     """
-    check(isinstance(where, Ranges), "where", type(where).__name__, "Ranges", TypeError)
+    expect(isinstance(where, Ranges), "where", type(where).__name__, "Ranges", TypeError)
     check_tensors(rows=rows, where=where.first, optional={"exclude": exclude, "weight": weight})
     check_float("rows", rows, 2)
-    check(len(rows) == where.rows, "rows", tuple(rows.shape), lambda: f"({where.rows}, D)")
+    expect(len(rows) == where.rows, "rows", tuple(rows.shape), lambda: f"({where.rows}, D)")
     check_number("temperature", temperature)
     check_number("scale", scale)
-    check(temperature > 0, "temperature", temperature, "a number above 0")
+    expect(temperature > 0, "temperature", temperature, "a number above 0")
     lead = tuple(where.positive.shape)
     if exclude is not None:
-        check(exclude.dim() == 3 and exclude.shape[:2] == lead, "exclude", tuple(exclude.shape), f"{(*lead, 'E')}")
+        expect(exclude.dim() == 3 and exclude.shape[:2] == lead, "exclude", tuple(exclude.shape), f"{(*lead, 'E')}")
         check_rows("exclude", exclude, where.keys, least=-1)
     if weight is not None:
-        check(tuple(weight.shape) == lead, "weight", tuple(weight.shape), lead)
+        expect(tuple(weight.shape) == lead, "weight", tuple(weight.shape), lead)
         weight = weight.detach()
     sizes = [where.keys, where.learned, where.longest]
     options = float(temperature), float(scale), 1, True, allow_tf32

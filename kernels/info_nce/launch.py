@@ -19,7 +19,7 @@ if triton is not None:
 
 
 @dataclass(frozen=True)
-class Tile(Config):
+class ScoreTile(Config):
     """Rows kept, rows that pass by in STAGES at a time, columns at a time: a power of two up to LONGEST.
 
     Where they can, two or three `programs` share a multiprocessor: the exponentials of one run beside the products of
@@ -34,19 +34,19 @@ class Tile(Config):
 
 
 @dataclass(frozen=True)
-class Rows(Config):
+class RowBlock(Config):
     """Rows of a program that goes through the inputs row by row."""
 
     ROWS: int
 
 
 LONGEST = 128
-_FORWARD_16, _FORWARD_32 = Tile(4, 128, 64, 128, programs=3), Tile(4, 64, 32, 32, programs=3)
-_FORWARD_WIDE = Tile(8, 128, 64, 128)
-_GRADIENT_16, _GRADIENT_32 = Tile(4, 64, 32, 128, programs=2), Tile(4, 32, 16, 128, programs=3)
+_FORWARD_16, _FORWARD_32 = ScoreTile(4, 128, 64, 128, programs=3), ScoreTile(4, 64, 32, 32, programs=3)
+_FORWARD_WIDE = ScoreTile(8, 128, 64, 128)
+_GRADIENT_16, _GRADIENT_32 = ScoreTile(4, 64, 32, 128, programs=2), ScoreTile(4, 32, 16, 128, programs=3)
 # Without `maxnreg`, NVIDIA's assembler would spill a value or two for one more block.
 _GRADIENT_32_SM90 = replace(_GRADIENT_32, maxnreg=168)
-_FINISH, _FINISH_SM90 = Rows(4, 8), Rows(4, 8, maxnreg=112)
+_FINISH, _FINISH_SM90 = RowBlock(4, 8), RowBlock(4, 8, maxnreg=112)
 # Of each kernel, by the size of an element in bytes.
 CONFIGS = {
     "default": {
@@ -61,7 +61,7 @@ CONFIGS = {
     },
     "sm_100": {
         "forward": {2: _FORWARD_WIDE, 4: _FORWARD_32},
-        "gradient": {2: Tile(8, 64, 64, 128), 4: _GRADIENT_32_SM90},
+        "gradient": {2: ScoreTile(8, 64, 64, 128), 4: _GRADIENT_32_SM90},
         "finish": _FINISH_SM90,
     },
     "gfx942": {
@@ -105,7 +105,7 @@ class Inputs(NamedTuple):
     shared = property(lambda self: self.key is None and not self.ranges)
     groups = property(lambda self: (self.positive if self.index is None else self.index).shape[0])
     queries = property(lambda self: (self.positive if self.index is None else self.index).shape[1])
-    losses = property(lambda self: self.begin.shape[0] - 1)
+    launch_losses = property(lambda self: self.begin.shape[0] - 1)
 
     @property
     def keys(self) -> int:
@@ -165,14 +165,14 @@ def padded(features: int) -> int:
     return max(16, next_power_of_2(features)) if features <= LONGEST else cdiv(features, LONGEST) * LONGEST
 
 
-def config_of(kind: str, tensor: Tensor) -> Config:
+def kernel_config(kind: str, tensor: Tensor) -> Config:
     """The entry of the table for a kernel."""
     entry = CONFIGS.get(device_class(tensor.device), CONFIGS["default"])[kind]
     return entry[tensor.element_size()] if isinstance(entry, dict) else entry
 
 
 @lru_cache
-def tile_options(tile: Tile, pad: int, kind: str) -> dict[str, int | bool]:
+def tile_options(tile: ScoreTile, pad: int, kind: str) -> dict[str, int | bool]:
     """Constants of a kernel over copied rows of `pad` columns."""
     tile = replace(tile, BLOCK_D=min(tile.BLOCK_D, pad))
     if pad > LONGEST and kind == "gradient":  # Chunks of both sides take registers beside the sums.
@@ -209,21 +209,21 @@ def _marks(inputs: Inputs) -> tuple[tuple, int]:
     return marks, min(excluded, MANY_EXCLUDED)
 
 
-def _others(inputs: Inputs) -> Tensor:
+def _rows_with_positives(inputs: Inputs) -> Tensor:
     """(G, rows, D), some of whose rows are the positives."""
     if inputs.positive is not None:
         return inputs.positive
     return (inputs.query if inputs.key is None else inputs.key).expand(inputs.groups, -1, -1)
 
 
-def losses(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def launch_losses(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses (G, M) times the factor and `weight`, their sums (G,), or (L,) with ranges; and the workspace."""
     query, groups, queries, keys = inputs.query, inputs.groups, inputs.queries, inputs.keys
     copy, scale, state = saved = workspace(inputs)
     sums, longest = (inputs.losses, inputs.sizes[2]) if inputs.ranges else (groups, queries)
     if not groups * queries:
         return query.new_zeros((sums,) if options.total else (sums, queries), dtype=torch.float32), *saved
-    tile, pad = config_of("forward", query), copy.shape[1]
+    tile, pad = kernel_config("forward", query), copy.shape[1]
     constants = tile_options(tile, pad, "forward")
     tiles = groups * cdiv(queries, tile.BLOCK_A)
     splits = split_count(tiles, keys, tile.BLOCK_B, tile.programs, query.device)
@@ -255,7 +255,7 @@ def _prepare(inputs: Inputs, copy: Tensor, scale: Tensor, state: Tensor, block_d
     query, key = inputs.query, inputs.key
     sources, rows, features = query.shape
     key_rows = 0 if key is None else key.shape[1]
-    others = _others(inputs)
+    others = _rows_with_positives(inputs)
     programs = sources * (cdiv(rows, ROWS) + cdiv(key_rows, ROWS)) + inputs.groups * cdiv(inputs.queries, ROWS)
     prepare_kernel[(programs,)](
         query, *query.stride(), key, *_strides(key, 3), others, *others.stride(),
@@ -277,12 +277,12 @@ def gradients(
     grad = grad[:, None].expand(-1, queries) if options.total else grad
     size = _unit_of(grad, inputs)
     partial, slopes = _gradient_parts(grad, size, inputs, saved, options, to_query, to_key)
-    rows = config_of("finish", copy)
+    rows = kernel_config("finish", copy)
     if inputs.ranges:
         programs = cdiv(inputs.copied, rows.ROWS)
     else:
         programs = groups * (cdiv(queries, rows.ROWS) + (cdiv(keys, rows.ROWS) if outputs[1].numel() else 0))
-    apart = _others(inputs) if inputs.ranges or inputs.index is None else None  # what is no key
+    apart = _rows_with_positives(inputs) if inputs.ranges or inputs.index is None else None  # what is no key
     with torch.cuda.device_of(grad):
         finish_kernel[(programs,)](
             size, copy, scale, slopes, state, partial, apart, *_strides(apart, 3),
@@ -320,7 +320,7 @@ def _gradient_parts(
     copy, scale, state = saved
     groups, queries, keys, shared = inputs.groups, inputs.queries, inputs.keys, inputs.shared
     to_query, to_key = to_query or bool(inputs.ranges), (to_key or bool(inputs.ranges)) and not shared
-    tile, pad = config_of("gradient", copy), copy.shape[1]
+    tile, pad = kernel_config("gradient", copy), copy.shape[1]
     constants = tile_options(tile, pad, "gradient")
     block, splits_over = constants["BLOCK_B"], max(queries, keys)
     tiles = groups * (cdiv(queries, tile.BLOCK_A) * to_query + cdiv(keys, tile.BLOCK_A) * to_key)

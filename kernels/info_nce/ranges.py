@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._common import check, check_tensors
+from .._common import check_tensors, expect
 
 
 class Ranges(NamedTuple):
@@ -62,25 +62,25 @@ class Ranges(NamedTuple):
         """
         learned = rows if learned is None else learned
         check_tensors(positive=positive)
-        check(positive.dtype == torch.int64, "positive", positive.dtype, "int64", TypeError)
-        check(positive.device.type == "cpu", "positive", positive.device, "a tensor on the CPU")
+        expect(positive.dtype == torch.int64, "positive", positive.dtype, "int64", TypeError)
+        expect(positive.device.type == "cpu", "positive", positive.device, "a tensor on the CPU")
         groups = len(query)
-        check(len(key) == groups, "key", f"{len(key)} first rows", f"as many as of query ({groups})")
-        check(positive.dim() == 2 and len(positive) == groups, "positive", tuple(positive.shape), f"({groups}, M)")
-        check(0 <= learned <= rows, "learned", learned, f"at most the {rows} rows")
+        expect(len(key) == groups, "key", f"{len(key)} first rows", f"as many as of query ({groups})")
+        expect(positive.dim() == 2 and len(positive) == groups, "positive", tuple(positive.shape), f"({groups}, M)")
+        expect(0 <= learned <= rows, "learned", learned, f"at most the {rows} rows")
         first = torch.tensor([list(query), list(key)], dtype=torch.int64)
         for name, begin, count in (("query", first[0], positive.shape[1]), ("key", first[1], keys)):
             good = not groups or (begin.min() >= 0 and begin.max() + count <= rows)
-            check(good, name, begin.tolist(), f"first of {count} among {rows} rows")
+            expect(good, name, begin.tolist(), f"first of {count} among {rows} rows")
         column = positive - first[1][:, None]
         column = torch.where((column >= 0) & (column < keys), column, -1)
         good = (positive >= 0) & (positive < rows) & ((column >= 0) | (positive >= learned))
-        check(
+        expect(
             bool(good.all()), "positive", positive[~good].tolist(), f"keys of the group, or rows in [{learned}, {rows})"
         )
         loss = list(range(groups) if loss is None else loss)
         ordered = loss == sorted(loss) and set(loss) == set(range(len(set(loss)))) and len(loss) == groups
-        check(ordered, "loss", loss, f"a number for each of {groups} groups: 0, then the same or one more")
+        expect(ordered, "loss", loss, f"a number for each of {groups} groups: 0, then the same or one more")
         sizes = torch.bincount(torch.tensor(loss, dtype=torch.int64)) * positive.shape[1]
         begin = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
         longest = int(sizes.max()) if groups else 0

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._common import check, check_float, check_tensors, define_op, first_derivative, runs_triton, wide_dtype
-from ..activation import activation_map_reference, check_features, map_alignment_slope
+from .._common import check_float, check_tensors, define_op, expect, first_derivative, runs_triton, wide_dtype
+from ..activation import activation_map_reference, check_feature_maps, map_alignment_slope
 from ..feature_maps import empty_gradient
 from .decoupled import head_backward, head_forward
 from .reference import (
@@ -47,9 +47,9 @@ def _pool_backward(grad: Tensor, features: Tensor, activation: Tensor, pooled: T
         return results
     wide = activation.to(pooled.dtype)
     total = wide.sum((1, 2, 3), keepdim=True)
-    by_position = (_spread(grad) * (features.to(pooled.dtype) - _spread(pooled))).sum(1)
+    by_position = (_over_positions(grad) * (features.to(pooled.dtype) - _over_positions(pooled))).sum(1)
     results[1].copy_(torch.where(total == 0, 0, by_position / total))
-    results[0].copy_(_spread(grad) * pool_weights_reference(wide).unsqueeze(1))
+    results[0].copy_(_over_positions(grad) * pool_weights_reference(wide).unsqueeze(1))
     return results
 
 
@@ -67,7 +67,7 @@ def _head_backward(rgb: Tensor, saved: Tensor, *grads: Tensor | None) -> tuple[T
     """`grads` are those of `DecoupledPool`'s fields, None for zero; `saved` is what `_head_forward` returns last."""
     if runs_triton(rgb):
         return head_backward(rgb, saved, *grads)
-    grad = DecoupledPool(*(saved.new_zeros(()) if grad is None else _spread(grad) for grad in grads))
+    grad = DecoupledPool(*(saved.new_zeros(()) if grad is None else _over_positions(grad) for grad in grads))
     static_weights, difference_weights, slope = saved.unsqueeze(2).unbind(1)
     uniform = 1 / rgb.shape[2:].numel()
     to_rgb = grad.rgb * uniform + grad.rgb_static * static_weights + grad.rgb_difference * difference_weights
@@ -77,7 +77,7 @@ def _head_backward(rgb: Tensor, saved: Tensor, *grads: Tensor | None) -> tuple[T
     return tuple(empty_gradient(rgb).copy_(value) for value in to_maps)
 
 
-def _spread(tensor: Tensor) -> Tensor:
+def _over_positions(tensor: Tensor) -> Tensor:
     """(B, C) or (B,) made to broadcast over (B, C, T, H, W)."""
     return tensor.view(*tensor.shape, *[1] * (5 - tensor.dim()))
 
@@ -179,11 +179,11 @@ def weighted_pool(features: Tensor, activation: Tensor) -> Tensor:
         ValueError, TypeError: wrong rank, shape, dtype or device.
     """
     check_tensors(features=features, activation=activation)
-    check_features(features=features)
+    check_feature_maps(features=features)
     check_float("activation", activation, 4)
     batch, _, *positions = features.shape
     expected = (batch, *positions)
-    check(activation.shape == expected, "activation", tuple(activation.shape), lambda: f"{expected} as features")
+    expect(activation.shape == expected, "activation", tuple(activation.shape), lambda: f"{expected} as features")
     return torch.ops.dclr.weighted_pool(features, activation)
 
 
@@ -203,6 +203,6 @@ def decoupled_pool(rgb: Tensor, static: Tensor, difference: Tensor) -> Decoupled
     Raises:
         ValueError, TypeError: wrong rank, dtype, device, or shapes that differ.
     """
-    check_features(rgb=rgb, static=static, difference=difference)
+    check_feature_maps(rgb=rgb, static=static, difference=difference)
     *results, _ = torch.ops.dclr.decoupled_pool(rgb, static, difference)
     return DecoupledPool(*results)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._common import INTERPRET, cdiv, device_class, next_power_of_2, tl, triton
-from ..feature_maps import Tile, empty_gradient, map_tile, vector_sizes
+from ..feature_maps import FeatureMapTile, empty_gradient, map_tile, vector_sizes
 
 if triton is not None:
     from ..activation import align_maps, launch_align, load_map
@@ -35,11 +35,11 @@ class Split:
 
 # Of the reading kernel, by the size of an element in bytes, and when it is split.
 _SPLIT = Split(128, 2)
-_READ = {2: Tile(4, 128, 4096, 4), 4: Tile(8, 128, 4096, 4)}
+_READ = {2: FeatureMapTile(4, 128, 4096, 4), 4: FeatureMapTile(8, 128, 4096, 4)}
 CONFIGS = {
-    "default": {"read": {2: Tile(4, 128, 8192, 2), 4: Tile(8, 128, 4096, 2)}, "split": _SPLIT},
+    "default": {"read": {2: FeatureMapTile(4, 128, 8192, 2), 4: FeatureMapTile(8, 128, 4096, 2)}, "split": _SPLIT},
     "sm_80": {"read": _READ, "split": _SPLIT},
-    "sm_90": {"read": _READ | {2: Tile(4, 128, 8192, 4)}, "split": _SPLIT},
+    "sm_90": {"read": _READ | {2: FeatureMapTile(4, 128, 8192, 4)}, "split": _SPLIT},
     "sm_100": {"read": _READ, "split": _SPLIT},
 }
 

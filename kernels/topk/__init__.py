@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._common import check, check_count, check_float, check_tensors, define_op, runs_triton
-from .launch import search
+from .._common import check_count, check_float, check_tensors, define_op, expect, runs_triton
+from .launch import launch_search
 from .reference import TopK, topk_similarity_reference
 
 MAX_K = 64
@@ -28,7 +28,7 @@ def _topk(
 ) -> tuple[Tensor, Tensor]:
     if not runs_triton(query):
         return topk_similarity_reference(query, queue, k, limit if size is None else size, query_id, queue_id)
-    return search(query, queue, k, limit, size, query_id, queue_id)
+    return launch_search(query, queue, k, limit, size, query_id, queue_id)
 
 
 define_op(
@@ -84,18 +84,18 @@ def topk_similarity(
     check_float("query", query, 2)
     check_float("queue", queue, 2)
     length = queue.shape[0]
-    check(query.dtype == queue.dtype, "queue", queue.dtype, f"the query's {query.dtype}", TypeError)
-    check(query.shape[1] == queue.shape[1], "queue", tuple(queue.shape), lambda: f"(L, {query.shape[1]})")
+    expect(query.dtype == queue.dtype, "queue", queue.dtype, f"the query's {query.dtype}", TypeError)
+    expect(query.shape[1] == queue.shape[1], "queue", tuple(queue.shape), lambda: f"(L, {query.shape[1]})")
     check_count("k", k, 1, min(MAX_K, length))
     for name, value, other in (("query_id", query_id, queue_id), ("queue_id", queue_id, query_id)):
-        check((value is None) <= (other is None), name, "None", "both query_id and queue_id, or neither")
+        expect((value is None) <= (other is None), name, "None", "both query_id and queue_id, or neither")
     for name, value, rows in (("query_id", query_id, query.shape[0]), ("queue_id", queue_id, length)):
         if value is not None:
-            check(value.dtype == torch.int64, name, value.dtype, "int64", TypeError)
-            check(tuple(value.shape) == (rows,), name, tuple(value.shape), (rows,))
+            expect(value.dtype == torch.int64, name, value.dtype, "int64", TypeError)
+            expect(tuple(value.shape) == (rows,), name, tuple(value.shape), (rows,))
     if isinstance(size, Tensor):
-        check(size.dtype == torch.int64, "size", size.dtype, "int64", TypeError)
-        check(size.dim() == 0, "size", tuple(size.shape), "an int or a 0-d tensor")
+        expect(size.dtype == torch.int64, "size", size.dtype, "int64", TypeError)
+        expect(size.dim() == 0, "size", tuple(size.shape), "an int or a 0-d tensor")
         check_tensors(query=query, size=size)
         limit = length
     else:

@@ -14,7 +14,7 @@ if triton is not None:
 
 
 @dataclass(frozen=True)
-class Tile(Config):
+class SearchTile(Config):
     """Queries by rows of the queue; up to `whole` features are kept whole, of more BLOCK_D are taken at a time.
 
     `programs` share a multiprocessor; `long` is BLOCK_M for lists of more than 16, which take registers.
@@ -29,7 +29,7 @@ class Tile(Config):
     programs: int = 2
 
 
-_HALF, _SINGLE = Tile(8, 128, 64, 32, 128, 3), Tile(8, 64, 32, 16, 16, 2)
+_HALF, _SINGLE = SearchTile(8, 128, 64, 32, 128, 3), SearchTile(8, 64, 32, 16, 16, 2)
 # Of 16-bit (2 bytes) and of 32-bit inputs.
 CONFIGS = {
     "default": {2: replace(_HALF, num_stages=2), 4: _SINGLE},
@@ -46,7 +46,7 @@ LONG, SHARE = 65_536, 16
 MAX_CANDIDATES = 8192
 
 
-def search(
+def launch_search(
     query: Tensor,
     queue: Tensor,
     k: int,
@@ -96,7 +96,7 @@ def _search(
     return values, indices
 
 
-def search_sizes(config: Tile, query: Tensor, queue: Tensor, k: int) -> dict[str, int]:
+def search_sizes(config: SearchTile, query: Tensor, queue: Tensor, k: int) -> dict[str, int]:
     """Constants of a launch of the search: tiles no larger than the query needs, warps and stages."""
     rows, features = query.shape
     aligned = all(length % 8 == 0 for length in (features, *query.stride(), *queue.stride()) if length != 1)

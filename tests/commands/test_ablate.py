@@ -7,7 +7,16 @@ import pytest
 
 import dclr.commands.ablate
 from dclr.cli import main
-from dclr.commands.ablate import FIGURES, SIZES, AblateConfig, ablate, ablation_run, format_table, plot, summarize
+from dclr.commands.ablate import (
+    FIGURES,
+    SIZES,
+    AblateConfig,
+    ablate,
+    ablation_run,
+    ablation_table,
+    plot_ablation,
+    summarize,
+)
 from dclr.config import ConfigError
 from dclr.data.synth import SynthConfig
 from dclr.methods import build_method
@@ -119,12 +128,12 @@ def test_mean_and_spread():
     results = made_up([10.0, 20.0, 60.0])
     assert [row["row"] for row in results["rows"]] == ["T4.3"]  # T4.4 has no run yet
     assert results["rows"][0]["motion linear"] == {"mean": 30.0, "spread": pytest.approx(700**0.5)}
-    assert "| 30.0 ± 26.5 |" in format_table(results)
+    assert "| 30.0 ± 26.5 |" in ablation_table(results)
     assert (results["rows"][0]["shows"], results["rows"][0]["published"]) == ("DCLR Table 4: VD", "~55.2 on UCF-101")
 
 
 def test_plot(tmp_path):
-    assert plot(made_up([10.0, 30.0]), tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert plot_ablation(made_up([10.0, 30.0]), tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_measures_and_writes_results(tmp_path):
     assert report["command"].startswith("pytest benchmarks --benchmark")
     timed = {row["variant"]: row["p50_us"] for row in report["rows"]}
     assert timed["ours"] > 0 and timed["reference"] > 0
-    assert "topk_similarity" in harness.summary(report["rows"])
+    assert "topk_similarity" in harness.summary_table(report["rows"])
 
 
 def row(problem, variant, p50, **changes):
@@ -73,7 +73,7 @@ def test_plot(tmp_path, capsys):
 
 
 def test_summary_names_the_best_of_the_right_ones():
-    lines = harness.summary(ROWS).splitlines()
+    lines = harness.summary_table(ROWS).splitlines()
     assert len(lines) == 4
     assert lines[1].split()[-2:] == ["reference", "30.0"] and lines[2].split()[-1] == "-"
 
@@ -105,7 +105,7 @@ def test_wrong_command_lines(tmp_path, capsys, monkeypatch):
 def test_a_benchmark_that_fails_is_an_error(monkeypatch):
     monkeypatch.setattr(bench.subprocess, "run", lambda command, cwd: subprocess.CompletedProcess(command, 1))
     with pytest.raises(bench.BenchError, match="pytest: exit status 1, see above"):
-        bench.measure(bench.BenchConfig())
+        bench.run_benchmarks(bench.BenchConfig())
 
 
 @dataclass(frozen=True)
@@ -153,14 +153,14 @@ def pretended(table):
 def test_search_takes_the_fastest_that_is_right(capsys):
     table = {"default": {"forward": {2: Entry(1, BLOCK_A=1), 4: Entry(2, BLOCK_A=8)}}}
     before = repr(table)
-    row = bench.search(table, "sm_00", [pretended(table)], 0.01)
+    row = bench.search_table(table, "sm_00", [pretended(table)], 0.01)
     assert row == {"forward": {2: Entry(1, BLOCK_A=1), 4: Entry(4, BLOCK_A=16)}}
     assert repr(table) == before
     out = capsys.readouterr().out
     assert "3 left out: RuntimeError" in out and "3 left out: wrong result" in out
     table["default"]["forward"][4] = Entry(1, BLOCK_A=4)
     with pytest.raises(bench.BenchError, match="no config of the grid"):
-        bench.search(table, "sm_00", [pretended(table | {"sm_00": table["default"]})], 0.01)
+        bench.search_table(table, "sm_00", [pretended(table | {"sm_00": table["default"]})], 0.01)
 
 
 def test_a_config_that_is_no_faster_changes_nothing():
@@ -189,7 +189,7 @@ for op, (modules, benchmark) in bench.TUNABLE.items():
             continue
         raise SystemExit(f"{op} does not read the table of {module}")
     if op == "decouple":
-        row = bench.search(table, "default", [problem], 0.01)
+        row = bench.search_table(table, "default", [problem], 0.01)
         assert set(row) == set(table["default"]), row
 """
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

@@ -263,7 +263,9 @@ def test_a_video_that_must_be_counted_is_decoded_once(files, monkeypatch, tmp_pa
     path.write_bytes(files["h264"].read_bytes())
     monkeypatch.setattr("dclr.data.seeking.MAX_HELD", limit)
     looks = []
-    monkeypatch.setattr("dclr.data.seeking._look", lambda frame, real=seeking._look: looks.append(0) or real(frame))
+    monkeypatch.setattr(
+        "dclr.data.seeking._picture_kind", lambda frame, real=seeking._picture_kind: looks.append(0) or real(frame)
+    )
     frames = []
     real = seeking._frames_from
     monkeypatch.setattr("dclr.data.seeking._frames_from", lambda *a: (frames.append(0) or part for part in real(*a)))

@@ -135,7 +135,7 @@ def test_folders_that_cannot_be_written(videos, tmp_path, monkeypatch, learned):
 
 
 def index_files_name():
-    return index_module._places("/a/b")[0][1].name
+    return index_module._index_places("/a/b")[0][1].name
 
 
 def test_strange_names(files, tmp_path, learned):
