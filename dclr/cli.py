@@ -263,7 +263,7 @@ def _by_recipe(name: str) -> Callable[[list[str]], None]:
         command = _command(name)
         options, rest = take(argv, values=("--recipe",))
         try:
-            default = command.config_of(name, options.get("--recipe"), tyro.MISSING)
+            default = command.recipe_config(name, options.get("--recipe"), tyro.MISSING)
         except ConfigError as error:
             raise UsageError(str(error)) from error
         getattr(command, name)(_parse(name, rest, default))

@@ -51,9 +51,10 @@ def test_other_errors_stay_what_they_are():
 def test_a_loader_process_that_is_killed(monkeypatch):
     import __main__
 
-    monkeypatch.setattr(__main__, "__file__", "mine.py", raising=False)
     batches = iter(DataLoader(range(1000), batch_size=1, **worker_options(1)))
     next(batches)
+    # Only now: a process that starts imports the program by this name.
+    monkeypatch.setattr(__main__, "__file__", "mine.py", raising=False)
     os.kill(batches._workers[0].pid, 9)
     with (
         pytest.raises(MachineFault, match=r"a loader process has ended.*calls in mine\.py must"),
