@@ -61,8 +61,8 @@ def measuring(request) -> bool:
     return request.config.getoption("--benchmark")
 
 
-@pytest.fixture
-def bench(request, measuring):
+@pytest.fixture(name="bench")
+def measured_or_checked(request, measuring):
     """Takes a `Problem`: checks it, or measures it and keeps the rows for the table and the JSON file.
 
     Where measured, ours also goes through pytest-benchmark, so that its --benchmark-compare, --benchmark-json and

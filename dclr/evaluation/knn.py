@@ -69,7 +69,7 @@ def classify_by_neighbours(
     similarities_qk, neighbours_qk = nearest(train.clips, test.clips, k, clip_l2=clip_l2, center=center, own=own)
     votes_qc = _votes(similarities_qk, temperature, train.labels[neighbours_qk], classes)
     voters = neighbours_qk.shape[1]
-    protocol = _knn_protocol(train, test, classes, voters, temperature, clip_l2, center) + overlap_in_words(own)
+    protocol = _vote_protocol(train, test, classes, voters, temperature, clip_l2, center) + overlap_in_words(own)
     # A class without a vote is not a guess.
     return classified(votes_qc.where(votes_qc > 0, -torch.inf), test.labels, protocol)
 
@@ -81,7 +81,7 @@ def _votes(similarities_qk: Tensor, temperature: float, labels_qk: Tensor, class
     return weights_qk.new_zeros(len(weights_qk), classes).scatter_add(1, labels_qk, weights_qk)
 
 
-def _knn_protocol(
+def _vote_protocol(
     train: Features, test: Features, classes: int, voters: int, temperature: float, clip_l2: bool, center: Center
 ) -> str:
     each = "each l2-normalised, " if clip_l2 else ""

@@ -95,7 +95,7 @@ def classify_by_layer(
     return classified(
         video_scores(test_logits, config.average),
         test.labels,
-        _linear_protocol(train_vnd, test_vnd, config, classes, seed),
+        _probe_protocol(train_vnd, test_vnd, config, classes, seed),
         clip_top1=top1(test_logits, test.labels[:, None]),
         train_clip_top1=top1(train_logits, train.labels[:, None]),
     )
@@ -155,7 +155,7 @@ def top1(scores: Tensor, labels: Tensor) -> float:
     return 100 * (scores.argmax(-1) == labels).double().mean().item()
 
 
-def _linear_protocol(train_vnd: Tensor, test_vnd: Tensor, config: LinearConfig, classes: int, seed: int) -> str:
+def _probe_protocol(train_vnd: Tensor, test_vnd: Tensor, config: LinearConfig, classes: int, seed: int) -> str:
     steps = ",".join(map(str, config.milestones)) or "never"
     averaged = "logits" if config.average == "logits" else "softmax probabilities"
     epochs = f"{config.epochs} epochs" + (f" of {config.clips} random clips a video" if config.clips else "")
