@@ -1,5 +1,6 @@
 """What is installed, and where it can be imported."""
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -63,3 +64,14 @@ def test_public_names_are_there():
 
     for name in dclr.__all__:
         assert callable(getattr(dclr, name)), name
+
+
+def test_a_name_means_one_thing():
+    """No function or class at the top of a module has the name of another one, in all of `dclr/` and `kernels/`."""
+    where = {}
+    for path in sorted([*(ROOT / "dclr").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            # Ops have their fakes under `_`.
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name not in ("_", "main"):
+                where.setdefault(node.name, set()).add(str(path.relative_to(ROOT)))
+    assert {name: sorted(files) for name, files in where.items() if len(files) > 1} == {}
