@@ -44,7 +44,7 @@ setup(
     ],
     extras_require={
         "test": test,
-        "bench": ["pytest-benchmark>=5"],
+        "bench": ["pytest-benchmark>=5", "torchcodec>=0.13; platform_system == 'Linux'"],
         "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "hub": ["huggingface_hub>=0.30"],
         "wandb": ["wandb>=0.17"],
