@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dclr.augment import AugmentConfig, Draw
 from dclr.config import OptimConfig, TrainConfig
 from dclr.data import Batch
-from dclr.methods import DCLRConfig, DCLRRelease, Method, build_method
+from dclr.methods import DCLRConfig, DCLRRelease, DCLRReleaseConfig, Method, build_method
 from dclr.methods.search import SearchConfig
 from dclr.models import build_encoder
 from dclr.phases import phase_seconds
@@ -154,7 +154,10 @@ def inputs(size: Size, device: torch.device) -> tuple[Batch, Method]:
     method = build_method(config, build_encoder(size.encoder), AugmentConfig()).to(device)
     method.start_epoch(EPOCH)
     for queue in method.search.queues.values():
-        rows = {name: torch.randn_like(getattr(queue, name)) for name in ("key", "rgb", "mode")}
+        rows = {
+            name: torch.randn_like(getattr(queue, name))
+            for name in ("descriptor", "rgb_projection", "modality_projection")
+        }
         rows |= {"video_id": queue.video_id.clone() - torch.arange(queue.length, device=device)}
         state = queue.state_dict() | rows
         state["_extra_state"] = {"pointer": 0, "size": queue.length}
@@ -189,7 +192,7 @@ def variant(
 ) -> Variant:
     """A step of a copy of `method`, or of the released recipe, by the settings `train` and what is no setting."""
     if released:
-        config = DCLRConfig(variant="official_release", search=SearchConfig(queue=2048))
+        config = DCLRReleaseConfig(queue=2048)
         method = Released(config, copy.deepcopy(method.encoder), AugmentConfig())
     else:
         method, batch = copy.deepcopy(method), batch._replace(clips=batch.clips[:2])

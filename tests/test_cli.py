@@ -38,6 +38,12 @@ def videos(tmp_path_factory):
     return root
 
 
+def heed_signals():
+    """In a process of a test: a run keeps ignoring what the tests were told to ignore, such as SIGHUP under nohup."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def failing(capsys, *argv):
     """Exit status and the last line of stderr."""
     with pytest.raises(SystemExit) as stop:
@@ -302,6 +308,7 @@ def test_a_lost_terminal_saves_and_leaves_no_process(tmp_path, videos):
     terminal, side = os.openpty()
 
     def own_terminal():
+        heed_signals()
         os.setsid()
         fcntl.ioctl(side, termios.TIOCSCTTY, 0)
 
@@ -332,7 +339,10 @@ def test_signals_save_and_exit(tmp_path, videos, number):
     run = tmp_path / "run"
     flags = ["--output", str(run), "--data.root", str(videos), "--method", "simclr", "--train.epochs", "100000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "dclr", "pretrain", *SMALL, *flags], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "dclr", "pretrain", *SMALL, *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_signals,
     )
     try:
         deadline = time.monotonic() + 120

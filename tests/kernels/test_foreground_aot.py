@@ -70,8 +70,8 @@ def test_strides_past_32_bits(target):
     background, weight, out = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4, 8), torch.empty(2, 3, 3, 4, 8)
 
     def launch():
-        foreground._launch("motion", clip, None, weight, out)
-        foreground._launch("merge", clip, background, weight, None, out, 2, 2, BLEND=True)
+        foreground._launch_pixels("motion", clip, None, weight, out)
+        foreground._launch_pixels("merge", clip, background, weight, None, out, 2, 2, BLEND=True)
 
     reports(launches(target, launch), target)
 
