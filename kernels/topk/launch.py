@@ -124,4 +124,6 @@ def merge_sizes(candidates: int) -> dict[str, int]:
 
 def _part_count(device: torch.device, programs: int, blocks: int, tiles: int, k: int) -> int:
     """Parts of the queue: so many that the device is full once, but a tile each at least."""
-    return max(1, min(programs * processors(device) // blocks, tiles, MAX_CANDIDATES // k))
+    # The interpreter is one processor: more parts would only have more candidates to merge.
+    places = programs * (processors(device) if device.type == "cuda" else 1)
+    return max(1, min(places // blocks, tiles, MAX_CANDIDATES // k))
