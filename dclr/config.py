@@ -7,6 +7,7 @@ import dataclasses
 import os
 import types
 import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -215,6 +216,15 @@ def at_least(section: str, config: Any, **least: float) -> None:
     for name, low in least.items():
         if not getattr(config, name) >= low:
             raise ConfigError(f"{section}.{name}: got {getattr(config, name)}, expected at least {low}")
+
+
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings in nested plain values, each with its whole name: `data.root`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat_settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from dclr.config import ConfigError, PretrainConfig, to_dict
+from dclr.config import ConfigError, PretrainConfig, flat_settings, to_dict
 from dclr.distributed import world
 from dclr.training.checkpoint import saved_config
 from dclr.training.schedule import learning_rate
@@ -33,7 +32,7 @@ RATE = frozenset(
 
 def changed_settings(before: PretrainConfig, after: PretrainConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted name -> its two values, of each setting but `output` that is not the same; None where there is none."""
-    old, new = dict(_flat(to_dict(before))), dict(_flat(to_dict(after)))
+    old, new = dict(flat_settings(to_dict(before))), dict(flat_settings(to_dict(after)))
     names = [name for name in {**old, **new} if name != "output"]
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 
@@ -91,11 +90,3 @@ def _same_rates(before: PretrainConfig, after: PretrainConfig, position: dict[st
         )
 
     return all(rate(before, step) == rate(after, step) for step in range(done))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

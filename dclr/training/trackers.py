@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dclr.config import ConfigError
+from dclr.config import ConfigError, flat_settings
 
 
 class Tracker(ABC):
@@ -54,7 +54,7 @@ class MlflowTracker(Tracker):
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.mlflow = _installed("mlflow")
         self.mlflow.start_run(run_name=folder.name)
-        self.mlflow.log_params(dict(_flat_settings(settings)))
+        self.mlflow.log_params({name: str(value) for name, value in flat_settings(settings)})
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         # MLflow refuses names with an at sign.
@@ -72,11 +72,3 @@ def _installed(name: str) -> ModuleType:
         return import_module(name)
     except ImportError as error:
         raise ConfigError(f"train.trackers: {name} is not installed: pip install dclr[{name}]") from error
-
-
-def _flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat_settings(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)
