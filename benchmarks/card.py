@@ -216,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a stage; the exit status is 1 where a step failed."""
     parser = argparse.ArgumentParser(prog="scripts/gpu_check.sh", description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=STAGES, required=True)
+    parser.add_argument("--steps", nargs="+", metavar="NAME", help="only steps in whose names one of these is")
     parser.add_argument("--seconds", type=float, default=540, help="limit of the whole (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="folder of report.json and log.txt (default: a folder of the card)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse at the smallest sizes")
@@ -223,7 +224,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = options.output or harness.results_path(options.device).with_suffix("")
     plan = Plan(options.device, output.absolute())
     plan.output.mkdir(parents=True, exist_ok=True)
-    outcomes = run_steps(STAGES[options.stage](plan), plan, options.seconds)
+    steps = [step for step in STAGES[options.stage](plan) if any(part in step.name for part in options.steps or [""])]
+    if not steps:
+        parser.error(f"--steps: {' '.join(options.steps)} names none of stage {options.stage}")
+    outcomes = run_steps(steps, plan, options.seconds)
     report = json.loads((plan.output / "report.json").read_text())
     print(f"\n{report.get('device', options.device)}, commit {report.get('commit', 'unknown')[:12]}")
     print("\n".join(map(_line, outcomes)))

@@ -45,7 +45,9 @@ def pretrain_once(method: str, mode: str | None, device: str, videos: Path, outp
     command = [sys.executable, "-m", "dclr", "pretrain", "--preset", preset, *SMALL, *flags]
     command += ["--data.root", str(videos), "--data.size", size, "--train.device", device, "--output", str(output)]
     command += ["--train.compile", mode] if mode else []
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    # As many runs as cores are at work: none may start a compiler for each core.
+    alone = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | alone)
     (output.parent / f"{output.name}.txt").write_text(done.stdout + done.stderr)
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no word"])[-1]
 
@@ -80,17 +82,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     modes = MODES if options.device == "cuda" else MODES[:1]
     runs = [(method, mode) for method in options.methods for mode in modes]
     folders = {(method, mode): options.output / f"{method}_{mode or 'eager'}" for method, mode in runs}
+    wrong, failures = 0, {}
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as pool:
-        errors = pool.map(lambda key: pretrain_once(*key, options.device, videos, folders[key]), runs)
-        failures = dict(zip(runs, errors))
-    wrong = 0
-    for method, mode in runs:
-        word = failures[method, mode]
-        if not word and mode and not failures[method, None]:
-            word = compare(logged_losses(folders[method, mode]), logged_losses(folders[method, None]))
-        wrong += bool(word) and not word.startswith("equal")
-        last = "" if failures[method, mode] else f"last loss {logged_losses(folders[method, mode])[-1]:.4f} "
-        print(f"{method:<18}{mode or 'eager':<18}{last}{word}", flush=True)
+        # A line as soon as there is one, in case that the time ends.
+        for key, word in zip(
+            runs, pool.map(lambda key: pretrain_once(*key, options.device, videos, folders[key]), runs)
+        ):
+            method, mode = key
+            failures[key] = word
+            if not word and mode and not failures[method, None]:
+                word = compare(logged_losses(folders[key]), logged_losses(folders[method, None]))
+            wrong += bool(word) and not word.startswith("equal")
+            last = "" if failures[key] else f"last loss {logged_losses(folders[key])[-1]:.4f} "
+            print(f"{method:<18}{mode or 'eager':<18}{last}{word}", flush=True)
     print(f"{len(runs) - wrong} of {len(runs)} runs are right")
     return int(wrong > 0)
 
