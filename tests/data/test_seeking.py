@@ -175,44 +175,6 @@ def test_a_file_that_changed_behind_our_back_is_decoded_from_its_beginning(scene
         read_clips(path, [50], 5, known=known)
 
 
-def mutated(data, rng):
-    """With some bytes changed, zeroed, doubled, or lost."""
-    data, kind = bytearray(data), rng.integers(5)
-    at, length = rng.integers(len(data)), int(rng.integers(1, 400))
-    if kind == 0:
-        data[at] ^= 1 << int(rng.integers(8))
-    elif kind == 1:
-        data[at : at + length] = bytes(len(data[at : at + length]))
-    elif kind == 2:
-        data[at : at + length] = rng.bytes(len(data[at : at + length]))
-    elif kind == 3:
-        data[at:at] = data[at : at + length]
-    else:
-        del data[at : at + length]
-    return bytes(data)
-
-
-def assert_mutants_are_same_both_ways(source, path, seeds):
-    data = source.read_bytes()
-    readable = 0
-    for seed in seeds:
-        path.write_bytes(mutated(data, np.random.default_rng(seed)))
-        try:
-            assert_same_both_ways(path, draws=4)
-            readable += 1
-        except VideoError as error:
-            with pytest.raises(VideoError) as caught:
-                list(decoded_frames(path))
-            assert str(caught.value) == str(error)
-    return readable
-
-
-@pytest.mark.parametrize("kind", ["mp4", "avi", "mkv", "open"])
-def test_mutants_are_the_same_both_ways(scenes, tmp_path, kind):
-    source, _ = scenes[kind]
-    assert assert_mutants_are_same_both_ways(source, tmp_path / f"mutant{source.suffix}", range(12)) >= 4
-
-
 def test_learning_takes_a_second_look_at_files_that_are_not_in_order(files):
     known = learn(files["truncated"])
     assert known == Known(known.count, make.HEIGHT, make.WIDTH) and 10 < known.count < 20
