@@ -38,6 +38,16 @@ def write_or_explain(path: Path, data: bytes | memoryview) -> None:
         raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
+def append_or_explain(path: Path, data: bytes) -> None:
+    """Append to a file, which with its folder is made where it is not there; the error names the file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            file.write(data)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
 def damaged_zip(file: BinaryIO) -> bool:
     """Whether a file at its beginning, where it then is again, begins as a zip archive and is no intact one.
 

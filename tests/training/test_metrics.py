@@ -30,6 +30,16 @@ def test_tensorboard_has_the_scalars(tmp_path):
     assert events.Tags()["scalars"] == ["loss/vs"]
 
 
+def test_tensorboard_forgets_the_steps_that_a_resumed_run_takes_again(tmp_path):
+    for start, steps, value in ((0, range(1, 6), 1.0), (3, range(4, 7), 2.0)):
+        log = MetricsLog(tmp_path, start)
+        for step in steps:
+            log.write({"step": step, "eval/R@1": value})
+        log.close()
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("eval/R@1")
+    assert [(event.step, event.value) for event in events] == [(n, 1.0 if n < 4 else 2.0) for n in range(1, 7)]
+
+
 def test_meter_counts_what_came_before_a_resume():
     meter = Meter()
     meter.add(8, 0.0)
