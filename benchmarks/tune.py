@@ -109,43 +109,37 @@ def _search(rows: int, length: int) -> Callable[[], harness.Problem]:
 
 
 _READS = _tiles(
-    (4, 8192, 2), (4, 8192, 3), (4, 4096, 3), (4, 4096, 5), (8, 8192, 3), (8, 8192, 4), (8, 4096, 4), (2, 4096, 4),
-    names=_MAPS,
+    (4, 8192, 2), (4, 8192, 3), (4, 4096, 5), (8, 8192, 4), (8, 16384, 2), (2, 4096, 4), names=_MAPS
 )  # fmt: skip
-_WRITES = _tiles((4, 8192), (4, 4096), (8, 4096), (4, 2048), (8, 16384), names=_MAPS[:2])
+_WRITES = _tiles(
+    (4, 4096, 128), (4, 4096, 32), (8, 8192, 32), (4, 2048, 16), (8, 8192, 16), (8, 16384, 128), (8, 16384, 64),
+    names=("num_warps", "elements", "positions"),
+)  # fmt: skip
 _SEARCHES = _tiles(
-    (4, 64, 64, 3, 3), (4, 128, 64, 3, 2), (8, 128, 64, 4, 1), (8, 128, 64, 2, 2), (8, 128, 128, 3, 1),
-    (4, 64, 128, 3, 2), (8, 256, 64, 3, 1), names=("num_warps", "BLOCK_M", "BLOCK_L", "num_stages", "programs"),
+    (4, 64, 64, 3, 3), (8, 128, 64, 3, 2), (8, 256, 64, 3, 1), (8, 256, 64, 2, 1), (8, 128, 128, 3, 1),
+    (4, 128, 64, 2, 2), (4, 128, 32, 4, 2), (4, 64, 32, 4, 3),
+    names=("num_warps", "BLOCK_M", "BLOCK_L", "num_stages", "programs"),
 )  # fmt: skip
+_FORWARDS = _tiles(
+    (4, 128, 64, 2, 3), (4, 128, 128, 2, 2), (4, 64, 64, 2, 4), (4, 64, 32, 2, 4), (8, 128, 128, 3, 1), names=_SCORES
+)
+_GRADIENTS = _tiles(
+    (4, 64, 64, 2, 2), (4, 64, 32, 2, 3), (4, 64, 128, 2, 1), (4, 64, 128, 2, 2), (8, 128, 128, 2, 1), names=_SCORES
+)
 SWEEPS = {
-    "forward": Sweep(
-        info_nce, ("forward", 2), _loss(65536, False),
-        _tiles(
-            (4, 128, 64, 3, 2), (4, 64, 64, 2, 4), (4, 64, 128, 2, 3), (4, 128, 128, 2, 2), (8, 128, 128, 2, 1),
-            (8, 128, 128, 3, 1), (8, 128, 64, 3, 2), (8, 256, 64, 2, 1), (4, 128, 32, 3, 3), names=_SCORES,
-        ),
-    ),
-    "gradient": Sweep(
-        info_nce, ("gradient", 2), _loss(65536, True),
-        _tiles(
-            (4, 64, 64, 3, 2), (4, 64, 32, 2, 3), (4, 64, 32, 3, 3), (8, 128, 64, 2, 1), (8, 128, 64, 3, 1),
-            (8, 128, 32, 3, 1), (4, 64, 128, 2, 1), (8, 128, 128, 2, 1), (8, 64, 64, 2, 2), names=_SCORES,
-        ),
-    ),
-    "gradient of two": Sweep(
-        info_nce, ("gradient", 2), _loss(65536, True, shared=False),
-        _tiles((4, 64, 32, 2, 3), (4, 64, 64, 3, 2), (8, 128, 64, 2, 1), names=_SCORES),
-    ),
+    "forward": Sweep(info_nce, ("forward", 2), _loss(65536, False), _FORWARDS),
+    "forward, small": Sweep(info_nce, ("forward", 2), _loss(512, False), _FORWARDS),
+    "gradient": Sweep(info_nce, ("gradient", 2), _loss(65536, True), _GRADIENTS),
+    "gradient, small": Sweep(info_nce, ("gradient", 2), _loss(512, True), _GRADIENTS),
+    "gradient, 4096": Sweep(info_nce, ("gradient", 2), _loss(4096, True), _GRADIENTS),
+    "gradient of two": Sweep(info_nce, ("gradient", 2), _loss(65536, True, shared=False), _GRADIENTS),
     "head": Sweep(decoupled, ("read", 2), _head(1024, False, False), _READS),
     "head, channels last": Sweep(decoupled, ("read", 2), _head(1024, True, False), _READS),
-    "head, small": Sweep(
-        decoupled, ("split",), _head(40, False, False),
-        _tiles((128, 1), (128, 4), (128, 8), (256, 4), names=("programs", "chunks")),
-    ),
     "head, written": Sweep(feature_maps, ("write",), _head(1024, False, True), _WRITES),
     "head, written, channels last": Sweep(feature_maps, ("write",), _head(1024, True, True), _WRITES),
-    "top-K": Sweep(topk, (2,), _search(512, 1 << 20), _SEARCHES, tuple({"SHARE": share} for share in (8, 32, 64))),
-    "top-K, small": Sweep(topk, (2,), _search(80, 16384), (*_SEARCHES, {"programs": 1})),
+    "top-K": Sweep(topk, (2,), _search(512, 1 << 20), _SEARCHES),
+    "top-K, few queries": Sweep(topk, (2,), _search(80, 1 << 20), _SEARCHES),
+    "top-K, small": Sweep(topk, (2,), _search(80, 16384), _SEARCHES),
     "decouple": Sweep(
         decouple, ("walk",), lambda: bench_decouple.problem(bench_decouple.Size(512), CUDA, False),
         _tiles((2, 512), (4, 512), (4, 2048), (8, 2048), (8, 4096), names=_MAPS[:2]),

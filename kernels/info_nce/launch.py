@@ -55,8 +55,8 @@ CONFIGS = {
         "finish": _FINISH,
     },
     "sm_90": {
-        "forward": {2: _FORWARD_16, 4: _FORWARD_32},
-        "gradient": {2: replace(_GRADIENT_16, BLOCK_B=64), 4: _GRADIENT_32_SM90},
+        "forward": {2: replace(_FORWARD_16, BLOCK_B=128, programs=2), 4: _FORWARD_32},
+        "gradient": {2: replace(_GRADIENT_16, BLOCK_B=128, programs=1), 4: _GRADIENT_32_SM90},
         "finish": _FINISH_SM90,
     },
     "sm_100": {
