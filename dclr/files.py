@@ -39,12 +39,20 @@ def write_or_explain(path: Path, data: bytes | memoryview) -> None:
 
 
 def append_or_explain(path: Path, data: bytes) -> None:
-    """Append to a file, which with its folder is made where it is not there; the error names the file."""
+    """Append to a file, which with its folder is made where it is not there: all or nothing.
+
+    Raises:
+        OSError: it cannot be written (a full disk); names the file, which is as it was.
+    """
+    length = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        length = path.stat().st_size if path.exists() else 0
         with open(path, "ab") as file:
             file.write(data)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(path, length)
         raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 

@@ -1,7 +1,9 @@
 """metrics.jsonl and TensorBoard events."""
 
 import json
+import resource
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dclr.training.metrics import METRICS, Meter, MetricsLog, append_metrics, environment, read_metrics
@@ -10,6 +12,19 @@ from dclr.training.metrics import METRICS, Meter, MetricsLog, append_metrics, en
 def test_numbers_that_json_lacks_become_null(tmp_path):
     append_metrics(tmp_path, {"a": float("nan"), "b": float("inf"), "c": 1.5, "d": "x"})
     assert json.loads((tmp_path / METRICS).read_text()) == {"a": None, "b": None, "c": 1.5, "d": "x"}
+
+
+def test_a_line_that_has_no_room_is_not_there_in_part(tmp_path):
+    append_metrics(tmp_path, {"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"metrics\.jsonl: cannot be written \(File too large\)"):
+            append_metrics(tmp_path, {"step": 2, "loss": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    append_metrics(tmp_path, {"step": 3})
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 3}]
 
 
 def test_resuming_drops_later_lines_and_a_cut_off_one(tmp_path):
