@@ -125,11 +125,11 @@ def captured(run: Run) -> Run:
 
 
 def with_gradients(function: Callable[..., Tensor], *leaves: Tensor) -> Run:
-    """Forward and backward: `function(*leaves)`, summed, and its gradient to each leaf."""
+    """Forward and backward: `function(*leaves)`, added up where it is no number, and its gradient to each leaf."""
 
     def run() -> tuple[Tensor, ...]:
         loss = function(*leaves)
-        return (loss.detach(), *torch.autograd.grad(loss.sum(), leaves))
+        return (loss.detach(), *torch.autograd.grad(loss.sum() if loss.dim() else loss, leaves))
 
     return run
 

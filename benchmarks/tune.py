@@ -46,7 +46,7 @@ class Sweep:
     keys: tuple
     problem: Callable[[], harness.Problem]
     changes: tuple[dict[str, int | None], ...] = ()
-    constants: tuple[dict[str, int], ...] = ()
+    constants: tuple[dict[str, Any], ...] = ()
 
     def entry(self) -> Config:
         """The card's own."""
@@ -60,7 +60,7 @@ class Sweep:
         return tables.get(device_class(torch.device("cuda", 0)), tables["default"])
 
     @contextmanager
-    def using(self, entry: Config, constants: dict[str, int]):
+    def using(self, entry: Config, constants: dict[str, Any]):
         """The table with another entry, and the module with other constants."""
         part, *path = self._part(), *self.keys
         for key in path[:-1]:
@@ -74,7 +74,7 @@ class Sweep:
             part[path[-1]] = before
             vars(self.module).update(kept)
 
-    def candidates(self) -> dict[str, tuple[Config, dict[str, int]]]:
+    def candidates(self) -> dict[str, tuple[Config, dict[str, Any]]]:
         """By name, the card's own first."""
         own = self.entry()
         found = {"as it is": (own, {})}
@@ -126,6 +126,9 @@ _FORWARDS = _tiles(
 _GRADIENTS = _tiles(
     (4, 64, 64, 2, 2), (4, 64, 32, 2, 3), (4, 64, 128, 2, 1), (4, 64, 128, 2, 2), (8, 128, 128, 2, 1), names=_SCORES
 )
+_CHOICES = tuple(
+    {"CHOICE": topk.ChoiceTile(*size)} for size in ((4, 8192), (8, 8192), (8, 16384), (16, 8192), (16, 32768))
+)
 SWEEPS = {
     "forward": Sweep(info_nce, ("forward", 2), _loss(65536, False), _FORWARDS),
     "forward, small": Sweep(info_nce, ("forward", 2), _loss(512, False), _FORWARDS),
@@ -140,6 +143,8 @@ SWEEPS = {
     "top-K": Sweep(topk, (2,), _search(512, 1 << 20), _SEARCHES),
     "top-K, few queries": Sweep(topk, (2,), _search(80, 1 << 20), _SEARCHES),
     "top-K, small": Sweep(topk, (2,), _search(80, 16384), _SEARCHES),
+    "top-K, choice": Sweep(topk, (2,), _search(512, 1 << 20), constants=_CHOICES),
+    "top-K, small choice": Sweep(topk, (2,), _search(80, 16384), constants=_CHOICES),
     "decouple": Sweep(
         decouple, ("walk",), lambda: bench_decouple.problem(bench_decouple.Size(512), CUDA, False),
         _tiles((2, 512), (4, 512), (4, 2048), (8, 2048), (8, 4096), names=_MAPS[:2]),
