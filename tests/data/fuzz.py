@@ -12,13 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from dclr.data import VideoError, read_clips
 from dclr.data.container import decoded_frames
 from dclr.data.pictures import RGBClips
 from dclr.data.planes import Box, PlanarCrops
-from dclr.data.seeking import Known, learn
+from dclr.data.seeking import learn
+from dclr.data.video import make_clips
 
 PAGE = 4096
 
@@ -46,12 +48,17 @@ def damaged(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
     }[int(kind)]()
 
 
-def pictures(path: Path, numbers: Sequence[int], into: Callable, known: Known | None) -> Any:
-    """The frames as clips of one frame each, or in words why there are none."""
+def pictures(read: Callable, *arguments: Any) -> Any:
+    """What is read, or in words why there is nothing."""
     try:
-        return read_clips(path, numbers, 1, 1, into, known)
+        return read(*arguments)
     except VideoError as error:
         return str(error)
+
+
+def from_held(path: Path, held: list[av.VideoFrame], numbers: Sequence[int], into: Callable) -> Any:
+    """Clips of one frame each, of the frames that were decoded in learning."""
+    return make_clips(path, np.array(numbers)[:, None], lambda wanted: ((n, held[n]) for n in wanted), into, len(held))
 
 
 def parts(result: Any) -> list[bytes | str]:
@@ -64,20 +71,24 @@ def assert_same_both_ways(path: Path, rng: np.random.Generator) -> str:
         count = sum(1 for _ in decoded_frames(path))
     except VideoError as error:
         count = str(error)
+    held: list[av.VideoFrame] = []
     try:
-        known = learn(path)
+        known = learn(path, held)
     except VideoError as error:
         assert count == str(error)
         return "no video"
     assert known.count == count
-    numbers = {count - 1, *(entry.number for entry in known.entries[1:4]), *rng.integers(count, size=6).tolist()}
+    some = rng.integers(count, size=6).tolist()
+    numbers = sorted({count - 1, *(entry.number for entry in known.entries[1:4]), *some})
 
     def draw(height: int, width: int) -> list[Box]:
         return [(height // 4, width // 3, height - height // 4, width - width // 3)] * len(numbers)
 
     for into in (RGBClips, partial(PlanarCrops, draw=draw, size=16)):
-        sought, expected = (pictures(path, sorted(numbers), into, how) for how in (known, None))
-        assert parts(sought) == parts(expected), (sorted(numbers), into)
+        expected = parts(pictures(read_clips, path, numbers, 1, 1, into))
+        assert parts(pictures(read_clips, path, numbers, 1, 1, into, known)) == expected, (numbers, into)
+        if held:
+            assert parts(pictures(from_held, path, held, numbers, into)) == expected, (numbers, into)
     return "in order" if known.entries else "out of order"
 
 
