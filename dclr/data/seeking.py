@@ -15,6 +15,7 @@ from typing import NamedTuple
 import av
 
 from dclr.data.container import decoded_frames, open_video, read_packets, video_stream
+from dclr.data.pictures import display_matrix_bytes
 
 # In their streams nothing after a key frame, in the order of display, needs what was before it. H.264 has other key
 # frames beside those (`_starts_afresh`). The decoders of MJPEG, MPEG-1 and MPEG-2 may show old memory in damaged frames
@@ -121,9 +122,8 @@ def _step(times: list[int | None], shown: list[int]) -> int:
 
 def _picture_kind(frame: av.VideoFrame) -> tuple:
     """What pictures are made by."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
     size = frame.height, frame.width
-    return *size, frame.format.name, frame.colorspace, frame.color_range, matrix and bytes(matrix)
+    return *size, frame.format.name, frame.colorspace, frame.color_range, display_matrix_bytes(frame)
 
 
 def _starts_afresh(codec: av.VideoCodecContext, packet: av.Packet) -> bool:
