@@ -84,18 +84,6 @@ if triton is not None:
         return x.to(tl.float32)
 
     @triton.jit
-    def _store_frame(outs, t, x, after, still, still_t, scales, offset, mask):
-        """Frame `t` and its difference to the one after; the static frame as far as it is known."""
-        mean, factor, scale = scales
-        dtype = outs[0].dtype.element_ty
-        rgb = ((x * scale - mean) * factor).to(dtype)
-        # Scaled after the subtraction: equal frames differ by exactly 0, fused multiply-add or not.
-        difference = ((after - x) * (scale * factor)).to(dtype)
-        tl.store(outs[0] + offset, rgb, mask=mask)
-        tl.store(outs[1] + offset, difference, mask=mask)
-        return tl.where(t == still_t, rgb, still)
-
-    @triton.jit
     def _per_channel(ptr, c, C, default: tl.constexpr, LAST: tl.constexpr):
         """Values of the channels `c`; where channels are last, a few scalars instead of one load for each element."""
         value = tl.full(c.shape, default, tl.float32)
@@ -120,26 +108,18 @@ if triton is not None:
         mean, factor = _per_channel(mean_ptr, c, C, 0.0, LAST), 1.0 / _per_channel(std_ptr, c, C, 1.0, LAST)
         source = _source(b, c, run, mirrored, C, W, stride_b, stride_c, stride_h, stride_w, LAST, V, RUN)
         out = (b if LAST else b * C + c) * T * length + run * V + tl.arange(0, V)[None, None, :]
-        still = tl.zeros(mask.shape, rgb_ptr.dtype.element_ty)
+        dtype = rgb_ptr.dtype.element_ty
+        still = tl.zeros(mask.shape, dtype)
         x = _load_frame(clip_ptr, 0, stride_t, source, mirrored, mask, FLIP, LAST, V, RUN)
-        outs, scales = (rgb_ptr, difference_ptr), (mean, factor, SCALE)
-        for t in range(0, T, 4):
-            # Four frames are on their way at once: one after the other, each would be waited for.
-            x1 = _load_frame(clip_ptr, t + 1, stride_t, source, mirrored, mask, FLIP, LAST, V, RUN)
-            x2 = _load_frame(clip_ptr, t + 2, stride_t, source, mirrored, mask & (t + 1 < T), FLIP, LAST, V, RUN)
-            x3 = _load_frame(clip_ptr, t + 3, stride_t, source, mirrored, mask & (t + 2 < T), FLIP, LAST, V, RUN)
-            x4 = _load_frame(clip_ptr, t + 4, stride_t, source, mirrored, mask & (t + 3 < T), FLIP, LAST, V, RUN)
-            still = _store_frame(outs, t, x, x1, still, still_t, scales, t * length + out, mask)
-            still = _store_frame(
-                outs, t + 1, x1, x2, still, still_t, scales, (t + 1) * length + out, mask & (t + 1 < T)
-            )
-            still = _store_frame(
-                outs, t + 2, x2, x3, still, still_t, scales, (t + 2) * length + out, mask & (t + 2 < T)
-            )
-            still = _store_frame(
-                outs, t + 3, x3, x4, still, still_t, scales, (t + 3) * length + out, mask & (t + 3 < T)
-            )
-            x = x4
+        for t in range(T):
+            after = _load_frame(clip_ptr, t + 1, stride_t, source, mirrored, mask, FLIP, LAST, V, RUN)
+            rgb = ((x * SCALE - mean) * factor).to(dtype)
+            # Scaled after the subtraction: equal frames differ by exactly 0, fused multiply-add or not.
+            difference = ((after - x) * (SCALE * factor)).to(dtype)
+            tl.store(rgb_ptr + t * length + out, rgb, mask=mask)
+            tl.store(difference_ptr + t * length + out, difference, mask=mask)
+            still = tl.where(t == still_t, rgb, still)
+            x = after
         for t in range(T):
             tl.store(static_ptr + t * length + out, still, mask=mask)
 

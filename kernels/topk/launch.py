@@ -29,13 +29,6 @@ class SearchTile(Config):
     id_warps: int = 8
 
 
-@dataclass(frozen=True)
-class ChoiceTile(Config):
-    """Elements of the chosen tiles that are looked at at a time."""
-
-    elements: int
-
-
 _HALF, _SINGLE = SearchTile(8, 128, 64, 32, 128, 3), SearchTile(8, 64, 32, 16, 16, 2)
 # Of 16-bit (2 bytes) and of 32-bit inputs.
 CONFIGS = {
@@ -44,7 +37,6 @@ CONFIGS = {
     "sm_90": {2: replace(_HALF, num_warps=4), 4: replace(_SINGLE, maxnreg=168)},
     "sm_100": {2: replace(_HALF, maxnreg=224), 4: replace(_SINGLE, BLOCK_M=32, num_stages=3, maxnreg=168)},
 }
-CHOICE = ChoiceTile(16, 16384)
 # Parts, and tiles of the parts that are looked at, which the choosing kernel has in registers.
 MOST = 8192
 
@@ -75,14 +67,13 @@ def launch_search(
         query, *query.stride(), queue, *queue.stride(), query_id, id_strides[0], queue_id, id_strides[1], size,
         best, best[tiles:],
     )  # fmt: skip
-    sizes, slots = (rows, length, query.shape[1], limit), next_power_of_2(k)
+    sizes = rows, length, query.shape[1], limit
     with torch.cuda.device_of(query):
         maxima_kernel[blocks, parts](*arguments, *sizes, part_tiles, **tile)
         choose_kernel[(rows,)](
             *arguments, values, indices, *sizes, parts, part_tiles, k,
-            SLOTS=slots, PARTS=next_power_of_2(parts), TILES=next_power_of_2(part_tiles),
-            BLOCK_L=tile["BLOCK_L"], BLOCK_D=_features_at_a_time(query.shape[1], slots * tile["BLOCK_L"]),
-            **CHOICE.options(),
+            SLOTS=next_power_of_2(k), PARTS=next_power_of_2(parts), TILES=next_power_of_2(part_tiles),
+            BLOCK_L=tile["BLOCK_L"], BLOCK_D=min(64, tile["BLOCK_D"]), num_warps=8 if k > 16 else 4,
         )  # fmt: skip
     return values, indices
 
@@ -104,10 +95,6 @@ def tile_sizes(config: SearchTile, query: Tensor, queue: Tensor, ids: bool) -> d
         **config.options(),
         **({"num_warps": config.id_warps} if ids else {}),
     }
-
-
-def _features_at_a_time(features: int, rows: int) -> int:
-    return min(next_power_of_2(features), max(4, CHOICE.elements // rows))
 
 
 def tiles_of_part(device: torch.device, programs: int, blocks: int, tiles: int, k: int) -> int:

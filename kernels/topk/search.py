@@ -205,34 +205,35 @@ if triton is not None:
         inside = (chosen != LOWEST_KEY)[:, None] & (step < part_tiles) & (tile < tl.cdiv(limit, BLOCK_L))
         rank = tl.load(tile_ptr + tile.to(tl.int64) * M + m, mask=inside, other=ABSENT)
         tiles = tl.where(rank > EMPTY, _key(rank, tile), LOWEST_KEY)
-        chosen = tl.full((SLOTS,), LOWEST_KEY, tl.int64)
-        for place in range(0, K):
-            best = tl.max(tl.max(tiles, 1), 0)
-            chosen = tl.where(slot == place, best, chosen)
-            tiles = tl.where(tiles == best, LOWEST_KEY, tiles)
 
-        l = _index(chosen).to(tl.int32)[:, None] * BLOCK_L + tl.arange(0, BLOCK_L)[None, :]
-        found = (chosen != LOWEST_KEY)[:, None] & (l < limit)
-        l, found = tl.reshape(l, (SLOTS * BLOCK_L,)), tl.reshape(found, (SLOTS * BLOCK_L,))
-        if query_id_ptr is not None:
-            query_id = tl.load(query_id_ptr + m.to(tl.int64) * query_id_stride)
-            found = found & (tl.load(queue_id_ptr + l.to(tl.int64) * queue_id_stride, mask=found, other=0) != query_id)
         row = m + tl.zeros((1,), tl.int32)
         query_scale, query_inverse = _query_norms(query_ptr, row, M, query_stride_m, D, query_stride_d, 1, BLOCK_D)
-        product, square = tl.zeros((SLOTS * BLOCK_L,), tl.float32), tl.zeros((SLOTS * BLOCK_L,), tl.float32)
-        scale = tl.full((SLOTS * BLOCK_L,), FIRST_SCALE, tl.float32)
-        for first_d in range(0, D, BLOCK_D):
-            d = first_d + tl.arange(0, BLOCK_D)
-            queue = load_rows(queue_ptr, l, found, queue_stride_l, d, D, queue_stride_d)
-            query = _load_query(query_ptr, row, row < M, query_stride_m, d, D, query_stride_d, query_scale)
-            product += tl.sum(query.to(tl.float32) * queue.to(tl.float32), 1)
-            square, scale = _add_squares(square, scale, queue)
-        inverse = inverse_norm(square, scale >= ZERO_SCALE) * scale
-        keys = tl.where(found, _key(_ranks(product * inverse * query_inverse, found), l), LOWEST_KEY)
+        keys = tl.full((SLOTS, BLOCK_L), LOWEST_KEY, tl.int64)
         for place in range(0, K):
-            best = tl.max(keys, 0)
-            cosine, at = _rank(best), m.to(tl.int64) * K + place
-            value = tl.where(cosine == NAN, float("nan"), cosine)
+            best = tl.max(tl.max(tiles, 1), 0)
+            tiles = tl.where(tiles == best, LOWEST_KEY, tiles)
+            l = _index(best).to(tl.int32) * BLOCK_L + tl.arange(0, BLOCK_L)
+            found = (best != LOWEST_KEY) & (l < limit)
+            if query_id_ptr is not None:
+                query_id = tl.load(query_id_ptr + m.to(tl.int64) * query_id_stride)
+                queue_id = tl.load(queue_id_ptr + l.to(tl.int64) * queue_id_stride, mask=found, other=0)
+                found = found & (query_id != queue_id)
+            product, square = tl.zeros((BLOCK_L,), tl.float32), tl.zeros((BLOCK_L,), tl.float32)
+            scale = tl.full((BLOCK_L,), FIRST_SCALE, tl.float32)
+            for first_d in range(0, D, BLOCK_D):
+                d = first_d + tl.arange(0, BLOCK_D)
+                queue = load_rows(queue_ptr, l, found, queue_stride_l, d, D, queue_stride_d)
+                query = _load_query(query_ptr, row, row < M, query_stride_m, d, D, query_stride_d, query_scale)
+                product += tl.sum(query.to(tl.float32) * queue.to(tl.float32), 1)
+                square, scale = _add_squares(square, scale, queue)
+            inverse = inverse_norm(square, scale >= ZERO_SCALE) * scale
+            key = _key(_ranks(product * inverse * query_inverse, found), l)
+            keys = tl.where((slot == place)[:, None], tl.where(found, key, LOWEST_KEY)[None, :], keys)
+
+        for place in range(0, K):
+            best = tl.max(tl.max(keys, 1), 0)
+            found, at = _rank(best), m.to(tl.int64) * K + place
+            value = tl.where(found == NAN, float("nan"), found)
             tl.store(value_ptr + at, tl.where(best == LOWEST_KEY, -float("inf"), value))
             tl.store(index_ptr + at, tl.where(best == LOWEST_KEY, -1, _index(best)))
             keys = tl.where(keys == best, LOWEST_KEY, keys)
