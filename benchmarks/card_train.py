@@ -2,7 +2,7 @@
 
     python -m benchmarks.card_train --device cuda --output FOLDER
 
-The size is the demo's, which was seen to learn in 512 steps; its steps keep a card busy only together. `dclr ablate` notes
+The size is the demo's, which was seen to learn in 512 steps; only many runs keep a card busy. `dclr ablate` notes
 each run that is finished, so that a second call goes on where the time ended.
 """
 

@@ -184,7 +184,7 @@ class TorchOps(TorchDispatchMode):
 
 def _touch(touched: dict[int, list[np.ndarray]], pointers, mask) -> int:
     """Remember the addresses of the enabled lanes by access size; returns their bytes."""
-    addresses = pointers.data if mask is None else pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
+    addresses = pointers.data if mask is None else pointers.data[np.broadcast_to(mask.data, pointers.data.shape) != 0]
     itemsize = max(pointers.get_element_ty().primitive_bitwidth // 8, 1)
     touched[itemsize].append(np.unique(addresses))
     return addresses.size * itemsize

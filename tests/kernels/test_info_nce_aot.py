@@ -95,7 +95,7 @@ def test_many_excluded_rows_are_a_loop(entries, monkeypatch):
     (forward,) = (case for case in cases if case.name == "forward_kernel")
     assert forward.constexprs["E"] == min(entries, MANY_EXCLUDED)
     if entries != MANY_EXCLUDED:
-        check_report(compile_case(forward, "sm_90"), "sm_90", spill_bytes=32)
+        check_report(compile_case(forward, "sm_90"), "sm_90", spill_bytes=48)
 
 
 # A tile of 128 x 128 scores of 128 features takes 1,024 cycles of a multiprocessor's matrix units at best, once forward

@@ -1,0 +1,98 @@
+"""The tables of block sizes of every card give the results of the references, in the interpreter."""
+
+import importlib
+
+import pytest
+import torch
+
+from dclr.kernels import activation_alignment, decouple, decoupled_pool, info_nce, topk_similarity, weighted_pool
+from dclr.kernels._common import INTERPRET
+
+from .aot import TARGETS
+from .helpers import assert_close, lay_out
+
+pytestmark = pytest.mark.skipif(not INTERPRET, reason="TRITON_INTERPRET=1 runs the kernels on a CPU")
+
+TABLES = ("info_nce.launch", "topk.launch", "feature_maps", "pooling.decoupled", "decouple.kernel")
+
+
+@pytest.fixture(params=TARGETS)
+def target(request, monkeypatch):
+    """A card whose tables are used."""
+    for name in TABLES:
+        monkeypatch.setattr(importlib.import_module(f"dclr.kernels.{name}"), "device_class", lambda _: request.param)
+    return request.param
+
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
+
+
+def check(function, leaves, dtype, size=300):
+    """Results and gradients against those of the same values in float64, which the references compute."""
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    for actual, expected in zip(with_gradients(function, leaves), with_gradients(function, wide), strict=True):
+        assert_close(actual, expected, torch.float32 if actual.dtype == torch.float32 else dtype, size)
+
+
+def with_gradients(function, leaves):
+    results = function(*leaves)
+    results = (results,) if isinstance(results, torch.Tensor) else tuple(results)
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(result.shape, generator=generator).to(result.dtype) for result in results]
+    to_leaves = torch.autograd.grad(results, leaves, grads, allow_unused=True)
+    return [result.detach() for result in results] + [grad for grad in to_leaves if grad is not None]
+
+
+@pytest.mark.parametrize("places", [1, 10_000])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_info_nce(dtype, places, target, monkeypatch):
+    """With tiles for many rows, and those for rows that would leave multiprocessors without work."""
+    launch = importlib.import_module("dclr.kernels.info_nce.launch")
+    monkeypatch.setattr(launch, "processors", lambda _: places)
+    own = torch.arange(150)
+
+    def losses(query):
+        return info_nce(query, query, positive=own.roll(75), exclude=own, temperature=0.5, reduction="none")
+
+    check(losses, [normal(150, 40, dtype=dtype)], dtype)
+
+
+def test_small_losses_have_small_tiles(target, monkeypatch):
+    launch = importlib.import_module("dclr.kernels.info_nce.launch")
+    monkeypatch.setattr(launch, "processors", lambda _: 132)
+    rows = torch.empty(1, dtype=torch.bfloat16)
+    for kind in ("forward", "gradient"):
+        few, many = (launch.score_tile(kind, rows, 1, size, size) for size in (512, 4096))
+        assert many == launch.kernel_config(kind, rows)
+        smaller = few.BLOCK_A * few.BLOCK_B < many.BLOCK_A * many.BLOCK_B
+        assert smaller if target == "sm_90" else few == many
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_maps(dtype, layout, target):
+    maps = [lay_out(normal(2, 144, 2, 5, 7, dtype=dtype, seed=i).detach(), layout).requires_grad_() for i in range(3)]
+    check(decoupled_pool, maps, dtype)
+    check(lambda *maps: activation_alignment(*maps, reduction="none"), maps, dtype)
+    check(weighted_pool, [maps[0], normal(2, 2, 5, 7, dtype=dtype, seed=9).detach().abs().requires_grad_()], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("ids", [False, True])
+def test_topk(ids, dtype, target):
+    query, queue = normal(9, 48, dtype=dtype).detach(), normal(150, 48, dtype=dtype, seed=1).detach()
+    rows = {"query_id": torch.arange(9) % 7, "queue_id": torch.arange(150) % 7} if ids else {}
+    found, expected = (
+        topk_similarity(query, queue, 5, **rows),
+        topk_similarity(query.double(), queue.double(), 5, **rows),
+    )
+    torch.testing.assert_close(found.values, expected.values, rtol=2e-6, atol=2e-6)
+    assert (found.indices == expected.indices).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+def test_decouple(memory_format, target):
+    clip = normal(2, 3, 6, 9, 24)
+    index = torch.tensor([0, 4])
+    check(lambda clip: decouple(clip, index, memory_format=memory_format), [clip], torch.float32)
