@@ -14,6 +14,7 @@ from typing import NamedTuple
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dclr.config import default_workers
 from dclr.data.container import VideoError
 from dclr.data.datasets import DatasetError, dataset_spec, load_all
 from dclr.data.index import FrameIndex
@@ -38,8 +39,8 @@ class PrepareConfig:
     """Split file or folder of split files, where they are not beside the videos; for `folder` a csv or txt list."""
     where: str | None = None
     """Rows of a `folder`'s list to take, as COLUMN=VALUE."""
-    workers: int = 4
-    """Processes, each with a video of its own; 0 works in this one."""
+    workers: int = field(default_factory=default_workers)
+    """Processes, each with a video of its own, by default one for each core, at most 4; 0 works in this one."""
     max_failed_share: float = 0.01
     """The exit status says failure when more than this share of the videos cannot be read."""
 

@@ -224,3 +224,8 @@ def test_ctrl_c_and_going_on(files, tmp_path):
     assert (done.written, done.present) == (count - len(before), len(before))
     after = finished()
     assert len(after) == count and before.items() <= after.items() and not list(out.rglob("*.part"))
+
+
+def test_no_more_processes_than_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    assert PrepareConfig("folder", "x", "y").workers == 2
