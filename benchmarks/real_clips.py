@@ -1,16 +1,23 @@
 """What each method learns from some hundred real clips: kNN and linear probe beside an untrained encoder.
 
-    python -m benchmarks.real_clips FOLDER --epochs 40 --seeds 0 1 2 --output runs/clips
+    python -m benchmarks.real_clips FOLDER --folds group --epochs 40 --seeds 0 1 2 --output runs/clips
 
-FOLDER has class folders and a list that splits them. All methods have the encoder, clips, optimiser and steps of
-`--preset small`; what is finished is not run again. Prints a table, and writes it beside `results.json`.
+FOLDER has class folders and one list (csv) that splits them. All methods have the encoder, clips, optimiser and steps
+of `--preset small` and see the training videos alone; what is finished is not run again. Prints a table, and writes it
+beside `results.json`.
+
+Two kinds of figures: of the list's split; and of all videos by cross-validation, where each value of the list's column
+`--folds` in turn is left out. The second has more videos to test on, and so less noise, but of these the encoder has
+seen the training videos, without their labels.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +31,7 @@ from dclr.commands.pretrain import pretrain
 from dclr.config import PretrainConfig
 from dclr.data import EvaluationClips, load_dataset
 from dclr.evaluation import Features, classify_by_layer, classify_by_neighbours, extract_features
-from dclr.evaluation.classification import class_accuracy, confusion
+from dclr.evaluation.classification import Classified, class_accuracy, confusion
 from dclr.methods.base import MethodConfig
 from dclr.methods.dualvar import DualVarConfig
 from dclr.methods.fame import FAMEConfig
@@ -37,7 +44,9 @@ from dclr.training.metrics import environment
 
 CLIPS = 5
 NEIGHBOURS = (1, 5, 20)
-FIGURES = (*(f"{k} nearest" for k in NEIGHBOURS), "linear")
+SPLIT_FIGURES = (*(f"{k} nearest" for k in NEIGHBOURS), "linear")
+FOLD_FIGURES = ("5 nearest, folds", "linear, folds")
+FIGURES = SPLIT_FIGURES + FOLD_FIGURES
 
 # A queue of a quarter to a half of such a set; 0.999 would leave the initial weights to the end of so short a run.
 QUEUE = {"queue": 128, "momentum": 0.99}
@@ -73,31 +82,73 @@ def encoder_of(name: str, root: Path, epochs: int, seed: int, output: Path) -> n
     return load_method(output).method.encoder
 
 
-def figures(encoder: nn.Module, root: Path) -> dict[str, Any]:
+def figures(encoder: nn.Module, root: Path, column: str) -> dict[str, Any]:
     """Balanced accuracy in percent by so many neighbours and by a linear layer, with their protocols."""
-    train, test = (_features(encoder, root, subset) for subset in ("train", "test"))
+    (train, train_folds), (test, test_folds) = (
+        _features(encoder, root, subset, column) for subset in ("train", "test")
+    )
     classes = int(train.labels.max()) + 1
-    guessed = {f"{k} nearest": classify_by_neighbours(train, test, classes=classes, k=k) for k in NEIGHBOURS}
-    guessed["linear"] = classify_by_layer(train, test, classes=classes)
-    balanced = {
-        name: class_accuracy(confusion(found.guesses, test.labels, classes)).mean().item()
-        for name, found in guessed.items()
-    }
-    protocol = "; ".join(guessed[name].figures["protocol"] for name in ("5 nearest", "linear"))
-    return {**balanced, "chance": 100 / classes, "protocol": f"balanced accuracy: {protocol}"}
+    linear = _layer(train, test, classes)
+    found = {f"{k} nearest": _neighbours(train, test, classes, k).guesses for k in NEIGHBOURS}
+    found = {name: _balanced(guesses, test.labels, classes) for name, guesses in found.items()}
+    found["linear"] = _balanced(linear.guesses, test.labels, classes)
+
+    videos = Features(torch.cat([train.clips, test.clips]), torch.cat([train.labels, test.labels]))
+    folds = train_folds + test_folds
+    for name, classify in zip(FOLD_FIGURES, (_neighbours, _layer)):
+        found[name] = _balanced(cross_validated(videos, folds, classes, classify), videos.labels, classes)
+    protocol = (
+        f"balanced accuracy: {_neighbours(train, test, classes, 5).figures['protocol']}; {linear.figures['protocol']}; "
+        f"folds: the same of {len(folds)} videos, each by those with another {column}, {len(set(folds))} in all"
+    )
+    return {**found, "chance": 100 / classes, "protocol": protocol}
 
 
-def _features(encoder: nn.Module, root: Path, subset: str) -> Features:
+def _neighbours(train: Features, test: Features, classes: int, k: int = 5) -> Classified:
+    return classify_by_neighbours(train, test, classes=classes, k=k)
+
+
+def _layer(train: Features, test: Features, classes: int) -> Classified:
+    return classify_by_layer(train, test, classes=classes)
+
+
+def cross_validated(
+    videos: Features, folds: Sequence[str], classes: int, classify: Callable[..., Classified]
+) -> torch.Tensor:
+    """The guess for each video, (V,), by the videos of other folds."""
+    guesses = torch.full_like(videos.labels, -1)
+    for fold in sorted(set(folds)):
+        mine = torch.tensor([other == fold for other in folds])
+        train, test = (Features(videos.clips[part], videos.labels[part]) for part in (~mine, mine))
+        guesses[mine] = classify(train, test, classes).guesses
+    return guesses
+
+
+def _balanced(guesses: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
+    return class_accuracy(confusion(guesses, labels, classes)).mean().item()
+
+
+def _features(encoder: nn.Module, root: Path, subset: str, column: str) -> tuple[Features, list[str]]:
+    """Features of a part of the videos, and the fold of each."""
     run = small()
     data, augment = run.data, run.augment
     videos = load_dataset("folder", root, subset=subset)
     clips = EvaluationClips(videos, frames=data.frames, stride=data.stride, size=data.size, clips=CLIPS)
-    return extract_features(
+    features = extract_features(
         encoder, clips, device="cpu", mean=augment.mean, std=augment.std, batch_videos=8, progress=False
     )
+    folds = _column(root, column)
+    return features, [folds[os.path.abspath(videos.paths[number])] for number in features.video_id.tolist()]
 
 
-def result_of(name: str, root: Path, epochs: int, seed: int, folder: Path) -> dict[str, Any]:
+def _column(root: Path, name: str) -> dict[str, str]:
+    """Path of a video -> what the list's column has for it."""
+    (listing,) = root.glob("*.csv")
+    with listing.open(newline="", encoding="utf-8") as lines:
+        return {os.path.abspath(root / row["path"]): row[name] for row in csv.DictReader(lines)}
+
+
+def result_of(name: str, root: Path, column: str, epochs: int, seed: int, folder: Path) -> dict[str, Any]:
     """Figures of one method and seed, read where they are there already."""
     output = folder / f"{name}_{seed}"
     path = output / "result.json"
@@ -107,7 +158,7 @@ def result_of(name: str, root: Path, epochs: int, seed: int, folder: Path) -> di
         seconds = time.process_time() - start
         result = {"method": name, "seed": seed, "epochs": epochs, "cpu_seconds": round(seconds)}
         output.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**result, **figures(encoder, root), **_versions()}, indent=1) + "\n")
+        path.write_text(json.dumps({**result, **figures(encoder, root, column), **_versions()}, indent=1) + "\n")
     return json.loads(path.read_text())
 
 
@@ -134,6 +185,7 @@ def main() -> None:
     """Run what is missing, then write the table of everything asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, metavar="FOLDER")
+    parser.add_argument("--folds", required=True, metavar="COLUMN")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=small().train.epochs)
@@ -142,7 +194,7 @@ def main() -> None:
     results = []
     for seed in args.seeds:
         for name in args.methods:
-            results.append(result_of(name, args.root, args.epochs, seed, args.output))
+            results.append(result_of(name, args.root, args.folds, args.epochs, seed, args.output))
             print(name, seed, *(f"{figure} {results[-1][figure]:.1f}" for figure in FIGURES), flush=True)
     (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (args.output / "table.md").write_text(table(results) + "\n")
