@@ -125,11 +125,11 @@ def captured(run: Run) -> Run:
 
 
 def with_gradients(function: Callable[..., Tensor], *leaves: Tensor) -> Run:
-    """Forward and backward: `function(*leaves)`, summed, and its gradient to each leaf."""
+    """Forward and backward: `function(*leaves)`, added up where it is no number, and its gradient to each leaf."""
 
     def run() -> tuple[Tensor, ...]:
         loss = function(*leaves)
-        return (loss.detach(), *torch.autograd.grad(loss.sum(), leaves))
+        return (loss.detach(), *torch.autograd.grad(loss.sum() if loss.dim() else loss, leaves))
 
     return run
 
@@ -359,12 +359,12 @@ def results_path(device: str) -> Path:
 def measured_environment(device: str) -> dict:
     """Commit, device, versions, command and ceilings: what a number needs beside it.
 
-    DCLR_COMMIT, of the environment, is the commit of a copy that is no checkout.
+    DCLR_COMMIT, of the environment, is the commit of a copy, whose own checkout may be of another.
     """
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") or os.environ.get("DCLR_COMMIT", "unknown"),
-        "dirty": bool(_git("status", "--porcelain")),
+        "commit": os.environ.get("DCLR_COMMIT") or _git("rev-parse", "HEAD") or "unknown",
+        "dirty": "DCLR_COMMIT" not in os.environ and bool(_git("status", "--porcelain")),
         "device": hardware_name(device),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _package_version(name))},

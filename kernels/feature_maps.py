@@ -17,11 +17,15 @@ from ._common import Config, device_class, next_power_of_2, tl, triton
 
 @dataclass(frozen=True)
 class FeatureMapTile(Config):
-    """Positions and elements of a tile; STAGES tiles are in flight at once, in shared memory."""
+    """Positions and elements of a tile; STAGES tiles are in flight at once, in shared memory.
+
+    `last_positions`: where channels are last in memory, and fewer positions leave longer runs of channels.
+    """
 
     positions: int
     elements: int
     STAGES: int | None = None
+    last_positions: int | None = None
 
 
 # In kernels that read maps and in those that write gradients. Without `maxnreg`, NVIDIA's assembler would spill a value
@@ -30,7 +34,7 @@ _WRITE, _READ_SM90 = FeatureMapTile(8, 128, 8192), FeatureMapTile(16, 128, 4096,
 CONFIGS = {
     "default": {"read": FeatureMapTile(8, 128, 4096, 2), "write": _WRITE},
     "sm_80": {"read": FeatureMapTile(8, 128, 2048, 4, maxnreg=128), "write": _WRITE},
-    "sm_90": {"read": _READ_SM90, "write": _WRITE},
+    "sm_90": {"read": _READ_SM90, "write": FeatureMapTile(4, 128, 4096, last_positions=32)},
     "sm_100": {"read": _READ_SM90, "write": _WRITE},
 }
 
@@ -96,11 +100,13 @@ def map_tile(kind: str, *features_bcp: Tensor) -> dict[str, int]:
     """Constants of a launch over feature maps of one shape: vector widths, tile sizes, warps, stages for "read"."""
     _, channels, positions = features_bcp[0].shape
     config = CONFIGS.get(device_class(features_bcp[0].device), CONFIGS["default"])[kind]
-    block_p = min(config.positions, next_power_of_2(positions))
+    vectors = vector_sizes(*features_bcp)
+    longest = (config.last_positions if vectors["VEC_C"] > 1 else None) or config.positions
+    block_p = min(longest, next_power_of_2(positions))
     block_c = min(config.elements // block_p, next_power_of_2(channels))
     lanes = min(16, block_p)
     tile = {"ROWS": block_p // lanes, "BLOCK_C": block_c, "LANES": lanes}
-    return {**vector_sizes(*features_bcp), **tile, **config.options("STAGES")}
+    return {**vectors, **tile, **config.options("STAGES")}
 
 
 def empty_gradient(features: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ TUNABLE = {
 }
 # What the grid halves and doubles, and what it moves by one. Other entries say which inputs fit a tile, and stay.
 DOUBLED = {
-    "elements", "positions", "BLOCK_A", "BLOCK_B", "BLOCK_M", "BLOCK_L", "ROWS", "FRAMES", "num_warps", "programs",
+    "elements", "positions", "last_positions", "id_warps", "BLOCK_A", "BLOCK_B", "BLOCK_M", "BLOCK_L", "ROWS", "FRAMES", "num_warps", "programs",
     "chunks",
 }  # fmt: skip
 STEPPED = {"STAGES", "num_stages"}

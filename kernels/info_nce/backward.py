@@ -233,7 +233,8 @@ if triton is not None:
     @triton.jit
     def _sum_parts(partial_ptr, row, inside, splits, stride_split, d, PAD: tl.constexpr):
         total = tl.zeros((row.shape[0], d.shape[0]), tl.float32)
-        for split in range(splits):
+        # Unrolled, for loads that are waited for one after the other take longer than all the rest.
+        for split in tl.range(0, splits, loop_unroll_factor=4):
             total += load_wide(partial_ptr + tl.cast(split, tl.int64) * stride_split, row, inside, PAD, d, PAD, 1)
         return total
 
@@ -289,7 +290,9 @@ if triton is not None:
         inverse = tl.load(scale_ptr + copied, mask=inside, other=0)
         scale = tl.load(scale_ptr + C + copied, mask=inside, other=0)
         along = tl.zeros((ROWS,), tl.float32)
-        for step in tl.static_range(2):
+        # Rows of one block need no second look for their part along the unit row.
+        LAST: tl.constexpr = 0 if PAD == BLOCK_D else 1
+        for step in tl.static_range(LAST + 1):
             for first in range(0, PAD, BLOCK_D):
                 d = first + tl.arange(0, BLOCK_D)
                 unit = load_wide(copy_ptr, copied, inside, PAD, d, PAD, 1) * inverse[:, None]
@@ -315,7 +318,7 @@ if triton is not None:
                             positive = positive * other_inverse[:, None]
                             pull *= size
                             z -= pull[:, None] * positive
-                            if other_out_ptr is not None and step == 1:
+                            if other_out_ptr is not None and step == LAST:
                                 out = (cosine[:, None] * positive - unit) * (pull * other_inverse)[:, None]
                                 out = tl.where(pull[:, None] == 0, 0.0, out)
                                 _store_rows(other_out_ptr, group * R + row, d, D, out, of_query)
@@ -324,7 +327,7 @@ if triton is not None:
                         z += size * _sum_parts(partial_ptr, copied_key, of_key, splits, stride_split, d, PAD)
                 if step == 0:
                     along += tl.sum(z * unit, 1)
-                else:
+                if step == LAST:
                     out = (z - along[:, None] * unit) * inverse[:, None] * scale[:, None]
                     if first_ptr is not None:
                         out = tl.where(inside[:, None], out, 0.0)

@@ -224,11 +224,11 @@ if triton is not None:
         stride = G.to(tl.int64) * R
         top = tl.full((BLOCK,), 0.0 if BOUNDED else float("-inf"), tl.float32)
         if not BOUNDED:
-            for split in range(splits):
+            for split in tl.range(0, splits, loop_unroll_factor=4):
                 top = tl.maximum(top, tl.load(partial_ptr + (2 * split + 1) * stride + row, mask=inside, other=0))
             top = tl.where(top == float("-inf"), 0.0, top)
         total = tl.zeros((BLOCK,), tl.float32)
-        for split in range(splits):
+        for split in tl.range(0, splits, loop_unroll_factor=4):
             part = tl.load(partial_ptr + 2 * split * stride + row, mask=inside, other=0)
             if not BOUNDED:
                 part *= tl.exp2(tl.load(partial_ptr + (2 * split + 1) * stride + row, mask=inside, other=0) - top)

@@ -47,7 +47,7 @@ _GRADIENT_16, _GRADIENT_32 = ScoreTile(4, 64, 32, 128, programs=2), ScoreTile(4,
 # Without `maxnreg`, NVIDIA's assembler would spill a value or two for one more block.
 _GRADIENT_32_SM90 = replace(_GRADIENT_32, maxnreg=168)
 _FINISH, _FINISH_SM90 = RowBlock(4, 8), RowBlock(4, 8, maxnreg=112)
-# Of each kernel, by the size of an element in bytes.
+# Of each kernel, by the size of an element in bytes; "small": where the tiles of the others are too few for the device.
 CONFIGS = {
     "default": {
         "forward": {2: _FORWARD_16, 4: _FORWARD_32},
@@ -55,8 +55,10 @@ CONFIGS = {
         "finish": _FINISH,
     },
     "sm_90": {
-        "forward": {2: _FORWARD_16, 4: _FORWARD_32},
-        "gradient": {2: replace(_GRADIENT_16, BLOCK_B=64), 4: _GRADIENT_32_SM90},
+        "forward": {2: replace(_FORWARD_16, BLOCK_B=128, programs=2), 4: _FORWARD_32},
+        "small forward": {2: replace(_FORWARD_16, BLOCK_A=64, programs=4)},
+        "gradient": {2: replace(_GRADIENT_16, BLOCK_B=128, programs=1), 4: _GRADIENT_32_SM90},
+        "small gradient": {2: replace(_GRADIENT_16, programs=3)},
         "finish": _FINISH_SM90,
     },
     "sm_100": {
@@ -172,6 +174,14 @@ def kernel_config(kind: str, tensor: Tensor) -> Config:
     return entry[tensor.element_size()] if isinstance(entry, dict) else entry
 
 
+def score_tile(kind: str, tensor: Tensor, groups: int, queries: int, keys: int) -> ScoreTile:
+    """The entry of the table for so many scores."""
+    tile, table = kernel_config(kind, tensor), CONFIGS.get(device_class(tensor.device), {})
+    tiles = groups * cdiv(queries, tile.BLOCK_A) * cdiv(keys, tile.BLOCK_B)
+    small = table.get(f"small {kind}", {}).get(tensor.element_size())
+    return small if small is not None and tiles < processors(tensor.device) else tile
+
+
 @lru_cache
 def tile_options(tile: ScoreTile, pad: int, kind: str) -> dict[str, int | bool]:
     """Constants of a kernel over copied rows of `pad` columns."""
@@ -224,7 +234,7 @@ def launch_losses(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Ten
     sums, longest = (inputs.losses, inputs.sizes[2]) if inputs.ranges else (groups, queries)
     if not groups * queries:
         return query.new_zeros((sums,) if options.total else (sums, queries), dtype=torch.float32), *saved
-    tile, pad = kernel_config("forward", query), copy.shape[1]
+    tile, pad = score_tile("forward", query, groups, queries, keys), copy.shape[1]
     constants = tile_options(tile, pad, "forward")
     tiles = groups * cdiv(queries, tile.BLOCK_A)
     splits = split_count(tiles, keys, tile.BLOCK_B, tile.programs, query.device)
@@ -321,7 +331,7 @@ def _gradient_parts(
     copy, scale, state = saved
     groups, queries, keys, shared = inputs.groups, inputs.queries, inputs.keys, inputs.shared
     to_query, to_key = to_query or inputs.ranges, (to_key or inputs.ranges) and not shared
-    tile, pad = kernel_config("gradient", copy), copy.shape[1]
+    tile, pad = score_tile("gradient", copy, groups, queries, keys), copy.shape[1]
     constants = tile_options(tile, pad, "gradient")
     block, splits_over = constants["BLOCK_B"], max(queries, keys)
     tiles = groups * (cdiv(queries, tile.BLOCK_A) * to_query + cdiv(keys, tile.BLOCK_A) * to_key)

@@ -39,7 +39,7 @@ _READ = {2: FeatureMapTile(4, 128, 4096, 4), 4: FeatureMapTile(8, 128, 4096, 4)}
 CONFIGS = {
     "default": {"read": {2: FeatureMapTile(4, 128, 8192, 2), 4: FeatureMapTile(8, 128, 4096, 2)}, "split": _SPLIT},
     "sm_80": {"read": _READ, "split": _SPLIT},
-    "sm_90": {"read": _READ | {2: FeatureMapTile(4, 128, 8192, 4)}, "split": _SPLIT},
+    "sm_90": {"read": _READ | {2: FeatureMapTile(4, 128, 8192, 3)}, "split": _SPLIT},
     "sm_100": {"read": _READ, "split": _SPLIT},
 }
 

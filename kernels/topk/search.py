@@ -1,15 +1,15 @@
 """Triton kernels of `topk_similarity`. Neither holds the M x L matrix.
 
-search   a block of queries walks its part of the queue tile by tile and keeps the K best entries of each row
-merge    sorts what the parts have kept
+maxima   a block of queries walks its part of the queue tile by tile; of each tile, and of the part, it notes the best
+         cosine of each query
+choose   looks again, closely, at the K tiles of a query that have the best: its K nearest are among them
 
-The kept entries are an unordered list of keys. A tile is looked at closely only where the best of some row could beat
-the least that is kept: that entry takes the least one's place, until no row has a better one. The first look knows
-nothing of ids, and plain sums of squares are enough for it. A key is an int64 of the rank (a cosine, or one of the
-marks below it) over the inverted index, so that larger keys are nearer and, of equal cosines, the ones with the lower
-index.
+The K best parts have the K best tiles, and those the K best entries. What is chosen is a key, an int64 of the rank (a
+cosine, or one of the marks below it) over the inverted index, so that larger keys are nearer and, of equal cosines, the
+ones with the lower index. Both kernels round alike, but for the order of a sum: entries whose cosines differ by less
+than that may change places.
 
-Shape letters: M queries, L rows of the queue, D features, K results, N keys of a query from all parts.
+Shape letters: M queries, L rows of the queue, D features, K results.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from .._common import tl, triton
 if triton is not None:
     from ..rows import dot, inverse_norm, load_rows
 
-    # Ranks below every cosine: a NaN, an empty place of the list, an entry that must not be found.
+    # Ranks below every cosine: a NaN, nothing, an entry that must not be found.
     NAN = tl.constexpr(-2.0)
     EMPTY = tl.constexpr(-3.0)
     ABSENT = tl.constexpr(-4.0)
 
-    # More than rounding can part two ways to one cosine.
-    SLACK = tl.constexpr(2.0**-20)
     # Sums of squares that are good as they are.
     SMALL = tl.constexpr(2.0**-60)
     LARGE = tl.constexpr(2.0**60)
@@ -33,7 +31,6 @@ if triton is not None:
     ZERO_SCALE = tl.constexpr(2.0**120)
     LAST_INDEX = tl.constexpr(2**31 - 1)
     LOWEST_KEY = tl.constexpr(-(2**63))
-    HIGHEST_KEY = tl.constexpr(2**63 - 1)
 
     @triton.jit
     def _key(rank, index):
@@ -68,19 +65,24 @@ if triton is not None:
         return square * change * change + tl.sum(x * x, 1), new
 
     @triton.jit
-    def _load_query(ptr, row, rows, stride_row, d, D, stride_d, scale):
-        """In its own dtype, rows scaled."""
-        query = load_rows(ptr, row, row < rows, stride_row, d, D, stride_d)
+    def _query_norms(ptr, m, M, stride_m, D, stride_d, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+        """Scales of the queries `m`, and the inverse norms of the scaled ones: NaN where one is not finite."""
+        square, scale = tl.zeros((BLOCK_M,), tl.float32), tl.full((BLOCK_M,), FIRST_SCALE, tl.float32)
+        for first_d in range(0, D, BLOCK_D):
+            query = load_rows(ptr, m, m < M, stride_m, first_d + tl.arange(0, BLOCK_D), D, stride_d)
+            square, scale = _add_squares(square, scale, query)
+        return scale, inverse_norm(square, scale >= ZERO_SCALE)
+
+    @triton.jit
+    def _load_query(ptr, m, inside, stride_m, d, D, stride_d, scale):
+        """Scaled, in its own dtype; 0 outside."""
+        query = load_rows(ptr, m, inside, stride_m, d, D, stride_d)
         return (query.to(tl.float32) * scale[:, None]).to(ptr.dtype.element_ty)
 
     @triton.jit
     def _any(flags):
         """Of a vector, taken as a column: Triton 3.7 cannot reduce a vector that comes of a tensor-memory product."""
         return tl.max(flags[:, None].to(tl.int32), 0).item() > 0
-
-    @triton.jit
-    def _larger(a, b):
-        return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
     @triton.jit
     def _plain_inverse_norm(x):
@@ -90,97 +92,148 @@ if triton is not None:
         return tl.where(plain, tl.rsqrt(tl.maximum(square, SMALL)), float("nan"))
 
     @triton.jit
-    def _keep_better(kept, bar, rank, l):
-        """`kept` (BLOCK_M, WIDTH) and its least rank `bar` after a tile of ranks whose indices are above all kept."""
-        best = tl.max(rank, 1)
-        better = best > bar
-        while _any(better):
-            index = tl.min(tl.where(rank == best[:, None], l[None, :], LAST_INDEX), 1)
-            least = tl.min(kept, 1)
-            kept = tl.where((kept == least[:, None]) & better[:, None], _key(best, index)[:, None], kept)
-            bar = tl.maximum(bar, _rank(tl.min(kept, 1)))
-            rank = tl.where(l[None, :] == index[:, None], ABSENT, rank)
-            best = tl.max(rank, 1)
-            better = best > bar
-        return kept, bar
-
-    @triton.jit(do_not_specialize=["M", "limit"])
-    def search_kernel(
-        query_ptr, query_stride_m, query_stride_d, queue_ptr, queue_stride_l, queue_stride_d,
-        query_id_ptr, query_id_stride, queue_id_ptr, queue_id_stride, size_ptr, least_ptr, key_ptr, M, L, D, limit,
-        K: tl.constexpr, WIDTH: tl.constexpr, UPCAST: tl.constexpr,
-        BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
-    ):  # fmt: skip
-        """Programs are blocks of queries by parts of the queue; `key_ptr` (M, parts, K). WHOLE: D is one block.
-
-        `least_ptr` (M, K), if given: the K best of some of the queue. What is less than all of them is not looked for.
-        """
-        m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    def _limit(size_ptr, L, limit):
+        """How many of the first rows count."""
         if size_ptr is not None:
             limit = tl.maximum(tl.minimum(tl.load(size_ptr), L), 0).to(tl.int32)
-        part_size = tl.cdiv(tl.cdiv(limit, BLOCK_L), tl.num_programs(1)) * BLOCK_L
-        start = tl.program_id(1) * part_size
+        return limit
+
+    @triton.jit
+    def _ranks(cosine, found):
+        return tl.where(found, tl.where(cosine == cosine, cosine, NAN), ABSENT)
+
+    @triton.jit(do_not_specialize=["M", "limit", "part_tiles"])
+    def maxima_kernel(
+        query_ptr, query_stride_m, query_stride_d, queue_ptr, queue_stride_l, queue_stride_d,
+        query_id_ptr, query_id_stride, queue_id_ptr, queue_id_stride, size_ptr, tile_ptr, part_ptr,
+        M, L, D, limit, part_tiles, UPCAST: tl.constexpr,
+        BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
+    ):  # fmt: skip
+        """Programs are blocks of queries by parts of `part_tiles` tiles. WHOLE: D is one block.
+
+        `tile_ptr` (tiles, M), `part_ptr` (parts, M): best ranks. Tiles behind the limit are left as they are.
+        """
+        m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+        limit = _limit(size_ptr, L, limit)
+        start = tl.program_id(1) * part_tiles * BLOCK_L
         d = tl.arange(0, BLOCK_D)
-        query_square = tl.zeros((BLOCK_M,), tl.float32)
-        query_scale = tl.full((BLOCK_M,), FIRST_SCALE, tl.float32)
-        for first_d in range(0, D, BLOCK_D):
-            query = load_rows(query_ptr, m, m < M, query_stride_m, first_d + d, D, query_stride_d)
-            query_square, query_scale = _add_squares(query_square, query_scale, query)
-        query_inverse = inverse_norm(query_square, query_scale >= ZERO_SCALE)
+        query_scale, query_inverse = _query_norms(query_ptr, m, M, query_stride_m, D, query_stride_d, BLOCK_M, BLOCK_D)
+        # One that is not finite is taken for a zero row: which entries it may find says the rest.
+        finite = query_inverse == query_inverse
         if WHOLE:
-            whole_query = _load_query(query_ptr, m, M, query_stride_m, d, D, query_stride_d, query_scale)
+            whole_query = _load_query(query_ptr, m, (m < M) & finite, query_stride_m, d, D, query_stride_d, query_scale)
+            # What is the same in all tiles of its offsets.
+            tile_of_queue = queue_ptr + tl.arange(0, BLOCK_L).to(tl.int64)[:, None] * queue_stride_l
+            tile_of_queue += d.to(tl.int64)[None, :] * queue_stride_d
         if query_id_ptr is not None:
             query_id = tl.load(query_id_ptr + m.to(tl.int64) * query_id_stride, mask=m < M, other=0)
-
-        slot = tl.arange(0, WIDTH)[None, :] + tl.zeros((BLOCK_M, 1), tl.int32)
-        kept = tl.where(slot < K, _key(tl.full(slot.shape, EMPTY, tl.float32), slot), HIGHEST_KEY)
-        bar = tl.where(m < M, EMPTY, float("inf"))
-        if least_ptr is not None:
-            least = tl.load(least_ptr + m.to(tl.int64) * K + K - 1, mask=m < M, other=float("inf"))
-            bar = tl.maximum(tl.where(least == least, least, NAN) - SLACK, EMPTY)
-        for first in range(start, tl.minimum(start + part_size, limit), BLOCK_L):
+            short_query_id = query_id.to(tl.int32)
+            long_ids = _any(short_query_id != query_id)
+        best = tl.full((BLOCK_M,), ABSENT, tl.float32)
+        for first in range(start, tl.minimum(start + part_tiles * BLOCK_L, limit), BLOCK_L):
             l = first + tl.arange(0, BLOCK_L)
             product = tl.zeros((BLOCK_M, BLOCK_L), tl.float32)
-            square = tl.zeros((BLOCK_L,), tl.float32)
-            scale = tl.full((BLOCK_L,), FIRST_SCALE, tl.float32)
+            if query_id_ptr is not None:
+                queue_id = tl.load(queue_id_ptr + l.to(tl.int64) * queue_id_stride, mask=l < limit, other=0)
             if WHOLE:
-                queue = load_rows(queue_ptr, l, l < L, queue_stride_l, d, D, queue_stride_d)
+                queue = tl.load(
+                    tile_of_queue + tl.cast(first, tl.int64) * queue_stride_l,
+                    mask=(l < L)[:, None] & (d < D)[None, :], other=0,
+                )  # fmt: skip
                 product = dot(whole_query, tl.trans(queue), product, "ieee", UPCAST)
                 inverse = _plain_inverse_norm(queue)
+                odd = inverse != inverse
+                if query_id_ptr is not None:
+                    odd = odd | long_ids | (queue_id.to(tl.int32) != queue_id)
+                special = (first + BLOCK_L > limit) | _any(odd)
             else:
+                square, scale = tl.zeros((BLOCK_L,), tl.float32), tl.full((BLOCK_L,), FIRST_SCALE, tl.float32)
                 for first_d in range(0, D, BLOCK_D):
                     queue = load_rows(queue_ptr, l, l < L, queue_stride_l, first_d + d, D, queue_stride_d)
-                    query = _load_query(query_ptr, m, M, query_stride_m, first_d + d, D, query_stride_d, query_scale)
+                    query = _load_query(
+                        query_ptr, m, (m < M) & finite, query_stride_m, first_d + d, D, query_stride_d, query_scale
+                    )
                     product = dot(query, tl.trans(queue), product, "ieee", UPCAST)
                     square, scale = _add_squares(square, scale, queue)
                 inverse = inverse_norm(square, scale >= ZERO_SCALE) * scale
-            largest = tl.reduce(product * inverse[None, :], 1, _larger) * query_inverse
-            if (first + BLOCK_L > limit) | _any(~(largest + SLACK <= bar)):  # so that NaN is looked at
+                special = True
+            score = product * inverse[None, :]
+            if special:
                 if WHOLE:
-                    square, scale = _add_squares(square, scale, queue)
-                    inverse = inverse_norm(square, scale >= ZERO_SCALE) * scale
-                cosine = product * inverse[None, :] * query_inverse[:, None]
+                    square, scale = _add_squares(
+                        tl.zeros((BLOCK_L,), tl.float32), tl.full((BLOCK_L,), FIRST_SCALE, tl.float32), queue
+                    )
+                    exact = inverse_norm(square, scale >= ZERO_SCALE) * scale
+                    score = product * tl.where(inverse == inverse, inverse, exact)[None, :]
                 found = (l < limit)[None, :]
                 if query_id_ptr is not None:
-                    queue_id = tl.load(queue_id_ptr + l.to(tl.int64) * queue_id_stride, mask=l < limit, other=0)
                     found = found & (query_id[:, None] != queue_id[None, :])
-                rank = tl.where(found, tl.where(cosine == cosine, cosine, NAN), ABSENT)
-                kept, bar = _keep_better(kept, bar, rank, l)
-        row = m.to(tl.int64)[:, None] * tl.num_programs(1) + tl.program_id(1)
-        tl.store(key_ptr + row * K + slot, kept, mask=(m < M)[:, None] & (slot < K))
+                largest = tl.max(_ranks(score * query_inverse[:, None], found), 1)
+            else:
+                if query_id_ptr is not None:
+                    # Half of an id decides where the other half says nothing.
+                    same = short_query_id[:, None] == queue_id.to(tl.int32)[None, :]
+                    score = tl.where(same, float("-inf"), score)
+                largest = tl.max(score, 1)
+                largest = tl.where(largest > float("-inf"), tl.where(finite, largest * query_inverse, NAN), ABSENT)
+            tl.store(tile_ptr + tl.cast(first // BLOCK_L, tl.int64) * M + m, largest, mask=m < M)
+            best = tl.maximum(best, largest)
+        tl.store(part_ptr + tl.program_id(1).to(tl.int64) * M + m, best, mask=m < M)
 
-    @triton.jit(do_not_specialize=["M", "N", "K"])
-    def merge_kernel(key_ptr, value_ptr, index_ptr, M, N, K, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-        """Takes the largest of the (M, N) keys K times."""
-        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        column = tl.arange(0, WIDTH)[None, :]
-        mask = (row < M)[:, None] & (column < N)
-        keys = tl.load(key_ptr + row[:, None] * N + column, mask=mask, other=LOWEST_KEY)
+    @triton.jit(do_not_specialize=["M", "limit", "parts", "part_tiles", "K"])
+    def choose_kernel(
+        query_ptr, query_stride_m, query_stride_d, queue_ptr, queue_stride_l, queue_stride_d,
+        query_id_ptr, query_id_stride, queue_id_ptr, queue_id_stride, size_ptr, tile_ptr, part_ptr,
+        value_ptr, index_ptr, M, L, D, limit, parts, part_tiles, K,
+        SLOTS: tl.constexpr, PARTS: tl.constexpr, TILES: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+    ):  # fmt: skip
+        """Programs are queries. SLOTS, PARTS and TILES are K, `parts` and `part_tiles` to the next power of two."""
+        m = tl.program_id(0)
+        limit = _limit(size_ptr, L, limit)
+        slot = tl.arange(0, SLOTS)
+        part = tl.arange(0, PARTS)
+        rank = tl.load(part_ptr + part.to(tl.int64) * M + m, mask=part < parts, other=ABSENT)
+        keys = tl.where(rank > EMPTY, _key(rank, part), LOWEST_KEY)
+        chosen = tl.full((SLOTS,), LOWEST_KEY, tl.int64)
         for place in range(0, K):
-            best = tl.max(keys, 1)
-            rank = _rank(best)
-            found = rank > EMPTY
-            value = tl.where(found, tl.where(rank == NAN, float("nan"), rank), -float("inf"))
-            tl.store(value_ptr + row * K + place, value, mask=row < M)
-            tl.store(index_ptr + row * K + place, tl.where(found, _index(best), -1), mask=row < M)
-            keys = tl.where(keys == best[:, None], LOWEST_KEY, keys)
+            best = tl.max(keys, 0)
+            chosen = tl.where(slot == place, best, chosen)
+            keys = tl.where(keys == best, LOWEST_KEY, keys)
+
+        step = tl.arange(0, TILES)[None, :]
+        tile = _index(chosen).to(tl.int32)[:, None] * part_tiles + step
+        inside = (chosen != LOWEST_KEY)[:, None] & (step < part_tiles) & (tile < tl.cdiv(limit, BLOCK_L))
+        rank = tl.load(tile_ptr + tile.to(tl.int64) * M + m, mask=inside, other=ABSENT)
+        tiles = tl.where(rank > EMPTY, _key(rank, tile), LOWEST_KEY)
+
+        row = m + tl.zeros((1,), tl.int32)
+        query_scale, query_inverse = _query_norms(query_ptr, row, M, query_stride_m, D, query_stride_d, 1, BLOCK_D)
+        keys = tl.full((SLOTS, BLOCK_L), LOWEST_KEY, tl.int64)
+        for place in range(0, K):
+            best = tl.max(tl.max(tiles, 1), 0)
+            tiles = tl.where(tiles == best, LOWEST_KEY, tiles)
+            l = _index(best).to(tl.int32) * BLOCK_L + tl.arange(0, BLOCK_L)
+            found = (best != LOWEST_KEY) & (l < limit)
+            if query_id_ptr is not None:
+                query_id = tl.load(query_id_ptr + m.to(tl.int64) * query_id_stride)
+                queue_id = tl.load(queue_id_ptr + l.to(tl.int64) * queue_id_stride, mask=found, other=0)
+                found = found & (query_id != queue_id)
+            product, square = tl.zeros((BLOCK_L,), tl.float32), tl.zeros((BLOCK_L,), tl.float32)
+            scale = tl.full((BLOCK_L,), FIRST_SCALE, tl.float32)
+            for first_d in range(0, D, BLOCK_D):
+                d = first_d + tl.arange(0, BLOCK_D)
+                queue = load_rows(queue_ptr, l, found, queue_stride_l, d, D, queue_stride_d)
+                query = _load_query(query_ptr, row, row < M, query_stride_m, d, D, query_stride_d, query_scale)
+                product += tl.sum(query.to(tl.float32) * queue.to(tl.float32), 1)
+                square, scale = _add_squares(square, scale, queue)
+            inverse = inverse_norm(square, scale >= ZERO_SCALE) * scale
+            key = _key(_ranks(product * inverse * query_inverse, found), l)
+            keys = tl.where((slot == place)[:, None], tl.where(found, key, LOWEST_KEY)[None, :], keys)
+
+        for place in range(0, K):
+            best = tl.max(tl.max(keys, 1), 0)
+            found, at = _rank(best), m.to(tl.int64) * K + place
+            value = tl.where(found == NAN, float("nan"), found)
+            tl.store(value_ptr + at, tl.where(best == LOWEST_KEY, -float("inf"), value))
+            tl.store(index_ptr + at, tl.where(best == LOWEST_KEY, -1, _index(best)))
+            keys = tl.where(keys == best, LOWEST_KEY, keys)

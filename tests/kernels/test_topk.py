@@ -119,30 +119,52 @@ def test_size_tensor_outside_the_queue():
     check(query, queue, 5, torch.zeros(3, 50), size=torch.tensor(-7))
 
 
-@pytest.fixture
-def in_two_rounds(monkeypatch):
-    """A queue of 32 rows or more is long, and a first quarter of it, or of that, is searched before."""
+@pytest.fixture(params=[1, 2, 100])
+def parts_of_tiles(request, monkeypatch):
+    """Many parts, of few tiles; or one of more than there are."""
     module = sys.modules["dclr.kernels.topk.launch"]
-    monkeypatch.setattr(module, "LONG", 32)
-    monkeypatch.setattr(module, "SHARE", 4)
+    monkeypatch.setattr(module, "tiles_of_part", lambda *arguments: request.param)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [0, 3, 40, 70, 150])
-def test_long_queue(size, dtype, in_two_rounds):
-    """With ties across both rounds, NaN and zero rows, too few entries in the first round, and ids."""
-    query, queue = directions(7, 6, dtype), directions(150, 6, dtype, seed=1)
+@pytest.mark.parametrize("size", [0, 3, 70, 331, 500])
+def test_parts(size, dtype, parts_of_tiles):
+    """With ties across parts, NaN and zero rows, parts without entries, and ids."""
+    query, queue = directions(7, 6, dtype), directions(500, 6, dtype, seed=1)
     queue[1::7], query[3], query[4] = torch.nan, 0, torch.nan
-    query_id, queue_id = torch.arange(7) % 3, torch.arange(150) % 3
-    allowed = (torch.arange(150) < size) & (query_id[:, None] != queue_id[None])
+    query_id, queue_id = torch.arange(7) % 3, torch.arange(500) % 3
+    allowed = (torch.arange(500) < size) & (query_id[:, None] != queue_id[None])
     check(query, queue, 5, allowed, size=torch.tensor(size), query_id=query_id, queue_id=queue_id)
     check(query, queue, 5, allowed, size=size, query_id=query_id, queue_id=queue_id)
 
 
 @pytest.mark.parametrize("ascending", [False, True])
-def test_long_sorted_queue(ascending, in_two_rounds):
-    """All that is nearest is in the first round, or none of it."""
+def test_sorted_queue_in_parts(ascending, parts_of_tiles):
+    """All that is nearest is in one tile of the first part, or of the last."""
     test_sorted_queue(ascending)
+
+
+def test_ids_that_are_alike_in_one_half():
+    """They are the same video only if both halves of 32 bits are equal."""
+    query, queue = directions(5, 6), directions(150, 6, seed=1)
+    query_id = torch.tensor([1, 1 + 2**32, 2**40, 0, -1])
+    queue_id = torch.tensor([1, 1 + 2**32, 2**40, 0, 2**32 - 1, -1]).repeat(25)
+    allowed = query_id[:, None] != queue_id[None]
+    check(query, queue, 60, allowed, query_id=query_id, queue_id=queue_id)
+    # Short ids in the queue, long ones among the queries.
+    queue_id = queue_id % 2**31
+    check(query, queue, 60, query_id[:, None] != queue_id[None], query_id=query_id, queue_id=queue_id)
+
+
+def test_many_parts_are_few_enough_to_choose_from():
+    """Whatever the length, parts and the tiles that are looked at stay what one program can hold."""
+    module = sys.modules["dclr.kernels.topk.launch"]
+    for tiles in (1, 7, 1 << 14, 1 << 19, 1 << 25):
+        for k, width in ((1, 1), (5, 8), (64, 64)):
+            for blocks in (1, 4, 100):
+                part_tiles = module.tiles_of_part(torch.device("cpu"), 264, blocks, tiles, k)
+                assert 1 <= -(-tiles // part_tiles) <= module.MOST
+                assert part_tiles * width <= module.MOST or part_tiles == -(-tiles // module.MOST)
 
 
 @pytest.mark.parametrize("videos", [1, 2, 40])

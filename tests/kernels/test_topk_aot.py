@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import triton
 
 from dclr.kernels import topk, topk_similarity
 from dclr.kernels.topk import launch
@@ -10,14 +9,10 @@ from dclr.kernels.topk import launch
 from .aot import SHARED_LIMITS, TARGETS, check_report, compile_case, loop_instructions, recorded_launches
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# Stack bytes a thread of 16-bit searches for more than 16, with the assembler of Triton 3.6.
-STACK = {"sm_80": 8} if triton.__version__.startswith("3.6.") else {}
-# Of float32 searches in features whose number is no multiple of 8; to be won back.
-STACK_32 = {"sm_80": 8}
 
 
 def launches(monkeypatch, target, dtype, rows, features, k, transposed=False, masked=False, length=16384):
-    """Both kernels, as launched over the whole queue."""
+    """Both kernels, as launched."""
     monkeypatch.setattr(launch, "device_class", lambda device: target)
     monkeypatch.setattr(topk, "runs_triton", lambda tensor: True)
     query, queue = torch.empty(rows, features, dtype=dtype), torch.empty(length, features, dtype=dtype)
@@ -29,19 +24,15 @@ def launches(monkeypatch, target, dtype, rows, features, k, transposed=False, ma
         options = {"size": torch.tensor(5), "query_id": torch.zeros(rows, dtype=torch.int64), "queue_id": ids}
     with recorded_launches() as cases:
         topk_similarity(query, queue, k, **options)
-    rounds = 2 if length >= launch.LONG else 1
-    assert [case.name for case in cases] == ["search_kernel", "merge_kernel"] * rounds
-    return cases[-2:]
+    assert [case.name for case in cases] == ["maxima_kernel", "choose_kernel"]
+    return cases
 
 
 def reports(monkeypatch, target, dtype, rows, features, k, *options, **others):
     cases = launches(monkeypatch, target, dtype, rows, features, k, *options, **others)
     both = [compile_case(case, target) for case in cases]
     for report in both:
-        known = STACK.get(target, 0) if k > 16 and dtype != torch.float32 else 0
-        if dtype == torch.float32 and features % 8:
-            known = STACK_32.get(target, 0)
-        check_report(report, target, spill_bytes=known)
+        check_report(report, target)
     return both
 
 
@@ -49,11 +40,11 @@ def reports(monkeypatch, target, dtype, rows, features, k, *options, **others):
 @pytest.mark.parametrize("rows", [64, 512])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows(dtype, rows, target, monkeypatch):
-    search, _ = reports(monkeypatch, target, dtype, rows, 128, 5)
+    maxima, _ = reports(monkeypatch, target, dtype, rows, 128, 5)
     if target == "sm_90" and dtype != torch.float32:
-        assert "wgmma.mma_async" in search.asm
+        assert "wgmma.mma_async" in maxima.asm
     if target.startswith("sm"):
-        assert "cp.async" in search.asm  # the queue's next tile is on its way
+        assert "cp.async" in maxima.asm  # the queue's next tile is on its way
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -73,34 +64,25 @@ def test_rows(dtype, rows, target, monkeypatch):
     ],
 )
 def test_layouts(features, k, transposed, masked, dtype, target, monkeypatch):
-    search, _ = reports(monkeypatch, target, dtype, 512, features, k, transposed, masked)
+    maxima, _ = reports(monkeypatch, target, dtype, 512, features, k, transposed, masked)
     if target == "sm_90" and dtype != torch.float32 and features >= 16:
-        assert "wgmma.mma_async" in search.asm
+        assert "wgmma.mma_async" in maxima.asm
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("k", [5, 64])
 def test_long_queue(k, target, monkeypatch):
-    reports(monkeypatch, target, torch.bfloat16, 512, 128, k, masked=True, length=launch.LONG)
+    reports(monkeypatch, target, torch.bfloat16, 512, 128, k, masked=True, length=1 << 20)
 
 
-@pytest.mark.parametrize("length", [launch.LONG - 1, launch.LONG, launch.LONG * launch.SHARE])
-def test_at_most_two_rounds(length, monkeypatch):
-    """Of any long queue a part is searched first, and of that none."""
-    launches(monkeypatch, "sm_90", torch.bfloat16, 16, 16, 5, length=length)
-
-
-def test_instructions_of_a_tile_keep_up_with_its_products(monkeypatch):
-    """128 x 64 products of 128 features take 512 cycles of a multiprocessor of sm_90; two blocks share one."""
-    case, _ = launches(monkeypatch, "sm_90", torch.bfloat16, 512, 128, 5, masked=True, length=launch.LONG)
+@pytest.mark.parametrize("masked, most", [(False, 1.35), (True, 2.6)])
+def test_instructions_of_a_tile_keep_up_with_its_products(masked, most, monkeypatch):
+    """128 x 64 products of 128 features take 512 cycles of a multiprocessor of sm_90; without ids, two blocks share
+    one."""
+    case, _ = launches(monkeypatch, "sm_90", torch.bfloat16, 512, 128, 5, masked=masked, length=1 << 20)
     assert (case.constexprs["BLOCK_M"], case.constexprs["BLOCK_L"]) == (128, 64)
-    assert loop_instructions(case, "sm_90") * case.num_warps / 4 <= 1.35 * 512
+    assert loop_instructions(case, "sm_90") * case.num_warps / 4 <= most * 512
     report = compile_case(case, "sm_90")
-    assert 2 * 32 * case.num_warps * report.registers <= 65_536 and 2 * report.shared_bytes <= SHARED_LIMITS["sm_90"]
-
-
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("parts, k", [(1, 1), (132, 5), (1638, 5), (128, 64)])
-def test_merge(parts, k, target, monkeypatch):
-    monkeypatch.setattr(launch, "_part_count", lambda *args: parts)
-    reports(monkeypatch, target, torch.float16, 3, 16, k)
+    if not masked:
+        assert 2 * 32 * case.num_warps * report.registers <= 65_536
+        assert 2 * report.shared_bytes <= SHARED_LIMITS["sm_90"]
