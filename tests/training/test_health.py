@@ -85,12 +85,12 @@ STUCK = {
     "L_VS with L_SD unbounded, moving scenes":
         [-2, 1, 3, 4, -1, 4, -1, 0, 0, 1, 5, 5, 5, 6, 1, 7],
 }  # fmt: skip
-# The features' rank, of L_SD unbounded from step 350 on: it has pushed s and d to opposite constants.
+# The features' rank in runs that learned, of MoCo from step 310 on: it need not be high.
 RANKS = {
-    "interactions of two people":
-        ([10.6, 6.1, 5.3, 4.8, 4.2, 4.2, 3.7, 3.2, 4.5, 4.4, 4.9, 4.0, 4.1, 4.1, 3.6, 3.9], False),
-    "L_SD unbounded":
-        ([3.3, 2.9, 3.2, 3.5, 3.0, 2.9, 3.8, 3.5, 3.2, 2.8, 2.5, 2.2, 2.4, 2.3, 2.3, 2.1], True),
+    "VS + VD, interactions of two people":
+        [10.6, 6.1, 5.3, 4.8, 4.2, 4.2, 3.7, 3.2, 4.5, 4.4, 4.9, 4.0, 4.1, 4.1, 3.6, 3.9],
+    "MoCo, flying things":
+        [2.6, 2.3, 2.5, 1.9, 2.6, 2.1, 2.2, 2.2, 2.9, 2.4, 2.6, 2.6, 2.4, 3.2, 2.5, 2.7],
 }  # fmt: skip
 # A gradient that grows as features do, and one that breaks out.
 NORMS = {
@@ -112,10 +112,9 @@ def test_terms_that_learned_are_told_from_those_that_did_not(name):
     assert [text[:27] for text in warnings_of(lines)] == ["loss/vd tells nothing apart"] * (name in STUCK)
 
 
-@pytest.mark.parametrize("values, bad", RANKS.values(), ids=RANKS)
-def test_features_that_collapsed_are_told_from_those_of_few_videos(values, bad):
-    warnings = warnings_of([{"features/rank": rank, "features/std": 0.5} for rank in values])
-    assert ["collapsed" in text for text in warnings] == [True] * bad
+@pytest.mark.parametrize("ranks", RANKS.values(), ids=RANKS)
+def test_features_of_few_directions_have_not_collapsed(ranks):
+    assert warnings_of([{"features/rank": rank, "features/std": 0.5} for rank in ranks]) == []
 
 
 @pytest.mark.parametrize("values, bad", NORMS.values(), ids=NORMS)
