@@ -1,4 +1,5 @@
-"""Sampling of a video for training on one core: two clips of 16 + 1 frames, decoded and cropped to 112 x 112.
+"""Sampling of a video for training, on one core and by two loader processes: two clips of 16 + 1 frames, decoded and
+cropped to 112 x 112.
 
 From files like UCF-101's and Kinetics', generated, and from their prepared copies. The variants draw the same frames
 and crops in turn. With planes, as for a GPU, the crop boxes are packed as they were decoded; there they are resized and
@@ -10,9 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from itertools import cycle, product
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
+from itertools import chain, cycle, product
 from pathlib import Path
 
 import av
@@ -20,15 +21,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from dclr.data import read_clips
 from dclr.data.clips import RGBCrops, crop_resize, random_resized_crop_box, sample_starts
+from dclr.data.loader import worker_options
 from dclr.data.planes import Box, PlanarCrops
 from dclr.data.prepared import small_size, write_prepared
 from dclr.data.seeking import Known, learn
 from dclr.data.video import make_clips
 
-from .harness import OURS, Problem, missing
+from .harness import OURS, Problem, Row, missing
 
 PREPARED = "ours, prepared"
 PLANES, PREPARED_PLANES = "ours, planes", "ours, prepared, planes"
@@ -78,38 +81,96 @@ def one_core():
 
 
 def test_loader(size, bench, tmp_path, one_core):
-    rows = bench(problem(size, tmp_path))
+    rows = bench(problem(write_videos(size, tmp_path)))
+    note_rates(rows, 1, "videos/s a core")
+
+
+def test_two_workers(size, bench, tmp_path):
+    rows = bench(two_workers(write_videos(size, tmp_path)))
+    note_rates(rows, DRAWS, "videos/s by two workers")
+
+
+def note_rates(rows: list[Row], videos: int, unit: str) -> None:
+    """In each row's note what its time for so many videos means."""
     raw = next(row.p50_us for row in rows if row.variant == OURS)
     for row in rows:
         if row.p50_us:
             ratio = f", {raw / row.p50_us:.2f}x of raw" if row.variant in OF_OURS else ""
             wrong = f", {row.note}" if row.note.startswith("wrong") else ""
-            row.note = f"{1e6 / row.p50_us:.1f} videos/s a core{ratio}{wrong}"
+            row.note = f"{1e6 * videos / row.p50_us:.1f} {unit}{ratio}{wrong}"
 
 
-def problem(size: Size, folder: Path) -> Problem:
-    raw = write_scene(folder / f"raw{size.suffix}", size)
-    copy = folder / f"prepared{size.suffix}"
-    of_copy, of_raw = write_prepared(raw, copy), learn(raw)
+@dataclass(frozen=True)
+class Videos:
+    """A video, its prepared copy, and what is known of them."""
+
+    size: Size
+    raw: Path
+    copy: Path
+    of_raw: Known
+    of_copy: Known
+
+
+def write_videos(size: Size, folder: Path) -> Videos:
+    raw, copy = write_scene(folder / f"raw{size.suffix}", size), folder / f"prepared{size.suffix}"
+    return Videos(size, raw, copy, of_copy=write_prepared(raw, copy), of_raw=learn(raw))
+
+
+def problem(videos: Videos) -> Problem:
+    """Each call takes one of the draws in turn."""
+    size, raw, copy, of_raw, of_copy = (getattr(videos, each.name) for each in fields(Videos))
     result = Problem(
         name=f"loader {size}: raw {raw.stat().st_size / 1e6:.2f} MB, prepared {copy.stat().st_size / 1e6:.2f} MB",
         # Decoders round colours in their own ways: two clips are the same if they are as close as bfloat16 values.
         dtype=torch.bfloat16,
         device=torch.device("cpu"),
-        expected=sampler(size, whole_clips(lambda starts: read_clips(raw, starts, FRAMES, STRIDE))),
+        expected=Turns(size, whole_clips(lambda starts: read_clips(raw, starts, FRAMES, STRIDE))),
         variants={
-            OURS: sampler(size, in_rgb(raw, of_raw)),
-            PLANES: sampler(size, in_planes(raw, of_raw)),
-            FROM_START: sampler(size, in_planes(raw, of_raw._replace(entries=()))),
-            FIRST: sampler(size, first_reading(raw)),
-            PREPARED: sampler(size, in_rgb(copy, of_copy), prepared=True),
-            PREPARED_PLANES: sampler(size, in_planes(copy, of_copy), prepared=True),
+            OURS: Turns(size, in_rgb(raw, of_raw)),
+            PLANES: Turns(size, in_planes(raw, of_raw)),
+            FROM_START: Turns(size, in_planes(raw, of_raw._replace(entries=()))),
+            FIRST: Turns(size, first_reading(raw)),
+            PREPARED: Turns(size, in_rgb(copy, of_copy), prepared=True),
+            PREPARED_PLANES: Turns(size, in_planes(copy, of_copy), prepared=True),
         },
         bytes=2 * FRAMES * SIDE * SIDE * 3,
         other_functions=OF_OURS,
     )
     add_peers(result, size, str(raw))
     return result
+
+
+def two_workers(videos: Videos) -> Problem:
+    """Each call takes all draws, which the two processes of a loader make and hand over."""
+    result = problem(videos)
+    wanted: list[tuple[str, int]] = []
+    loader = DataLoader(Draws(videos), batch_size=None, sampler=wanted, **worker_options(2))
+
+    def by_loader(variant: str) -> tuple[Tensor, ...]:
+        wanted[:] = [(variant, number) for number in range(DRAWS)]
+        return tuple(chain.from_iterable(loader))
+
+    expected = result.expected
+    result.name = f"by two workers, {result.name}"
+    result.expected = lambda: tuple(chain.from_iterable(expected() for _ in range(DRAWS)))
+    result.variants = {name: partial(by_loader, name) for name in result.variants}
+    result.bytes *= DRAWS
+    return result
+
+
+class Draws(Dataset):
+    """What a variant makes of a draw, by (variant, number); each process has variants of its own."""
+
+    def __init__(self, videos: Videos):
+        self.videos = videos
+
+    @cached_property
+    def variants(self) -> dict[str, Turns]:
+        return problem(self.videos).variants
+
+    def __getitem__(self, key: tuple[str, int]) -> tuple[Tensor, ...]:
+        variant, number = key
+        return self.variants[variant].draw(number)
 
 
 # Starts and boxes of two clips to tensors.
@@ -156,11 +217,19 @@ def whole_clips(read: Callable[[list[int]], np.ndarray]) -> Sample:
     return sample
 
 
-def sampler(size: Size, sample: Sample, prepared: bool = False) -> Callable[[], tuple[Tensor, ...]]:
-    """Each call takes the next of the draws."""
-    height, width = (small_size(size.width, size.height) if prepared else (size.width, size.height))[::-1]
-    turns = cycle(draws(size.frames, height, width))
-    return lambda: sample(*next(turns))
+class Turns:
+    """A variant, of which each call takes the next of the draws."""
+
+    def __init__(self, size: Size, sample: Sample, prepared: bool = False):
+        width, height = small_size(size.width, size.height) if prepared else (size.width, size.height)
+        self.sample, self.draws = sample, list(draws(size.frames, height, width))
+        self.turns = cycle(range(DRAWS))
+
+    def draw(self, number: int) -> tuple[Tensor, ...]:
+        return self.sample(*self.draws[number])
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        return self.draw(next(self.turns))
 
 
 def draws(frames: int, height: int, width: int) -> Iterator[tuple[list[int], list[Box]]]:
@@ -202,7 +271,7 @@ def add_peers(problem: Problem, size: Size, path: str) -> None:
             numbers = [start + STRIDE * i for start, i in product(starts, range(FRAMES))]
             return read(numbers).reshape(len(starts), FRAMES, size.height, size.width, 3)
 
-        problem.variants[name] = sampler(size, whole_clips(clips))
+        problem.variants[name] = Turns(size, whole_clips(clips))
 
     def pyav(numbers: list[int]) -> np.ndarray:
         pictures = {}

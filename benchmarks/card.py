@@ -97,8 +97,8 @@ def correct(plan: Plan) -> list[CardStep]:
     gpu_tests, workers = "tests/kernels/test_gpu.py", "14" if plan.on_card else "0"
     output = str(plan.output / "methods")
     return [
-        plan.tests("kernel tests", 110, gpu_tests, "-n", workers, "-k", "not past"),
-        plan.module("methods", 120, "benchmarks.card_methods", "--device", plan.device, "--output", output),
+        plan.tests("kernel tests", 170, gpu_tests, "-n", workers, "-k", "not past"),
+        plan.module("methods", 300, "benchmarks.card_methods", "--device", plan.device, "--output", output),
         plan.tests("no host waits", 60, "tests/training/test_updater.py", "-k", "host_never_waits"),
         plan.benchmark("head", "40x512 or 1024x512", 30, 0.1, FIRST_LOOK),
         plan.benchmark("info_nce", "512 or 16384", 30, 0.1, FIRST_LOOK),
@@ -188,6 +188,9 @@ def _output(process: subprocess.Popen, limit: float) -> tuple[str, bool]:
         return process.communicate(timeout=limit)[0], False
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGINT)
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGKILL)  # it has a session of its own, and would outlive this one
+        raise
     try:
         return process.communicate(timeout=10)[0], True
     except subprocess.TimeoutExpired:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from dclr.augment import AugmentConfig
-from dclr.config import ConfigError, DataConfig, OptimConfig, PretrainConfig, TrainConfig, load, save
+from dclr.config import ConfigError, OptimConfig, PretrainConfig, TrainConfig, load, save
 from dclr.data import VideoDataset
 from dclr.data.crops import SQUEEZED_RATIO, SQUEEZED_SCALE
 from dclr.distributed import choose_device, is_first, process_group
@@ -223,25 +223,7 @@ def _training_run(
     return PretrainConfig(
         output=str(output_folder("finetune", config.checkpoint, config.output, data)),
         encoder=pretraining.encoder,
-        data=DataConfig(
-            dataset=data.dataset,
-            root=data.root,
-            annotations=data.annotations,
-            label=data.label,
-            where=data.train_where,
-            split=data.split or 1,
-            subset=data.train_subset,
-            holdout=data.holdout,
-            holdout_seed=data.holdout_seed,
-            frames=data.frames,
-            stride=data.stride,
-            size=data.size,
-            scale=config.scale,
-            ratio=config.ratio,
-            workers=data.workers,
-            allow_missing=data.allow_missing,
-            max_failed_share=data.max_failed_share,
-        ),
+        data=replace(data.of_subset(data.train_subset, data.train_where), scale=config.scale, ratio=config.ratio),
         augment=_augmentation(config.augment, pretraining.augment),
         optim=config.optim,
         train=config.train,

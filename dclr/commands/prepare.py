@@ -40,7 +40,7 @@ class PrepareConfig:
     where: str | None = None
     """Rows of a `folder`'s list to take, as COLUMN=VALUE."""
     workers: int = field(default_factory=default_workers)
-    """Processes, each with a video of its own, by default one for each core, at most 4; 0 works in this one."""
+    """Processes, each with a video of its own: by default one a core, at most 4; 0 works in this one."""
     max_failed_share: float = 0.01
     """The exit status says failure when more than this share of the videos cannot be read."""
 

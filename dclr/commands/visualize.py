@@ -21,6 +21,7 @@ from dclr.evaluation.checkpoint import (
     usable_folder,
 )
 from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, load_subsets
+from dclr.files import write_or_explain
 from dclr.methods import Method
 from dclr.training import CheckpointError, load_method
 from dclr.visualize import pictures
@@ -162,15 +163,14 @@ def _of_records(run: Run) -> list[str]:
 
 def _write_page(report: Report, folder: Path) -> Path:
     place = folder / PICTURES
-    place.mkdir(parents=True, exist_ok=True)
+    names = set()
+    for picture in (picture for group in report.pictures.values() for picture in group):
+        write_or_explain(place / picture.name, picture.svg.encode())
+        names.add(picture.name)
     # Those of an earlier call that showed more are not of this page.
-    for kind in DRAWN:
-        for old in place.glob(f"{kind}*.svg"):
-            old.unlink()
-    for group in report.pictures.values():
-        for picture in group:
-            (place / picture.name).write_text(picture.svg, encoding="utf-8")
+    for old in [old for kind in DRAWN for old in place.glob(f"{kind}*.svg") if old.name not in names]:
+        old.unlink()
     path = folder / PAGE
-    path.write_text(page(report), encoding="utf-8", errors="backslashreplace")  # names of files may be no text
+    write_or_explain(path, page(report).encode(errors="backslashreplace"))  # names of files may be no text
     print(path)
     return path

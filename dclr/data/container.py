@@ -5,6 +5,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import av
 from av.stream import Disposition
@@ -87,12 +88,14 @@ def read_packets(
     """
     start = time.thread_time()
     try:
-        for packet in container.demux(stream):
-            if time.thread_time() - start > MAX_SECONDS:
-                raise VideoError(path, f"takes more than {MAX_SECONDS:g} s to decode")
-            # A decoder takes an empty packet (a dropped frame) for the end of the stream.
-            if packet.size:
-                yield packet
+        # One of PyAV's generators that is dropped before its end, and not closed, keeps its memory for ever.
+        with closing(container.demux(stream)) as packets:
+            for packet in packets:
+                if time.thread_time() - start > MAX_SECONDS:
+                    raise VideoError(path, f"takes more than {MAX_SECONDS:g} s to decode")
+                # A decoder takes an empty packet (a dropped frame) for the end of the stream.
+                if packet.size:
+                    yield packet
     except av.FFmpegError:
         if strict:
             raise

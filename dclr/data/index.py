@@ -1,9 +1,12 @@
 """What is known of a dataset's videos, kept in a file, so that each video is decoded as a whole only once.
 
 The file lies in the folder that all the videos share or above it, or, where that cannot be written, in a cache folder.
-A line is a video: its path below the folder, size and time of change, and what `learn` told. Lines are only added, each
+A line is a video: its path below the folder, size and time of change, and what `learn` told. Lines are added, each
 by one write, so that all workers, ranks and runs may share the file; a later line about a video replaces an earlier
 one, and one that was torn is passed over. Another release of FFmpeg, which may decode differently, has its own file.
+
+Whoever finds the file twice as long as it was when last tidied writes it anew, without what is about files that are
+gone or have changed. A line that another process adds meanwhile is lost, and its video learned once more.
 """
 
 import hashlib
@@ -17,8 +20,11 @@ import av
 
 from dclr.data.container import VideoError
 from dclr.data.seeking import Entry, Known, learn
+from dclr.files import write_whole
 
 FORMAT = 1
+# The file's length when it was last tidied, in a line of its own; before that it may grow to so many bytes.
+TIDIED, UNTIDY_BYTES = b"tidied", 1 << 20
 
 
 class FrameIndex:
@@ -63,7 +69,7 @@ class _IndexFile:
     def __init__(self, folder: str, path: Path):
         self.folder, self.path = folder, path
         self.lines: dict[bytes, bytes] = {}
-        self.end = 0
+        self.end, self.inode = 0, 0
 
     def __getstate__(self) -> dict:
         # A worker reads the file itself, which is faster than to be sent it.
@@ -84,12 +90,37 @@ class _IndexFile:
         try:
             # What is before may be torn: the line break in front keeps it apart.
             os.write(descriptor, b"\n" + line + b"\n")
+            length = os.fstat(descriptor).st_size
         finally:
             os.close(descriptor)
         self.hold(path, stamp, known)
+        if length > UNTIDY_BYTES:
+            self._tidy(length)
 
     def hold(self, path: str, stamp: list[int], known: Known) -> None:
         self.lines[self._key(path)] = _index_line(stamp, known)
+
+    def _tidy(self, length: int) -> None:
+        """Write the file anew where it has doubled its length; whether or not that can be, not again before it has."""
+        self._read_on()
+        before = self.lines.pop(TIDIED, b"")
+        if before.isdigit() and length <= 2 * int(before):
+            self.lines[TIDIED] = before
+            return
+        self.lines = {key: line for key, line in self.lines.items() if self._is_of_today(key)}
+        text = b"".join(b"%s\t%s\n" % item for item in self.lines.items())
+        self.lines[TIDIED] = b"%d" % len(text)
+        try:
+            write_whole(self.path, b"%s\t%s\n%s" % (TIDIED, self.lines[TIDIED], text))
+        except OSError:
+            self.lines[TIDIED] = b"%d" % length
+
+    def _is_of_today(self, key: bytes) -> bool:
+        """Whether a line is about a file as it is now."""
+        try:
+            return self._parse(key, _stamp(os.path.join(self.folder, json.loads(key)))) is not None
+        except (TypeError, ValueError, VideoError):
+            return False
 
     def _key(self, path: str) -> bytes:
         """The path below the folder, in ASCII without tabs or line breaks whatever it is."""
@@ -99,6 +130,9 @@ class _IndexFile:
         """Whether there were new lines."""
         try:
             with self.path.open("rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                if inode != self.inode:  # it was tidied
+                    self.end, self.inode = 0, inode
                 file.seek(self.end)
                 text = file.read()
         except OSError:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import VideoReformatter
 
 
@@ -69,10 +70,15 @@ def progressive(frame: av.VideoFrame) -> av.VideoFrame:
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray:
     """The linear part ((a, b), (c, d)) of the display matrix: x' = a x + c y, y' = b x + d y."""
-    side_data = frame.side_data.get("DISPLAYMATRIX")
-    if side_data is None:
-        return np.eye(2, dtype=np.int32)
-    return np.frombuffer(side_data, dtype=np.int32).reshape(3, 3)[:2, :2].copy()
+    data = display_matrix_bytes(frame)
+    return np.frombuffer(data, dtype=np.int32).reshape(3, 3)[:2, :2] if data else np.eye(2, dtype=np.int32)
+
+
+def display_matrix_bytes(frame: av.VideoFrame) -> bytes:
+    """The display matrix as the file has it; empty where it has none."""
+    # A frame keeps what `frame.side_data` gives, which keeps the frame: until Python looks for such rings, all of a
+    # video's frames would stay in memory.
+    return bytes(SideDataContainer(frame).get("DISPLAYMATRIX") or b"")
 
 
 def upright(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -15,10 +15,12 @@ from typing import NamedTuple
 import av
 
 from dclr.data.container import decoded_frames, open_video, read_packets, video_stream
+from dclr.data.pictures import display_matrix_bytes
 
 # In their streams nothing after a key frame, in the order of display, needs what was before it. H.264 has other key
-# frames beside those (`_starts_afresh`). MJPEG's decoder shows old memory in damaged frames without complaint.
-CODECS = frozenset(["av1", "h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9"])
+# frames beside those (`_starts_afresh`). The decoders of MJPEG, MPEG-1 and MPEG-2 may show old memory in damaged frames
+# without complaint: what that is depends on the frames before, and on how many of them are still held.
+CODECS = frozenset(["av1", "h264", "hevc", "mpeg4", "vp8", "vp9"])
 STRICT = {"err_detect": "explode"}
 # Entries nearer than this would only make the index longer.
 MIN_DISTANCE = 8
@@ -65,7 +67,8 @@ class _Untidy(Exception):
 def learn(path: str | os.PathLike, held: list[av.VideoFrame] | None = None) -> Known:
     """Decodes a whole video. Raises `VideoError` where no frame of it decodes.
 
-    held: gets the frames, so that they need not be decoded again, of a video whose frames take up to `MAX_HELD` bytes.
+    held: gets the frames, so that they need not be decoded again, of a video of `CODECS` whose frames take up to
+        `MAX_HELD` bytes.
     """
     path, held = os.fspath(path), [] if held is None else held
     try:
@@ -96,7 +99,8 @@ def _learn_strictly(path: str, held: list[av.VideoFrame]) -> Known:
             for frame in stream.decode(packet):
                 shown.append(frame.pts)
                 looks.add(_picture_kind(frame))
-                held.append(frame)
+                if seekable:
+                    held.append(frame)
                 if frame.is_corrupt or len(looks) > 1:
                     raise _Untidy
                 if 2 * len(shown) * frame.width * frame.height > MAX_HELD:
@@ -118,9 +122,8 @@ def _step(times: list[int | None], shown: list[int]) -> int:
 
 def _picture_kind(frame: av.VideoFrame) -> tuple:
     """What pictures are made by."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
     size = frame.height, frame.width
-    return *size, frame.format.name, frame.colorspace, frame.color_range, matrix and bytes(matrix)
+    return *size, frame.format.name, frame.colorspace, frame.color_range, display_matrix_bytes(frame)
 
 
 def _starts_afresh(codec: av.VideoCodecContext, packet: av.Packet) -> bool:

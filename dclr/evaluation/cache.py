@@ -2,6 +2,7 @@
 
 A video's entry is found by its path, size and time of change, so splits, subsets and labels share it, and a file that
 was replaced is encoded anew. A folder is of one encoder's weights and one kind of clips, whose digest is its name.
+Whoever adds to one drops the others whose weights no file has any more.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import time
 import zipfile
 import zlib
@@ -31,6 +33,8 @@ from dclr.files import write_or_explain
 ABOUT = "about.json"
 # A part is written after so many videos or seconds: what an interruption can cost.
 PART_VIDEOS, PART_SECONDS = 256, 60.0
+# What was written to within a day may be in use by another evaluation.
+LEFT_OVER_SECONDS = 86400.0
 
 
 class CacheError(RunError):
@@ -51,10 +55,11 @@ class FeatureCache:
     Args:
         folder: of all caches of a run.
         settings: everything that the features depend on but the videos; plain values.
+        weights: file that the encoder is from.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.settings = json.dumps(settings, sort_keys=True, default=list)
+    def __init__(self, folder: Path, settings: Mapping[str, Any], weights: Path) -> None:
+        self.settings, self.weights = json.dumps(settings, sort_keys=True, default=list), os.path.abspath(weights)
         self.folder = folder / hashlib.sha256(self.settings.encode()).hexdigest()[:16]
 
     def features(
@@ -89,13 +94,22 @@ class FeatureCache:
                 Subset(clips, lacking), batch_videos, workers=workers, rank=rank(), world=world()
             )
             if is_first():
-                write_or_explain(self.folder / ABOUT, self.settings.encode())
+                self._note_weights()
+                for other in self.folder.parent.iterdir():
+                    if other != self.folder and _is_left_over(other):
+                        shutil.rmtree(other, ignore_errors=True)
             try:
                 encoding.run(loader, writer.take, progress and is_first())
             finally:
                 writer.flush()
         gather_objects(None)  # until all have written
         return self._read(keys, clips, max_failures) if is_first() else None
+
+    def _note_weights(self) -> None:
+        """Say what the features depend on, and which files have had these weights."""
+        files = {**_weights_files(self.folder), self.weights: _file_state(self.weights)}
+        about = {"settings": json.loads(self.settings), "weights": files}
+        write_or_explain(self.folder / ABOUT, json.dumps(about).encode())
 
     def _places(self) -> dict[str, _Place]:
         """Where each entry is, by its video's key."""
@@ -184,15 +198,38 @@ def _load(part: Path, *names: str) -> list[np.ndarray]:
         ) from error
 
 
+def _weights_files(folder: Path) -> dict[str, list[int]]:
+    """The files that the features in a folder are from, and how each was then; none where it does not say."""
+    try:
+        files = json.loads((folder / ABOUT).read_bytes())["weights"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return files if isinstance(files, dict) else {}
+
+
+def _is_left_over(folder: Path) -> bool:
+    """Whether the weights of its features are in none of their files any more, and nobody writes there."""
+    files = _weights_files(folder)
+    gone = bool(files) and all(_file_state(path) != state for path, state in files.items())
+    return gone and time.time() - folder.stat().st_mtime > LEFT_OVER_SECONDS
+
+
 def _key(path: str) -> str:
     """What a video's entry is found by."""
     place = os.fsencode(os.path.abspath(path))
+    state = _file_state(path)
+    if state is not None:  # reading it will say what is wrong
+        place += "\0{}\0{}".format(*state).encode()
+    return hashlib.sha256(place).hexdigest()[:32]
+
+
+def _file_state(path: str) -> list[int] | None:
+    """Size in bytes and time of change in nanoseconds; None where there is no such file."""
     try:
         state = os.stat(path)
-        place += f"\0{state.st_size}\0{state.st_mtime_ns}".encode()
     except OSError:
-        pass  # Reading it will say what is wrong.
-    return hashlib.sha256(place).hexdigest()[:32]
+        return None
+    return [state.st_size, state.st_mtime_ns]
 
 
 def weights_digest(module: nn.Module) -> str:

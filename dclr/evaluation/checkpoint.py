@@ -190,7 +190,8 @@ def cached_encoder(
     shape = {name: getattr(data, name) for name in ("frames", "stride", "size", "clips", "test_crop")}
     settings = {"encoder": subject.name, "weights": weights_digest(subject.encoder), **shape}
     settings |= {"mean": augment.mean, "std": augment.std, "bf16": encoding.bf16}
-    cache = FeatureCache(usable_folder(config.cache or run_folder(config.checkpoint) / CACHE, "cache"), settings)
+    folder = usable_folder(config.cache or run_folder(config.checkpoint) / CACHE, "cache")
+    cache = FeatureCache(folder, settings, subject.file)
 
     def encode(videos: VideoDataset) -> Features | None:
         return cache.features(

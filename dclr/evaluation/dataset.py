@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dclr.config import ConfigError, DataConfig, at_least, default_workers
-from dclr.data import EvaluationClips, VideoDataset, load_dataset
+from dclr.data import EvaluationClips, VideoDataset
 from dclr.distributed import is_first
+from dclr.training.setup import configured_videos
 
 # What stands for the pretraining's own where it is not given; the source only where no dataset is given.
 CLIP_FIELDS = ("frames", "stride", "size")
@@ -72,6 +73,12 @@ class EvaluationDataConfig:
         missing = {name: getattr(pretraining, name) for name in names if getattr(self, name) is None}
         return dataclasses.replace(self, **missing)
 
+    def of_subset(self, subset: Literal["train", "val", "test"], where: str | None) -> DataConfig:
+        """The configuration of these videos alone, as pretraining takes it; of a `completed` one."""
+        own = {each.name for each in dataclasses.fields(self)}
+        shared = {each.name: getattr(self, each.name) for each in dataclasses.fields(DataConfig) if each.name in own}
+        return DataConfig(**{**shared, "subset": subset, "where": where, "split": self.split or 1})
+
 
 def load_subsets(data: EvaluationDataConfig) -> tuple[VideoDataset, VideoDataset]:
     """The training and the test videos, of the same classes."""
@@ -91,20 +98,7 @@ def load_subsets(data: EvaluationDataConfig) -> tuple[VideoDataset, VideoDataset
 
 def load_videos(data: EvaluationDataConfig, subset: str, where: str | None) -> VideoDataset:
     """The videos of a subset; says on stderr what was left out."""
-    if not data.root:
-        raise ConfigError(f"data.root: expected the folder of the dataset {data.dataset}")
-    videos = load_dataset(
-        data.dataset,
-        data.root,
-        split=data.split or 1,
-        subset=subset,
-        allow_missing=data.allow_missing,
-        annotations=data.annotations,
-        label=data.label,
-        where=where,
-        holdout=None if where else data.holdout,
-        seed=data.holdout_seed,
-    )
+    videos = configured_videos(data.of_subset(subset, where))
     for note in videos.notes if is_first() else ():
         print(note, file=sys.stderr)
     return videos

@@ -36,10 +36,12 @@ class SeparateSyncBatchNorm(nn.SyncBatchNorm):
         if not self.training or self.parts == 1:
             return super().forward(x)
         first, *others = x.chunk(self.parts)
-        outputs, momentum = [super().forward(first)], self.momentum
-        self.momentum = 0.0  # leaves the running statistics as they are
-        outputs += [super(SeparateSyncBatchNorm, self).forward(part) for part in others]
-        self.momentum = momentum
+        outputs = [super().forward(first)]
+        self.track_running_stats = False  # the others leave the running statistics as they are
+        try:
+            outputs += [super(SeparateSyncBatchNorm, self).forward(part) for part in others]
+        finally:
+            self.track_running_stats = True
         return torch.cat(outputs)
 
 

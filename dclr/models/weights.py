@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import pickle
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dclr.augment.draws import IMAGENET_MEAN, IMAGENET_STD
+from dclr.files import damaged_zip
 from dclr.models.encoders import ENCODERS, build_encoder
 from dclr.models.layouts import LAYOUTS, PREFIXES, renaming
 
@@ -175,18 +175,16 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
     # Of the settings of a run, which lie beside the weights in many checkpoints.
     harmless = [argparse.Namespace]
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
-            if broken:
-                raise WeightsError(f"{path}: damaged: the bytes of its part {broken} are not those that were saved")
-        with torch.serialization.safe_globals(harmless):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            if damaged_zip(file):
+                raise WeightsError(f"{path}: truncated, or damaged: it is not what was saved")
+            with torch.serialization.safe_globals(harmless):
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = str(error).partition("GLOBAL ")[2].split()
         held = f"holds code ({code[0]}) besides weights; it is not run" if code else "truncated, or holds no weights"
         raise WeightsError(f"{path}: {held}") from error
-    except (OSError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, EOFError, KeyError) as error:
         raise WeightsError(f"{path}: truncated, or holds no weights") from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds {type(content).__name__}, expected tensors by name")

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 
 from dclr.config import PretrainConfig, of_saved_run, update
 from dclr.errors import RunError
-from dclr.files import write_whole
+from dclr.files import damaged_zip, intact_zip, write_whole
 from dclr.methods import Method, build_method
 from dclr.methods.renamed import current_state
 from dclr.models import build_encoder
@@ -87,10 +85,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 def _unpickle(file: BinaryIO, path: Path) -> Any:
     try:
-        # torch does not look at the checksums of its zip file.
-        if file.read(2) == b"PK" and not _intact(file):
+        if damaged_zip(file):
             raise ValueError
-        file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         code = str(error).partition("GLOBAL ")[2].split() if isinstance(error, pickle.UnpicklingError) else ()
@@ -99,20 +95,11 @@ def _unpickle(file: BinaryIO, path: Path) -> Any:
         raise CheckpointError(f"{path}: truncated, damaged, or not a checkpoint{_intact_one(path)}") from error
 
 
-def _intact(file: BinaryIO) -> bool:
-    """Whether everything in a zip file has its checksum."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
-        return False
-
-
 def _intact_one(path: Path) -> str:
     """Advice that names the newest intact checkpoint beside a damaged one, where there is one."""
     for other in sorted(path.parent.glob("epoch_*.pt"), reverse=True):
         with open(other, "rb") as file:
-            if other != path and _intact(file):
+            if other != path and intact_zip(file):
                 return f"; {other} is intact: copied over {path.name}, it is what --resume goes on from"
     return ""
 

@@ -37,22 +37,25 @@ class RunLock:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # No process that is started inherits it: a worker that outlives this process would keep the lock.
-            self._file = open(folder / LOCK, "a+")  # noqa: SIM115
+            self._file = open(folder / LOCK, "a+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise FolderTaken(f"{folder}: cannot be written ({error.strerror})") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._file.seek(0)
-            holder = self._file.read(200).strip()
+            holder = self._file.read(200).decode(errors="replace").strip()
             self.release()
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 self.warning = f"{folder}: no locks on its file system ({error.strerror}); a second run would go unseen"
                 return
             raise FolderTaken(f"{folder}: another run is writing there{holder and f' ({holder})'}") from error
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        except OSError as error:
+            self.release()
+            raise FolderTaken(f"{folder / LOCK}: cannot be written ({error.strerror})") from error
 
     def release(self) -> None:
         """Let another run in."""

@@ -17,8 +17,8 @@ import torch
 
 import dclr
 from dclr.distributed import world
-from dclr.files import write_whole
-from dclr.training.trackers import TRACKERS
+from dclr.files import append_or_explain, write_or_explain
+from dclr.training.trackers import TRACKERS, TensorBoardEvents
 
 METRICS = "metrics.jsonl"
 
@@ -28,13 +28,7 @@ def append_metrics(folder: Path | str, record: Mapping[str, Any]) -> None:
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
     }
-    path = Path(folder) / METRICS
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
-    except OSError as error:
-        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
+    append_or_explain(Path(folder) / METRICS, (json.dumps(finite) + "\n").encode())
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
@@ -63,33 +57,26 @@ class MetricsLog:
         trackers: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder, self.events = folder, None
+        self.folder = folder
         self.trackers = [TRACKERS[name](folder, settings or {}) for name in trackers]
         self._rewind(step)
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self.events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            self.trackers.append(TensorBoardEvents(folder, step))
 
     def _rewind(self, step: int) -> None:
         path = self.folder / METRICS
         kept = [record for record in read_metrics(self.folder) if record.get("step", 0) <= step]
         if path.exists():
-            write_whole(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+            write_or_explain(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; its numbers become TensorBoard scalars, and the trackers', at its `step`."""
+        """Append one record; TensorBoard and the trackers get its numbers, at its `step`."""
         append_metrics(self.folder, record)
         numbers = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != "step"}
-        if self.events is not None:
-            for name, value in numbers.items():
-                self.events.add_scalar(name, value, record["step"])
         for tracker in self.trackers:
             tracker.write(record["step"], numbers)
 
     def close(self) -> None:
-        if self.events is not None:
-            self.events.close()
         for tracker in self.trackers:
             tracker.close()
 

@@ -41,7 +41,7 @@ def ready_trainer(
     """
     folder = Path(config.output).expanduser()
     state = _saved_state(folder, resume)
-    videos = _videos(config.data)
+    videos = configured_videos(config.data)
     config, sized = fitted(config, len(videos))
     if encoder is None and config.encoder_weights and state is None:
         started = read_encoder(config.encoder_weights, config.encoder)
@@ -64,7 +64,7 @@ def ready_trainer(
 
 def build_trainer(config: PretrainConfig, device: torch.device, encoder: nn.Module | None = None) -> Trainer:
     """The trainer of a run, at its start, as `pretrain`; sets what torch keeps for the whole process."""
-    videos = _videos(config.data)
+    videos = configured_videos(config.data)
     config, _ = fitted(config, len(videos))
     return _trainer(config, videos, device, encoder)
 
@@ -126,7 +126,13 @@ def _locked(folder: Path) -> RunLock | None:
     return lock
 
 
-def _videos(data: DataConfig) -> VideoDataset:
+def configured_videos(data: DataConfig) -> VideoDataset:
+    """The videos that a configuration names.
+
+    Raises:
+        ConfigError: it names no folder.
+        DatasetError: as `load_dataset`.
+    """
     if not data.root:
         raise ConfigError(f"data.root: expected the folder of the dataset {data.dataset}")
     return load_dataset(

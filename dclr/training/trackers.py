@@ -1,8 +1,12 @@
-"""Services that follow runs, Weights & Biases and MLflow: they get what metrics.jsonl gets, and nothing else does."""
+"""What follows runs beside metrics.jsonl: TensorBoard, Weights & Biases and MLflow. They get the same numbers."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import os
+import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
@@ -11,10 +15,11 @@ from types import ModuleType
 from typing import Any
 
 from dclr.config import ConfigError, flat_settings
+from dclr.files import append_or_explain
 
 
 class Tracker(ABC):
-    """One run of a service.
+    """One run, as it is followed.
 
     Args:
         folder: of the run, whose name it gets.
@@ -31,6 +36,39 @@ class Tracker(ABC):
     @abstractmethod
     def close(self) -> None:
         """The run has ended."""
+
+
+class TensorBoardEvents(Tracker):
+    """A file of TensorBoard events, each of which is written at once: a full disk stops the run in words of its own.
+
+    Args:
+        folder: of the run, which gets the file.
+        step: that the run goes on from; TensorBoard forgets later ones, of a run that was cut off.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        # TensorBoard's own writer works in a thread, whose errors are tracebacks beside the run's.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        self.event = Event
+        self.path = folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if step:
+            self._append(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        values = [{"tag": name, "simple_value": value} for name, value in numbers.items()]
+        self._append(self.event(wall_time=time.time(), step=step, summary={"value": values}))
+
+    def _append(self, event: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        append_or_explain(self.path, record.getvalue())
+
+    def close(self) -> None:
+        pass
 
 
 class WandbTracker(Tracker):

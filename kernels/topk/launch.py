@@ -30,10 +30,10 @@ class SearchTile(Config):
 
 
 _HALF, _SINGLE = SearchTile(8, 128, 64, 32, 128, 3), SearchTile(8, 64, 32, 16, 16, 2)
-# Of 16-bit (2 bytes) and of 32-bit inputs.
+# Of 16-bit (2 bytes) and of 32-bit inputs. Without `maxnreg`, NVIDIA's assembler would spill a value or two.
 CONFIGS = {
     "default": {2: replace(_HALF, num_stages=2), 4: _SINGLE},
-    "sm_80": {2: replace(_HALF, whole=64), 4: replace(_SINGLE, maxnreg=128)},
+    "sm_80": {2: replace(_HALF, whole=64, maxnreg=160), 4: replace(_SINGLE, maxnreg=128)},
     "sm_90": {2: replace(_HALF, num_warps=4), 4: replace(_SINGLE, maxnreg=168)},
     "sm_100": {2: replace(_HALF, maxnreg=224), 4: replace(_SINGLE, BLOCK_M=32, num_stages=3, maxnreg=168)},
 }
@@ -73,7 +73,8 @@ def launch_search(
         choose_kernel[(rows,)](
             *arguments, values, indices, *sizes, parts, part_tiles, k,
             SLOTS=next_power_of_2(k), PARTS=next_power_of_2(parts), TILES=next_power_of_2(part_tiles),
-            BLOCK_L=tile["BLOCK_L"], BLOCK_D=min(64, tile["BLOCK_D"]), num_warps=8 if k > 16 else 4,
+            BLOCK_L=tile["BLOCK_L"], BLOCK_D=min(64, tile["BLOCK_D"]),
+            **Config(8 if k > 16 else 4, maxnreg=config.maxnreg and 255).options(),
         )  # fmt: skip
     return values, indices
 
@@ -92,6 +93,7 @@ def tile_sizes(config: SearchTile, query: Tensor, queue: Tensor, ids: bool) -> d
         "BLOCK_L": config.BLOCK_L,
         "BLOCK_D": max(16, next_power_of_2(features)) if whole else config.BLOCK_D,
         "WHOLE": whole,
+        "IN_ROWS": whole and aligned and queue.stride(1) == 1,
         **config.options(),
         **({"num_warps": config.id_warps} if ids else {}),
     }

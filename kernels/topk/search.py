@@ -108,8 +108,11 @@ if triton is not None:
         query_id_ptr, query_id_stride, queue_id_ptr, queue_id_stride, size_ptr, tile_ptr, part_ptr,
         M, L, D, limit, part_tiles, UPCAST: tl.constexpr,
         BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
+        IN_ROWS: tl.constexpr,
     ):  # fmt: skip
-        """Programs are blocks of queries by parts of `part_tiles` tiles. WHOLE: D is one block.
+        """Programs are blocks of queries by parts of `part_tiles` tiles.
+
+        WHOLE: D is one block; IN_ROWS: and the rows of the queue can be read 16 bytes at a time.
 
         `tile_ptr` (tiles, M), `part_ptr` (parts, M): best ranks. Tiles behind the limit are left as they are.
         """
@@ -122,7 +125,8 @@ if triton is not None:
         finite = query_inverse == query_inverse
         if WHOLE:
             whole_query = _load_query(query_ptr, m, (m < M) & finite, query_stride_m, d, D, query_stride_d, query_scale)
-            # What is the same in all tiles of its offsets.
+        if IN_ROWS:
+            # What is the same in all tiles of its offsets, few where an access spans a run of features.
             tile_of_queue = queue_ptr + tl.arange(0, BLOCK_L).to(tl.int64)[:, None] * queue_stride_l
             tile_of_queue += d.to(tl.int64)[None, :] * queue_stride_d
         if query_id_ptr is not None:
@@ -136,10 +140,13 @@ if triton is not None:
             if query_id_ptr is not None:
                 queue_id = tl.load(queue_id_ptr + l.to(tl.int64) * queue_id_stride, mask=l < limit, other=0)
             if WHOLE:
-                queue = tl.load(
-                    tile_of_queue + tl.cast(first, tl.int64) * queue_stride_l,
-                    mask=(l < L)[:, None] & (d < D)[None, :], other=0,
-                )  # fmt: skip
+                if IN_ROWS:
+                    queue = tl.load(
+                        tile_of_queue + tl.cast(first, tl.int64) * queue_stride_l,
+                        mask=(l < L)[:, None] & (d < D)[None, :], other=0,
+                    )  # fmt: skip
+                else:
+                    queue = load_rows(queue_ptr, l, l < L, queue_stride_l, d, D, queue_stride_d)
                 product = dot(whole_query, tl.trans(queue), product, "ieee", UPCAST)
                 inverse = _plain_inverse_norm(queue)
                 odd = inverse != inverse

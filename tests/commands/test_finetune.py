@@ -182,3 +182,17 @@ def test_weights_of_others_and_a_hold_out_of_class_folders(run, videos, tmp_path
     assert len(taken[0]) + len(taken[1]) == 25 and not set(taken[0].paths) & set(taken[1].paths)
     assert f"top-1 of {len(taken[1])} test videos" in record["protocol"] and config.data.holdout == 0.2
     assert f"finetuned whole from dualvar:{tmp_path}/w.pt" in record["protocol"]
+
+
+def test_the_training_videos_are_configured_as_given():
+    """Every setting that an evaluation and a pretraining both have; the others are the pretraining's defaults."""
+    given = EvaluationDataConfig(
+        "folder", "/videos", "list.csv", "kind", 2, 0.3, 4, "val", "a=b", frames=3, stride=5, size=7, workers=1,
+        allow_missing=True, max_failed_share=0.5,
+    )  # fmt: skip
+    expected = DataConfig(
+        "folder", "/videos", "list.csv", "kind", "a=b", 2, "val", 3, 5, 7, workers=1, holdout=0.3, holdout_seed=4,
+        allow_missing=True, max_failed_share=0.5,
+    )  # fmt: skip
+    assert given.of_subset(given.train_subset, given.train_where) == expected
+    assert dataclasses.replace(given, split=None).of_subset("test", None).split == 1

@@ -1,5 +1,6 @@
 """What was learned of videos is kept, shared, and learned again where a file has changed."""
 
+import errno
 import os
 import pickle
 import threading
@@ -102,8 +103,47 @@ def test_a_damaged_index_is_written_on(videos, tmp_path, learned, damage):
     assert learned[2:] == (["two.avi", "three.mp4"] if damage == "torn" else ["one.mp4", "two.avi", "three.mp4"])
 
 
-def test_writers_at_once(videos, learned):
+def test_what_is_about_files_that_are_gone_is_dropped(files, videos, tmp_path, learned, monkeypatch):
+    """Once the file has grown; whoever had read it before finds what is left."""
+    monkeypatch.setattr(index_module, "UNTIDY_BYTES", 2000)
+    other = FrameIndex(videos)
+    for path in videos:
+        other.known(path)
+    gone = tmp_path / "set" / "b" / "gone.mp4"
+    gone.write_bytes(files["h264"].read_bytes())
+    FrameIndex(videos).known(gone)
+    gone.unlink()
+    for number in range(40):
+        os.utime(videos[0], ns=(number, number))
+        FrameIndex(videos).known(videos[0])
+    [file] = index_files(tmp_path)
+    assert len(learned) == 4 + 40 and file.stat().st_size < 4500 and b"gone" not in file.read_bytes()
+    for index in (other, FrameIndex(videos)):
+        assert [index.known(path) for path in videos] == [learn(path) for path in videos]
+    assert len(learned) == 44
+
+
+def test_an_index_that_cannot_be_tidied_is_written_on(videos, tmp_path, learned, monkeypatch):
+    """And not all of its files are looked at again for each line."""
+    monkeypatch.setattr(index_module, "UNTIDY_BYTES", 100)
+    looks = []
+
+    def refused(path, data):
+        looks.append(path)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(index_module, "write_whole", refused)
+    index = FrameIndex(videos)
+    for number in range(32):
+        os.utime(videos[0], ns=(number, number))
+        index.known(videos[0])
+    [file] = index_files(tmp_path)
+    assert file.read_bytes().count(b"\n\n") == 31 and 3 <= len(looks) <= 6
+
+
+def test_writers_at_once(videos, learned, monkeypatch):
     """Lines of several writers do not mix."""
+    monkeypatch.setattr(index_module, "UNTIDY_BYTES", 1 << 30)
     indices = [FrameIndex(videos) for _ in range(4)]
     known = learn(videos[0])
 

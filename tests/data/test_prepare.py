@@ -227,5 +227,6 @@ def test_ctrl_c_and_going_on(files, tmp_path):
 
 
 def test_no_more_processes_than_cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    """PyTorch warns of them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
     assert PrepareConfig("folder", "x", "y").workers == 2

@@ -1,5 +1,6 @@
 """Frames decoded from the key frames before them are those that decoding from the beginning gives, bit for bit."""
 
+import gc
 import struct
 import time
 
@@ -74,7 +75,7 @@ def scenes(tmp_path_factory):
         "mov": (scene(folder / "a.mov", "mpeg4"), 5),
         "hevc": (x265(folder / "hevc.mp4", "open-gop=0"), 5),
         "hevc open": (x265(folder / "open.mkv", "open-gop=1"), 5),
-        "mpeg2": (scene(folder / "mpeg2.mkv", "mpeg2video"), 5),
+        "mpeg2": (scene(folder / "mpeg2.mkv", "mpeg2video"), 0),
         "vp9": (scene(folder / "vp9.webm", "libvpx-vp9", options=VPX), 5),
         "vp8": (scene(folder / "vp8.webm", "libvpx", options=VPX), 5),
         "intra": (scene(folder / "mjpeg.avi", "mjpeg", pix_fmt="yuvj420p", options={}), 0),
@@ -175,42 +176,20 @@ def test_a_file_that_changed_behind_our_back_is_decoded_from_its_beginning(scene
         read_clips(path, [50], 5, known=known)
 
 
-def mutated(data, rng):
-    """With some bytes changed, zeroed, doubled, or lost."""
-    data, kind = bytearray(data), rng.integers(5)
-    at, length = rng.integers(len(data)), int(rng.integers(1, 400))
-    if kind == 0:
-        data[at] ^= 1 << int(rng.integers(8))
-    elif kind == 1:
-        data[at : at + length] = bytes(len(data[at : at + length]))
-    elif kind == 2:
-        data[at : at + length] = rng.bytes(len(data[at : at + length]))
-    elif kind == 3:
-        data[at:at] = data[at : at + length]
-    else:
-        del data[at : at + length]
-    return bytes(data)
-
-
-def assert_mutants_are_same_both_ways(source, path, seeds):
-    data = source.read_bytes()
-    readable = 0
-    for seed in seeds:
-        path.write_bytes(mutated(data, np.random.default_rng(seed)))
-        try:
-            assert_same_both_ways(path, draws=4)
-            readable += 1
-        except VideoError as error:
-            with pytest.raises(VideoError) as caught:
-                list(decoded_frames(path))
-            assert str(caught.value) == str(error)
-    return readable
-
-
-@pytest.mark.parametrize("kind", ["mp4", "avi", "mkv", "open"])
-def test_mutants_are_the_same_both_ways(scenes, tmp_path, kind):
-    source, _ = scenes[kind]
-    assert assert_mutants_are_same_both_ways(source, tmp_path / f"mutant{source.suffix}", range(12)) >= 4
+def test_old_memory_in_damaged_frames(scenes, tmp_path):
+    """Of MPEG-2, whose decoder does not see that the last slice of this frame is missing."""
+    data, number = bytearray(scenes["mpeg2"][0].read_bytes()), 51
+    with av.open(str(scenes["mpeg2"][0])) as container:
+        packet = list(container.demux(video=0))[number]
+    start = data.find(b"\0\0\1\3", packet.pos)
+    assert packet.pos < start < packet.pos + packet.size + 20
+    data[start : start + 30] = bytes.fromhex("d3de402577c568063cee918821b1c39c6262ab6a1af28b1dd6eadf1fb1f1")
+    path = tmp_path / "damaged.mkv"
+    path.write_bytes(data)
+    held = []
+    known, numbers = learn(path, held), [3, 4, 5, 12, 17, 24, 36, 47, 50, 59]
+    np.testing.assert_array_equal(read_clips(path, numbers, 1, known=known), read_clips(path, numbers, 1))
+    assert not held
 
 
 def test_learning_takes_a_second_look_at_files_that_are_not_in_order(files):
@@ -235,3 +214,17 @@ def test_long_files(tmp_path):
     got = list(frames_by_number(tmp_path / "long.mp4", numbers, known))
     assert time.thread_time() - start < 0.1 and len(got) < 20
     assert all(abs(int(frame.to_ndarray()[0, 0]) - (number % 200 + 20)) <= 3 for number, frame in got)
+
+
+def test_frames_are_let_go_of_one_by_one(scenes):
+    """Not only when Python looks for rings of objects: twelve frames of 8192 x 8192 would take more than a gigabyte."""
+    path, _ = scenes["intra"]
+    gc.collect()
+    gc.disable()
+    try:
+        known = learn(path)
+        read_clips(path, [0], known.count, known=known)
+        kept = [each for each in gc.get_objects() if type(each) is av.VideoFrame]
+    finally:
+        gc.enable()
+    assert known.count == 60 and len(kept) <= 2

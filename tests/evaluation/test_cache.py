@@ -1,5 +1,6 @@
 """Features are computed once: what is found again, what is not, interruptions and damage."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -69,6 +70,28 @@ def test_a_cache_of_another_checkpoint_is_never_used(run, data, encoded, videos)
     assert sum(encoded) == 2 * ALL and not torch.equal(first.train.clips, second.train.clips)
     save_run(run, root=str(videos))
     assert torch.equal(features(run, data).train.clips, first.train.clips) and sum(encoded) == 2 * ALL
+
+
+def test_features_of_weights_that_are_gone_are_dropped(run, data, encoded, videos):
+    """After a day; those of a checkpoint that is kept stay, and so does what is no cache."""
+    last, kept = (run / "checkpoints" / name for name in ("last.pt", "epoch_0003.pt"))
+    shutil.copy(last, kept)
+    state = load_checkpoint(run)
+    (run / "features" / "mine").mkdir(parents=True)
+    for change in (0, 1e-3, 1e-3, 1e-3):
+        state["method"]["encoder.stem.0.0.weight"][0, 0, 0, 0, 0] += change
+        save_checkpoint(last, state)
+        features_of(["knn"], EvaluationConfig(str(kept if change == 0 else last), device="cpu", data=data))
+    folders = {part.parent for part in parts(run)}
+    assert len(folders) == 4
+    for folder in folders:
+        os.utime(folder, (0, 0))
+    features(run, replace(data, stride=2))
+    assert len({part.parent for part in parts(run)} & folders) == 2 and (run / "features" / "mine").is_dir()
+    encoded.clear()
+    for checkpoint in (kept, last):
+        features_of(["knn"], EvaluationConfig(str(checkpoint), device="cpu", data=data))
+    assert not encoded
 
 
 def test_a_video_that_was_replaced_is_encoded_again(run, data, encoded, videos, tmp_path):

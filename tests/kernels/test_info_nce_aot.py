@@ -14,12 +14,12 @@ from .aot import SHARED_LIMITS, TARGETS, access_bits, check_report, compile_case
 
 KERNELS = ("prepare_kernel", "forward_kernel", "losses_kernel", "slopes_kernel", "gradient_kernel", "finish_kernel")
 # Stack bytes a thread, nearly all outside the loops over tiles: of the gradients of ranges with four exclusions, and
-# what Triton 3.6 needs.
-STACK = {"sm_80": 16}
+# what Triton 3.6 needs. The wide tiles of sm_90 were faster by a sixth on a card than those that need no stack.
+STACK = {"sm_80": 16, "sm_90": 600}
 # Since one path serves ranges too, these need more; to be won back.
 STACK_OF = {("sm_100", torch.bfloat16, "two views"): 16, ("sm_80", torch.float32, "ranges"): 40}
 if triton.__version__.startswith("3.6."):
-    STACK |= {"sm_90": 216, "sm_100": 8, "gfx942": 84}
+    STACK |= {"sm_90": 720, "sm_100": 8, "gfx942": 84}
 KINDS = ("two views", "query and key", "explicit", "ranges")
 
 
@@ -95,7 +95,7 @@ def test_many_excluded_rows_are_a_loop(entries, monkeypatch):
     (forward,) = (case for case in cases if case.name == "forward_kernel")
     assert forward.constexprs["E"] == min(entries, MANY_EXCLUDED)
     if entries != MANY_EXCLUDED:
-        check_report(compile_case(forward, "sm_90"), "sm_90")
+        check_report(compile_case(forward, "sm_90"), "sm_90", spill_bytes=32)
 
 
 # A tile of 128 x 128 scores of 128 features takes 1,024 cycles of a multiprocessor's matrix units at best, once forward

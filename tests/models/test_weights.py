@@ -150,7 +150,7 @@ def test_damage_is_found(tmp_path):
         with pytest.raises(WeightsError, match=r"damaged|truncated"):
             load_encoder(path)
     path.write_bytes(good[: len(good) // 2])
-    with pytest.raises(WeightsError, match="truncated, or holds no weights"):
+    with pytest.raises(WeightsError, match="truncated, or damaged: it is not what was saved"):
         load_encoder(path)
 
 

@@ -39,6 +39,8 @@ class FakeConfig:
     signal_rank: int = 0
     kill_at: int = -1
     """Forward in which process `signal_rank` is killed, in its first life."""
+    agent_signal: int = 0
+    """What that process then sends to the agent of torchrun that started it: SIGKILL as if their machine went down."""
     hang_at: int = -1
     """Video after so many of which process `signal_rank` hangs for longer than the others wait."""
 
@@ -79,9 +81,13 @@ class FakeMethod(Method):
     def forward(self, batch, draw):
         if self.forwards == self.config.signal_at and rank() == self.config.signal_rank:
             os.kill(os.getpid(), signal.SIGTERM)
-        first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        lives = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("MACHINE_IS_BACK")
+        first_life = lives == ("0", None)
         if self.forwards == self.config.kill_at and rank() == self.config.signal_rank and first_life:
-            os.kill(os.getpid(), signal.SIGKILL)
+            if self.config.agent_signal:
+                os.kill(os.getppid(), self.config.agent_signal)
+            if self.config.agent_signal != signal.SIGTERM:
+                os.kill(os.getpid(), signal.SIGKILL)
         n = batch.clips.shape[1]
         clip = batch.clips.flatten(0, 1).permute(0, 4, 1, 2, 3).float() / 255
         noise = draw.uniform(2, n, 0.5, 1.5)

@@ -150,10 +150,11 @@ def test_single_bits_and_pages_that_changed(tmp_path):
     """torch loads nearly all of these in silence; the newest intact checkpoint is named."""
     folder = tmp_path / "checkpoints"
     last = folder / "last.pt"
-    for name in ("last.pt", "epoch_0008.pt", "epoch_0009.pt", "epoch_0010.pt"):
+    for name in ("last.pt", "epoch_0008.pt", "epoch_0009.pt"):
         save_checkpoint(folder / name, state_of(1.0, size=20000))
     whole = last.read_bytes()
     (folder / "epoch_0010.pt").write_bytes(whole[:40000] + b"?" + whole[40001:])
+    (folder / "epoch_0011.pt").write_bytes(bytes(4096) + whole[4096:])
     for place in torch.randint(3000, 79000, (20,), generator=torch.Generator().manual_seed(0)).tolist():
         last.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
         with pytest.raises(CheckpointError, match=r"last\.pt: truncated, damaged.*epoch_0009\.pt is intact"):

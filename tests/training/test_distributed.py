@@ -1,9 +1,11 @@
 """Two gloo processes train like one."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,22 +66,88 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     assert load_checkpoint(tmp_path)["position"]["step"] == 3
 
 
-def test_a_killed_process_comes_back_from_the_last_checkpoint(tmp_path):
+def losses_of(folder):
+    return [(line["step"], line["loss"]) for line in read_metrics(folder) if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Steps and losses of two processes to which nothing happens."""
+    folder = tmp_path_factory.mktemp("whole")
+    codes, errors = launch(2, folder, "epochs=2")
+    assert codes == [0, 0], errors
+    assert len(losses_of(folder)) == 8
+    return losses_of(folder)
+
+
+def test_a_killed_process_comes_back_from_the_last_checkpoint(tmp_path, whole_run):
     """`--max-restarts 1` of torchrun: what is left equals a run that nobody killed."""
     flags = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "0.1"]
     command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "tests.training.fakes"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
-        [*command, str(killed), "epochs=2", "kill_at=5", "signal_rank=1"],
+        [*command, str(tmp_path), "epochs=2", "kill_at=5", "signal_rank=1"],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert len(list((killed / "starts").iterdir())) == 2, "it was to be killed and to come back"
-    codes, errors = launch(2, whole, "epochs=2")
-    assert codes == [0, 0], errors
-    losses = [[(line["step"], line["loss"]) for line in read_metrics(run) if "loss" in line] for run in (whole, killed)]
-    assert losses[0] == losses[1] and len(losses[0]) == 8
+    assert len(list((tmp_path / "starts").iterdir())) == 2, "it was to be killed and to come back"
+    assert losses_of(tmp_path) == whole_run
+
+
+def slurm_command(folder, port, *arguments):
+    """What each node of a job of two runs, by scripts/pretrain.slurm with programs of SLURM that only answer."""
+    programs = {"scontrol": "echo 127.0.0.1; echo 127.0.0.2", "srun": "printf '%s\\n' \"$@\""}
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": str(port), "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1", "SLURM_JOB_NODELIST": "node[1-2]"}
+    run = subprocess.run(
+        ["bash", str(REPOSITORY / "scripts/pretrain.slurm"), *arguments],
+        env={**os.environ, **job, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(REPOSITORY),
+             "PYTHON": sys.executable},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return run.stdout.splitlines()
+
+
+def test_what_slurm_starts(tmp_path):
+    command = slurm_command(tmp_path, 1234567, "--preset", "dclr_k400", "--data.root", "/my videos")
+    start = command.index(sys.executable)
+    assert command[:start] == ["--kill-on-bad-exit"]
+    flags = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
+    assert command[start + 1 :] == [
+        "-m", "torch.distributed.run", *flags, "--rdzv-id", "1234567", "--rdzv-endpoint", "127.0.0.1:24567",
+        "-m", "dclr", "pretrain", "--resume-or-start", "--preset", "dclr_k400", "--data.root", "/my videos",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
+def test_a_machine_that_comes_back_goes_on_from_the_last_checkpoint(tmp_path, whole_run, number):
+    """Two agents of torchrun as SLURM starts them, each with a process; what is left equals a run that none left."""
+    command = slurm_command(tmp_path, 20000)
+    command = command[command.index(sys.executable) : command.index("dclr")]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command[command.index("--rdzv-endpoint") + 1] = f"127.0.0.1:{port}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    output = tmp_path / "run"
+    command += ["tests.training.fakes", str(output), "epochs=2", "kill_at=5", "signal_rank=1"]
+    command.append(f"agent_signal={number}")
+    agents = [subprocess.Popen(command, cwd=REPOSITORY, env=environment)]
+    try:
+        while socket.socket().connect_ex(("127.0.0.1", port)):  # the first one is where they meet
+            assert agents[0].poll() is None
+            time.sleep(0.1)
+        agents.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment))
+        assert agents[1].wait(timeout=120) != 0
+        agents[1] = subprocess.Popen(command, cwd=REPOSITORY, env={**environment, "MACHINE_IS_BACK": "yes"})
+        assert [agent.wait(timeout=120) for agent in agents] == [0, 0]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert len(list((output / "starts").iterdir())) == 2
+    assert losses_of(output) == whole_run
 
 
 def test_two_processes_go_on_as_one(tmp_path, monkeypatch):

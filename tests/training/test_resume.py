@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -127,6 +128,17 @@ def test_a_second_run_in_a_folder_is_refused(tmp_path):
     with pytest.raises(FolderTaken, match=rf"another run is writing there \(process {os.getpid()} on "):
         RunLock(tmp_path / "run")
     lock.release()
+    RunLock(tmp_path / "run").release()
+
+
+def test_a_disk_without_room_for_the_lock(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(FolderTaken, match=r"run/\.lock: cannot be written \(File too large\)"):
+            RunLock(tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     RunLock(tmp_path / "run").release()
 
 
