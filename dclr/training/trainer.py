@@ -264,7 +264,7 @@ class Trainer:
         numbers = [torch.as_tensor(value).detach().to(self.device, torch.float32) for value in values.values()]
         means = dict(zip(values, mean_over_ranks(torch.stack(numbers)).tolist()))
         rates = self.meter.read()
-        self.watch.add(means)
+        self.watch.add(self.global_step, means)
         warnings = self.watch.end_epoch() if last else []
         if self.log is not None:
             position = {"step": self.global_step, "epoch": self.epoch}
