@@ -46,7 +46,7 @@ TUNABLE = {
 # What the grid halves and doubles, and what it moves by one. Other entries say which inputs fit a tile, and stay.
 DOUBLED = {
     "elements", "positions", "last_positions", "BLOCK_A", "BLOCK_B", "BLOCK_M", "BLOCK_L", "ROWS", "FRAMES",
-    "num_warps", "id_warps", "programs", "chunks",
+    "num_warps", "programs", "chunks",
 }  # fmt: skip
 STEPPED = {"STAGES", "num_stages"}
 # A change of the table must pay more than the measurement's own noise.
