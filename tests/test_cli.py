@@ -1,7 +1,6 @@
 """The command line: whole runs on generated videos, signals, and one clear line for each error."""
 
 import ast
-import fcntl
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import termios
 import time
 from contextlib import suppress
 
@@ -24,6 +22,8 @@ from dclr.models import ENCODERS
 from dclr.presets import PRESETS
 from dclr.training import load_checkpoint, load_method, read_metrics
 
+from .processes import HEED, OWN_TERMINAL, doing_first
+
 SMALL = [
     "--encoder", "r2plus1d_tiny", "--data.dataset", "folder", "--data.label", "motion", "--data.frames", "4",
     "--data.stride", "1", "--data.size", "16", "--data.workers", "0", "--train.batch", "4", "--train.log-every", "1",
@@ -36,12 +36,6 @@ def videos(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
     synthesize(root, SynthConfig(train=9, test=8, size=16, frames=8, objects=2), progress=False)
     return root
-
-
-def heed_signals():
-    """In a process of a test: a run keeps ignoring what the tests were told to ignore, such as SIGHUP under nohup."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def failing(capsys, *argv):
@@ -236,7 +230,7 @@ def test_closed_streams_and_no_docstrings(tmp_path):
     os.close(read)
     command = [sys.executable, "-m", "dclr", "pretrain", "--list-presets"]
     environment = {**os.environ, "PYTHONOPTIMIZE": "2"}
-    process = subprocess.Popen(command, stdout=write, preexec_fn=lambda: os.close(2), env=environment)
+    process = subprocess.Popen(doing_first("import os; os.close(2)", command), stdout=write, env=environment)
     os.close(write)
     assert process.wait(timeout=300) == 128 + signal.SIGPIPE
 
@@ -306,16 +300,8 @@ def test_a_lost_terminal_saves_and_leaves_no_process(tmp_path, videos):
     run = tmp_path / "run"
     flags = ["--output", str(run), "--data.root", str(videos), "--method", "simclr", "--train.epochs", "100000"]
     terminal, side = os.openpty()
-
-    def own_terminal():
-        heed_signals()
-        os.setsid()
-        fcntl.ioctl(side, termios.TIOCSCTTY, 0)
-
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dclr", "pretrain", *SMALL, *flags, "--data.workers", "1"],
-        stdin=side, stdout=side, stderr=side, preexec_fn=own_terminal,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "dclr", "pretrain", *SMALL, *flags, "--data.workers", "1"]
+    process = subprocess.Popen(doing_first(f"{HEED}\n{OWN_TERMINAL}", command), stdin=side, stdout=side, stderr=side)
     os.close(side)
     os.set_blocking(terminal, False)
     try:
@@ -338,12 +324,8 @@ def test_signals_save_and_exit(tmp_path, videos, number):
     """The run stops within a step, has saved it, and says so; the status is the shells' 128 + signal."""
     run = tmp_path / "run"
     flags = ["--output", str(run), "--data.root", str(videos), "--method", "simclr", "--train.epochs", "100000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dclr", "pretrain", *SMALL, *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    )
+    command = [sys.executable, "-m", "dclr", "pretrain", *SMALL, *flags]
+    process = subprocess.Popen(doing_first(HEED, command), stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
         while len(read_metrics(run)) < 2 and time.monotonic() < deadline:

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 
 from dclr.cli import main
 from dclr.commands.prepare import PrepareConfig, prepare
 from dclr.data import DatasetError, PretrainClips, count_frames, load_dataset
+
+from ..processes import HEED, doing_first
 
 
 def prepare_quietly(dataset, root, out, **options):
@@ -210,8 +211,7 @@ def test_ctrl_c_and_going_on(files, tmp_path):
         (root / "class" / f"{i:03d}.mp4").hardlink_to(files["h264"])
     command = [sys.executable, "-m", "dclr", "prepare", "--dataset", "folder", "--root", str(root), "--out", str(out)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background ignore it
-    process = subprocess.Popen([*command, "--workers", "2"], start_new_session=True, preexec_fn=heed, **pipes)
+    process = subprocess.Popen(doing_first(HEED, [*command, "--workers", "2"]), start_new_session=True, **pipes)
     finished = lambda: {path.name: path.stat().st_mtime_ns for path in out.rglob("[!.]*.mp4")}  # noqa: E731
     while len(finished()) < 2 and process.poll() is None:
         time.sleep(0.02)
