@@ -31,16 +31,15 @@ class SearchConfig:
     """Cross-video search."""
 
     on: tuple[Modality, ...] = ("d",)
-    """What to search by: static clips (s, Eq. 10 then replaces L_VS), frame differences (d, replaces L_VD), both, or
-    nothing."""
+    """What to search by: static clips (s, for L_VS), frame differences (d, for L_VD), both, or nothing."""
     k: int = 5
     """Entries that are retrieved for each clip."""
     dist: Literal["prior", "uniform", "mean"] = "prior"
     """Weights of the retrieved entries. prior: in proportion to their similarity (the paper's p_k); uniform: 1 / K;
     mean: one positive, which is the mean of their projections, as Table 6's caption describes the uniform form."""
-    keep_own: bool = False
+    keep_own: bool = True
     """Keep the in-video positive beside the retrieved ones, as Eq. 9 is printed: half of the term is Eq. 7, half is
-    Eq. 10, which else replaces it."""
+    Eq. 10. Else Eq. 10 replaces it, as the paper's text has it; a short run then holds on to its first, wrong finds."""
     start: int = 10
     """First epoch that may use retrieved entries; before, and until the queue is full, positives are of the batch."""
     refresh: int = 10

@@ -129,7 +129,7 @@ def _table_5_to_7_row(
     aligned: bool, refine_s: bool, refine_d: bool, on: tuple[str, ...], k: int, dist: str
 ) -> PretrainConfig:
     method = DCLRConfig(
-        search=SearchConfig(on=on, k=k, dist=dist),
+        search=SearchConfig(on=on, k=k, dist=dist, keep_own=False),  # as the paper's text has it
         alignment=AlignmentConfig(0.5 if aligned else 0.0),
         refine=RefineConfig(refine_s, refine_d),
     )

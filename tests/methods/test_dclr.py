@@ -235,9 +235,9 @@ def test_search_replaces_the_in_batch_term_once_the_queue_is_full():
 
 
 @pytest.mark.parametrize("dist", ["prior", "mean"])
-def test_the_own_positive_stays_where_asked(dist):
-    """Half of the term is that of the batch alone, half that across videos."""
-    search = SearchConfig(queue=8, start=0, refresh=5, k=3, dist=dist)
+def test_the_own_positive_stays(dist):
+    """Half of the term is that of the batch alone, half that across videos, which may also replace it."""
+    search = SearchConfig(queue=8, start=0, refresh=5, k=3, dist=dist, keep_own=False)
     kept = replace(search, keep_own=True)
     values = {}
     for name, how in (("across", search), ("both", kept), ("own", SearchConfig(on=()))):
@@ -249,9 +249,10 @@ def test_the_own_positive_stays_where_asked(dist):
     torch.testing.assert_close(values["both"], (values["own"] + values["across"]) / 2)
 
 
-def test_a_step_by_the_equations_equals_one_by_the_kernel():
+@pytest.mark.parametrize("keep_own", [True, False])
+def test_a_step_by_the_equations_equals_one_by_the_kernel(keep_own):
     """Losses and gradients, with terms in the batch and across videos."""
-    search = SearchConfig(on=("d",), queue=4, start=0, refresh=5, k=2)
+    search = SearchConfig(on=("d",), queue=4, start=0, refresh=5, k=2, keep_own=keep_own)
     config = DCLRConfig(hidden=8, dim=4, losses=LossWeights(1, 1, 1, 1), search=search)
     packed, printed = build(config), build(replace(config, reference=True))
     for method in (packed, printed):
@@ -374,7 +375,7 @@ def test_table_of_defaults():
     assert (config["temperature"], config["dim"], config["hidden"], config["denominator"]) == (0.07, 128, 512, "others")
     assert config["search"] == {
         "on": ("d",), "k": 5, "dist": "prior", "start": 10, "refresh": 10, "queue": 2048, "on_refresh": "flush",
-        "exclude_same_video": True, "feat": "proj", "keep_own": False,
+        "exclude_same_video": True, "feat": "proj", "keep_own": True,
     }  # fmt: skip
     assert config["alignment"] == {"lambda_": 0.5, "reduction": "mean", "start": 0}
     assert (config["sd_bound"], config["bn"], config["balance"]) == ("anchor", "per_modality", "progress")
