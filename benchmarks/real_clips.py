@@ -85,7 +85,7 @@ def encoder_of(name: str, root: Path, epochs: int, seed: int, output: Path) -> n
 def figures(encoder: nn.Module, root: Path, column: str) -> dict[str, Any]:
     """Balanced accuracy in percent by so many neighbours and by a linear layer, with their protocols."""
     (train, train_folds), (test, test_folds) = (
-        _features(encoder, root, subset, column) for subset in ("train", "test")
+        _clip_features(encoder, root, subset, column) for subset in ("train", "test")
     )
     classes = int(train.labels.max()) + 1
     linear = _layer(train, test, classes)
@@ -128,7 +128,7 @@ def _balanced(guesses: torch.Tensor, labels: torch.Tensor, classes: int) -> floa
     return class_accuracy(confusion(guesses, labels, classes)).mean().item()
 
 
-def _features(encoder: nn.Module, root: Path, subset: str, column: str) -> tuple[Features, list[str]]:
+def _clip_features(encoder: nn.Module, root: Path, subset: str, column: str) -> tuple[Features, list[str]]:
     """Features of a part of the videos, and the fold of each."""
     run = small()
     data, augment = run.data, run.augment
@@ -137,11 +137,11 @@ def _features(encoder: nn.Module, root: Path, subset: str, column: str) -> tuple
     features = extract_features(
         encoder, clips, device="cpu", mean=augment.mean, std=augment.std, batch_videos=8, progress=False
     )
-    folds = _column(root, column)
+    folds = _table_column(root, column)
     return features, [folds[os.path.abspath(videos.paths[number])] for number in features.video_id.tolist()]
 
 
-def _column(root: Path, name: str) -> dict[str, str]:
+def _table_column(root: Path, name: str) -> dict[str, str]:
     """Path of a video -> what the list's column has for it."""
     (listing,) = root.glob("*.csv")
     with listing.open(newline="", encoding="utf-8") as lines:
@@ -158,11 +158,13 @@ def result_of(name: str, root: Path, column: str, epochs: int, seed: int, folder
         seconds = time.process_time() - start
         result = {"method": name, "seed": seed, "epochs": epochs, "cpu_seconds": round(seconds)}
         output.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**result, **figures(encoder, root, column), **_versions()}, indent=1) + "\n")
+        path.write_text(
+            json.dumps({**result, **figures(encoder, root, column), **_program_versions()}, indent=1) + "\n"
+        )
     return json.loads(path.read_text())
 
 
-def _versions() -> dict[str, Any]:
+def _program_versions() -> dict[str, Any]:
     return {"environment": environment(torch.device("cpu"))}
 
 
