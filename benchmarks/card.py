@@ -122,16 +122,16 @@ def sanitizer(plan: Plan, tests: str) -> CardStep:
 def measurements(plan: Plan) -> list[CardStep]:
     """The rows that matter, most telling first."""
     peers = "compiled,memeff,inf-cl,siglip,flashlib"
-    rows = [
+    return [
         plan.benchmark("info_nce", "512 or 4096 or 65536", 120, variants=peers),
         plan.benchmark("topk", "16384 or 1048576", 60, variants=peers),
+        plan.benchmark("step", "32x2x16", 240, 2.0, "eager,released,compiled bf16,no compile"),
         plan.benchmark("head", "40x512 or 1024x512", 90, variants=peers),
         plan.benchmark("decouple", "512x3", 40, variants=peers),
         plan.benchmark("loss", "2x40", 40, variants=peers),
+        *(plan.benchmark(file, "512", 30) for file in ("augment", "crop_resize", "foreground")),
+        plan.benchmark("overhead", "", 30),
     ]
-    step = plan.benchmark("step", "32x2x16", 240, 2.0, "eager,released,compiled bf16,no compile")
-    rest = [plan.benchmark(file, "512", 30) for file in ("augment", "crop_resize", "foreground")]
-    return [rows[0], rows[1], step, *rows[2:], *rest, plan.benchmark("overhead", "", 30)]
 
 
 def train(plan: Plan) -> list[CardStep]:

@@ -84,16 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = {(method, mode): options.output / f"{method}_{mode or 'eager'}" for method, mode in runs}
     wrong, failures = 0, {}
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as pool:
+        errors = pool.map(lambda run: pretrain_once(*run, options.device, videos, folders[run]), runs)
         # A line as soon as there is one, in case that the time ends.
-        for key, word in zip(
-            runs, pool.map(lambda key: pretrain_once(*key, options.device, videos, folders[key]), runs)
-        ):
-            method, mode = key
-            failures[key] = word
+        for run, word in zip(runs, errors):
+            method, mode = run
+            failures[run] = word
             if not word and mode and not failures[method, None]:
-                word = compare(logged_losses(folders[key]), logged_losses(folders[method, None]))
+                word = compare(logged_losses(folders[run]), logged_losses(folders[method, None]))
             wrong += bool(word) and not word.startswith("equal")
-            last = "" if failures[key] else f"last loss {logged_losses(folders[key])[-1]:.4f} "
+            last = "" if failures[run] else f"last loss {logged_losses(folders[run])[-1]:.4f} "
             print(f"{method:<18}{mode or 'eager':<18}{last}{word}", flush=True)
     print(f"{len(runs) - wrong} of {len(runs)} runs are right")
     return int(wrong > 0)

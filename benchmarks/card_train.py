@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# Most telling first: both, vanilla, L_VD, both without balance, with refinement and alignment, with search, the whole.
+# Most telling first: both, vanilla, L_VD, both without balance, with refinement and alignment, with search, with L_SD.
 ROWS = ("T4.4", "T4.1", "T4.3", "T4.4_printed", "T7.5", "T5.3", "T4.6")
 SEEDS = (0, 1, 2)
 SIZES = {

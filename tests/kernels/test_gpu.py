@@ -25,7 +25,7 @@ from dclr.kernels import (
 )
 from dclr.kernels._common import INTERPRET
 
-from .helpers import LAYOUTS, assert_close, lay_out
+from .helpers import LAYOUTS, assert_close, compare, gradients, lay_out
 from .test_augment import arguments
 from .test_crop_resize import assert_rounded, formula, make_crops
 from .test_foreground import draw, expected_merge, expected_motion, make_clip
@@ -47,37 +47,6 @@ def normal(*shape, dtype=torch.float32, layout="contiguous", seed=0):
     elif layout == "transposed":
         x = x.transpose(-1, -2).contiguous().transpose(-1, -2)
     return x.requires_grad_()
-
-
-def gradients(function, leaves, seed=0):
-    """Results of `function(*leaves)` and the gradients of the leaves for fixed random ones of the results."""
-    results = function(*leaves)
-    results = (results,) if isinstance(results, torch.Tensor) else tuple(results)
-    generator = torch.Generator().manual_seed(seed)
-    grads = [torch.randn(result.shape, generator=generator).to(result.device, result.dtype) for result in results]
-    return results, torch.autograd.grad(results, leaves, grads, allow_unused=True)
-
-
-def compare(function, leaves, sizes=(100, 100), dtype=torch.float32, error=0.0):
-    """Results (of `dtype`) and gradients against those of the same values in float64 on the CPU.
-
-    `sizes`: terms in the sums of the results and of the gradients. `error` is allowed besides, where terms cancel.
-    """
-    wide = [leaf.detach().cpu().double().requires_grad_() for leaf in leaves]
-    results, grads = gradients(function, leaves)
-    expected, wanted = gradients(function, wide)
-    for actual, reference in zip(results, expected, strict=True):
-        assert actual.dtype == dtype
-        actual, reference = actual.detach().cpu().double(), reference.detach()
-        if error:
-            torch.testing.assert_close(actual, reference, rtol=2e-5, atol=error)
-        else:
-            assert_close(actual, reference, dtype, sizes[0])
-    for leaf, actual, reference in zip(leaves, grads, wanted, strict=True):
-        assert (actual is None) == (reference is None)
-        if actual is not None:
-            assert actual.dtype == leaf.dtype
-            assert_close(actual.cpu(), reference, leaf.dtype, sizes[1] if leaf.dtype == torch.float32 else 4)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d], ids=str)

@@ -9,10 +9,11 @@ from dclr.kernels import activation_alignment, decouple, decoupled_pool, info_nc
 from dclr.kernels._common import INTERPRET
 
 from .aot import TARGETS
-from .helpers import assert_close, lay_out
+from .helpers import compare, lay_out
 
 pytestmark = pytest.mark.skipif(not INTERPRET, reason="TRITON_INTERPRET=1 runs the kernels on a CPU")
 
+SIZES = 300, 300  # terms in the sums
 TABLES = ("info_nce.launch", "topk.launch", "feature_maps", "pooling.decoupled", "decouple.kernel")
 
 
@@ -28,22 +29,6 @@ def normal(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
 
 
-def check(function, leaves, dtype, size=300):
-    """Results and gradients against those of the same values in float64, which the references compute."""
-    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    for actual, expected in zip(with_gradients(function, leaves), with_gradients(function, wide), strict=True):
-        assert_close(actual, expected, torch.float32 if actual.dtype == torch.float32 else dtype, size)
-
-
-def with_gradients(function, leaves):
-    results = function(*leaves)
-    results = (results,) if isinstance(results, torch.Tensor) else tuple(results)
-    generator = torch.Generator().manual_seed(1)
-    grads = [torch.randn(result.shape, generator=generator).to(result.dtype) for result in results]
-    to_leaves = torch.autograd.grad(results, leaves, grads, allow_unused=True)
-    return [result.detach() for result in results] + [grad for grad in to_leaves if grad is not None]
-
-
 @pytest.mark.parametrize("places", [1, 10_000])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_info_nce(dtype, places, target, monkeypatch):
@@ -55,7 +40,7 @@ def test_info_nce(dtype, places, target, monkeypatch):
     def losses(query):
         return info_nce(query, query, positive=own.roll(75), exclude=own, temperature=0.5, reduction="none")
 
-    check(losses, [normal(150, 40, dtype=dtype)], dtype)
+    compare(losses, [normal(150, 40, dtype=dtype)], SIZES)
 
 
 def test_small_losses_have_small_tiles(target, monkeypatch):
@@ -73,9 +58,9 @@ def test_small_losses_have_small_tiles(target, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_maps(dtype, layout, target):
     maps = [lay_out(normal(2, 144, 2, 5, 7, dtype=dtype, seed=i).detach(), layout).requires_grad_() for i in range(3)]
-    check(decoupled_pool, maps, dtype)
-    check(lambda *maps: activation_alignment(*maps, reduction="none"), maps, dtype)
-    check(weighted_pool, [maps[0], normal(2, 2, 5, 7, dtype=dtype, seed=9).detach().abs().requires_grad_()], dtype)
+    compare(decoupled_pool, maps, SIZES)
+    compare(lambda *maps: activation_alignment(*maps, reduction="none"), maps, SIZES)
+    compare(weighted_pool, [maps[0], normal(2, 2, 5, 7, dtype=dtype, seed=9).detach().abs().requires_grad_()], SIZES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
@@ -95,4 +80,4 @@ def test_topk(ids, dtype, target):
 def test_decouple(memory_format, target):
     clip = normal(2, 3, 6, 9, 24)
     index = torch.tensor([0, 4])
-    check(lambda clip: decouple(clip, index, memory_format=memory_format), [clip], torch.float32)
+    compare(lambda clip: decouple(clip, index, memory_format=memory_format), [clip], SIZES)
