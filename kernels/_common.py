@@ -1,4 +1,4 @@
-"""What the kernel files share: is Triton here, which path runs, argument checks.
+"""What the kernel files share: is Triton here, which path runs, how ops are registered, argument checks, launches.
 
 `kernels/` knows torch and triton and nothing else, so that a file can be borrowed on its own with this one.
 """
@@ -24,6 +24,8 @@ INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
+_library = torch.library.Library("dclr", "FRAGMENT")
+
 
 def runs_triton(tensor: torch.Tensor) -> bool:
     """Whether `tensor` goes to the Triton kernel; the plain PyTorch reference takes everything else.
@@ -40,6 +42,68 @@ def define_op(library: torch.library.Library, schema: str, run: Callable) -> Non
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):
         library.impl(schema[: schema.index("(")], run, key)
+
+
+def register_op(
+    schema: str,
+    empty: Callable,
+    reference: Callable,
+    launch: Callable,
+    setup_context: Callable | None = None,
+    backward: Callable | None = None,
+) -> None:
+    """Register `dclr::name` of a schema, `name(...) -> ...`, for CPUs, GPUs, compilers and autograd.
+
+    Args:
+        empty: arguments -> uninitialised results, laid out as the kernels write them.
+        reference: arguments -> results in any layout.
+        launch: arguments, then results, which it fills. Results without elements need no launch.
+        setup_context, backward: as `torch.library.register_autograd` takes them; `backward` may leave out the None of
+            the last arguments. Without them the results have no gradient.
+    """
+    name = schema[: schema.index("(")]
+
+    def run(*arguments):
+        results = empty(*arguments)
+        outs = (results,) if isinstance(results, torch.Tensor) else results
+        if all(runs_triton(value) for value in (*arguments, *outs) if isinstance(value, torch.Tensor)):
+            if outs[0].numel():
+                with torch.cuda.device_of(outs[0]):
+                    launch(*arguments, *outs)
+            return results
+        with torch.no_grad():
+            values = reference(*arguments)
+        return _laid_out(values, results) if outs is not results else list(map(_laid_out, values, outs))
+
+    define_op(_library, schema, run)
+    torch.library.register_fake(f"dclr::{name}", empty, lib=_library)
+    autograd = _function(name, setup_context, backward).apply if backward else torch.library.fallthrough_kernel
+    _library.impl(name, autograd, "Autograd")
+
+
+def _laid_out(value: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """`value` with the dtype and the strides of `out`."""
+    return value if (value.dtype, value.stride()) == (out.dtype, out.stride()) else out.copy_(value)
+
+
+def _function(name: str, setup_context: Callable, backward: Callable) -> type[torch.autograd.Function]:
+    """The op with its gradients; those of results that nobody uses are None."""
+    op = getattr(torch.ops.dclr, name)
+
+    def forward(ctx, *arguments):
+        with torch._C._AutoDispatchBelowAutograd():
+            results = op(*arguments)
+        ctx.set_materialize_grads(False)
+        setup_context(ctx, arguments, results)
+        return results
+
+    @first_derivative
+    def gradients(ctx, *grads):
+        found = () if all(grad is None for grad in grads) else backward(ctx, *grads)
+        return *found, *[None] * (len(ctx.needs_input_grad) - len(found))
+
+    parts = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
+    return type(name.title().replace("_", ""), (torch.autograd.Function,), parts)
 
 
 def first_derivative(backward: Callable) -> Callable:
@@ -83,6 +147,15 @@ def check_float(argument: str, tensor: torch.Tensor, rank: int | tuple[int, ...]
     expect(tensor.dtype in FLOAT_DTYPES, argument, tensor.dtype, known, TypeError)
     ranks = (rank,) if isinstance(rank, int) else rank
     expect(tensor.dim() in ranks, argument, tuple(tensor.shape), lambda: f"{' or '.join(map(str, ranks))} dimensions")
+
+
+def check_kind(
+    argument: str, tensor: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...] | None = None
+) -> None:
+    """A tensor of that dtype and shape, or of any shape; an optional one can be None."""
+    if tensor is not None:
+        expect(tensor.dtype == dtype, argument, tensor.dtype, str(dtype).removeprefix("torch."), TypeError)
+        expect(shape is None or tuple(tensor.shape) == shape, argument, tuple(tensor.shape), shape)
 
 
 def check_number(argument: str, value: float) -> None:
@@ -136,6 +209,12 @@ def next_power_of_2(count: int) -> int:
     return 1 << max(0, count - 1).bit_length()
 
 
+def strided(*tensors: torch.Tensor | None, rank: int = 0) -> list[torch.Tensor | int | None]:
+    """Arguments of a launch: each tensor and its strides; for one that is absent, None and `rank` zeros."""
+    absent = (None, *[0] * rank)
+    return [value for x in tensors for value in (absent if x is None else (x, *x.stride()))]
+
+
 @dataclass(frozen=True)
 class Config:
     """An entry of a kernel's table: constants of the kernel in capitals, options of Triton, and what the launch needs.
@@ -163,6 +242,11 @@ def device_class(device: torch.device) -> str:
     if torch.version.hip:
         return properties.gcnArchName.split(":")[0]
     return f"sm_{properties.major}{properties.minor}"
+
+
+def device_row(table: dict[str, dict], device: torch.device) -> dict:
+    """The row of a kernel's config table for a device."""
+    return table.get(device_class(device), table["default"])
 
 
 @functools.lru_cache

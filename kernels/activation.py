@@ -12,26 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import (
-    cdiv,
-    check_float,
-    check_tensors,
-    define_op,
-    expect,
-    first_derivative,
-    next_power_of_2,
-    runs_triton,
-    tl,
-    triton,
-    wide_dtype,
-)
-from .feature_maps import empty_gradient, map_tile
-
-if triton is not None:
-    from .feature_maps import sign, tile_mask, tile_offset, tile_positions
-
-_library = torch.library.Library("dclr", "FRAGMENT")
-
+from ._common import check_float, check_tensors, expect, next_power_of_2, register_op, strided, tl, triton, wide_dtype
+from .feature_maps import empty_gradient, launch_over_maps
 
 # Reference
 
@@ -79,6 +61,7 @@ def map_alignment_slope(rgb_map: Tensor, target_map: Tensor) -> Tensor:
 MOST_ALIGNED = 4096
 
 if triton is not None:
+    from .feature_maps import sign, tile_mask, tile_offset, tile_positions
 
     @triton.jit
     def _map_kernel(
@@ -205,123 +188,79 @@ def launch_align(maps_bk3p: Tensor, alignment: Tensor, slope: Tensor) -> None:
     """Alignment (B,) and slope (B, ...) from partial maps (B, chunks, 3, P) of rgb, static and difference."""
     batch, chunks, _, positions = maps_bk3p.shape
     block_p = min(MOST_ALIGNED, next_power_of_2(positions))
-    with torch.cuda.device_of(alignment):
-        _align_kernel[(batch,)](
-            maps_bk3p, alignment, slope, slope.stride(0), chunks, positions,
-            BLOCK_P=block_p, num_warps=4 if block_p <= 1024 else 8,
-        )  # fmt: skip
+    _align_kernel[(batch,)](
+        maps_bk3p, alignment, slope, slope.stride(0), chunks, positions,
+        BLOCK_P=block_p, num_warps=4 if block_p <= 1024 else 8,
+    )  # fmt: skip
 
 
-def _launch_map(features: Tensor, out_bp: Tensor) -> None:
+def _launch_map(features: Tensor, out: Tensor) -> None:
     features_bcp = features.flatten(2)
-    sizes = map_tile("read", features_bcp)
-    batch, channels, positions = features_bcp.shape
-    grid = (batch, cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
-    with torch.cuda.device_of(features):
-        _map_kernel[grid](features_bcp, *features_bcp.stride(), out_bp, out_bp.stride(0), channels, positions, **sizes)
+    launch_over_maps(_map_kernel, "read", "p", [features_bcp], *strided(features_bcp), out, out.stride(0))
+
+
+def _launch_map_backward(grad: Tensor, features: Tensor, out: Tensor) -> None:
+    maps_bcp = features.flatten(2), out.flatten(2)
+    launch_over_maps(_map_backward_kernel, "write", "cp", maps_bcp, *strided(grad.flatten(1), *maps_bcp))
+
+
+def _launch_alignment(rgb: Tensor, static: Tensor, difference: Tensor, alignment: Tensor, slope: Tensor) -> None:
+    maps = slope.new_empty((len(rgb), 1, 3, slope[0].numel()))
+    for index, features in enumerate((rgb, static, difference)):
+        _launch_map(features, maps[:, 0, index])
+    launch_align(maps, alignment, slope)
 
 
 # Ops
 
 
-def _map_forward(features: Tensor) -> Tensor:
-    if not runs_triton(features):
-        return activation_map_reference(features)
-    activation = features.new_empty((len(features), *features.shape[2:]), dtype=torch.float32)
-    if len(features):
-        _launch_map(features, activation.flatten(1))
-    return activation
-
-
-def _map_backward(grad: Tensor, features: Tensor) -> Tensor:
-    out = empty_gradient(features)
-    if not runs_triton(features):
-        return out.copy_(grad.unsqueeze(1) * features.sign())
-    if len(features):
-        features_bcp, out_bcp, grad_bp = features.flatten(2), out.flatten(2), grad.flatten(1)
-        sizes = map_tile("write", features_bcp, out_bcp)
-        batch, channels, positions = features_bcp.shape
-        grid = (batch, cdiv(channels, sizes["BLOCK_C"]), cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
-        with torch.cuda.device_of(features):
-            _map_backward_kernel[grid](
-                grad_bp, *grad_bp.stride(), features_bcp, *features_bcp.stride(), out_bcp, *out_bcp.stride(),
-                channels, positions, **sizes,
-            )  # fmt: skip
-    return out
-
-
-def _alignment_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
-    if not runs_triton(rgb):
-        rgb_map = activation_map_reference(rgb)
-        target_map = activation_map_reference(static) + activation_map_reference(difference)
-        return map_alignment_reference(rgb_map, target_map), map_alignment_slope(rgb_map, target_map)
-    batch, _, *shape = rgb.shape
-    slope = rgb.new_empty((batch, *shape), dtype=torch.float32)
-    alignment = rgb.new_empty(batch, dtype=torch.float32)
-    if batch:
-        maps = rgb.new_empty((batch, 1, 3, slope[0].numel()), dtype=torch.float32)
-        for index, features in enumerate((rgb, static, difference)):
-            _launch_map(features, maps[:, 0, index])
-        launch_align(maps, alignment, slope)
-    return alignment, slope
-
-
-define_op(_library, "activation_map(Tensor features) -> Tensor", _map_forward)
-define_op(_library, "activation_map_backward(Tensor grad, Tensor features) -> Tensor", _map_backward)
-define_op(
-    _library,
-    "activation_alignment(Tensor rgb, Tensor static, Tensor difference) -> (Tensor alignment, Tensor slope)",
-    _alignment_forward,
-)
-
-
-@torch.library.register_fake("dclr::activation_map", lib=_library)
-def _(features):
+def _empty_map(features: Tensor) -> Tensor:
     return features.new_empty((len(features), *features.shape[2:]), dtype=wide_dtype(features))
 
 
-@torch.library.register_fake("dclr::activation_map_backward", lib=_library)
-def _(grad, features):
-    return empty_gradient(features)
+def _empty_alignment(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
+    slope = _empty_map(rgb)
+    return slope.new_empty(len(rgb)), slope
 
 
-@torch.library.register_fake("dclr::activation_alignment", lib=_library)
-def _(rgb, static, difference):
-    maps = rgb.new_empty((len(rgb), *rgb.shape[2:]), dtype=wide_dtype(rgb))
-    return maps.new_empty(len(rgb)), maps
+def _alignment_and_slope(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
+    maps = activation_map_reference(rgb), activation_map_reference(static) + activation_map_reference(difference)
+    return map_alignment_reference(*maps), map_alignment_slope(*maps)
 
 
-class _ActivationMap(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, features):
-        ctx.save_for_backward(features)
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.dclr.activation_map(features)
-
-    @staticmethod
-    @first_derivative
-    def backward(ctx, grad):
-        return torch.ops.dclr.activation_map_backward(grad, *ctx.saved_tensors)
+def keep_last(ctx, arguments, results):
+    """Save `rgb` and the last result, which is there for the gradient alone."""
+    ctx.save_for_backward(arguments[0], results[-1])
+    ctx.mark_non_differentiable(results[-1])
 
 
-class _ActivationAlignment(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, rgb, static, difference):
-        with torch._C._AutoDispatchBelowAutograd():
-            alignment, slope = torch.ops.dclr.activation_alignment(rgb, static, difference)
-        ctx.save_for_backward(rgb, slope)
-        ctx.mark_non_differentiable(slope)
-        return alignment, slope
-
-    @staticmethod
-    @first_derivative
-    def backward(ctx, grad, _):
-        rgb, slope = ctx.saved_tensors
-        return torch.ops.dclr.activation_map_backward(grad[:, None, None, None] * slope, rgb), None, None
+def _alignment_gradients(ctx, grad, _):
+    rgb, slope = ctx.saved_tensors
+    return (torch.ops.dclr.activation_map_backward(grad[:, None, None, None] * slope, rgb),)
 
 
-_library.impl("activation_map", _ActivationMap.apply, "Autograd")
-_library.impl("activation_alignment", _ActivationAlignment.apply, "Autograd")
+register_op(
+    "activation_map(Tensor features) -> Tensor",
+    _empty_map,
+    activation_map_reference,
+    _launch_map,
+    lambda ctx, arguments, _: ctx.save_for_backward(*arguments),
+    lambda ctx, grad: (torch.ops.dclr.activation_map_backward(grad, *ctx.saved_tensors),),
+)
+register_op(
+    "activation_map_backward(Tensor grad, Tensor features) -> Tensor",
+    lambda grad, features: empty_gradient(features),
+    lambda grad, features: grad.unsqueeze(1) * features.sign(),
+    _launch_map_backward,
+)
+register_op(
+    "activation_alignment(Tensor rgb, Tensor static, Tensor difference) -> (Tensor alignment, Tensor slope)",
+    _empty_alignment,
+    _alignment_and_slope,
+    _launch_alignment,
+    keep_last,
+    _alignment_gradients,
+)
 
 
 # Public functions

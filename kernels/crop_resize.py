@@ -11,40 +11,16 @@ same, but for rounding and for pixels whose colour is cut off.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._common import (
-    Config,
-    cdiv,
-    check_count,
-    check_tensors,
-    define_op,
-    device_class,
-    expect,
-    has_values,
-    next_power_of_2,
-    runs_triton,
-    tl,
-    triton,
-)
+from ._common import check_count, check_kind, check_tensors, expect, has_values, register_op, tl, triton
+from .clips import ClipTile, dense, pixel_grid
 
-
-@dataclass(frozen=True)
-class CropTile(Config):
-    """`elements`: pixels of a program."""
-
-    elements: int
-
-
-CONFIGS = {"default": {"run": CropTile(4, 256)}}
+CONFIGS = {"default": {"run": ClipTile(4, 256)}}
 
 GEOMETRY = 5  # values of a clip in the table of boxes
-
-_library = torch.library.Library("dclr", "FRAGMENT")
 
 
 # Reference
@@ -85,6 +61,7 @@ def _count(box: list[int], frames: int) -> int:
 # the cache.
 
 if triton is not None:
+    from .clips import pixel_tile, store_rgb
 
     @triton.jit
     def _taps(i, length, odd, size):
@@ -116,10 +93,8 @@ if triton is not None:
     def crop_resize_yuv_kernel(
         planes_ptr, geometry_ptr, matrix_ptr, out_ptr, count, T, S, GEOMETRY: tl.constexpr, P: tl.constexpr
     ):
-        tiles = tl.cdiv(S * S, P)
-        frame = (tl.program_id(0) // tiles).to(tl.int64)
+        frame, p, mask = pixel_tile(S * S, P)
         b, t = frame // T, frame % T
-        p = tl.program_id(0) % tiles * P + tl.arange(0, P)
         box = geometry_ptr + b * GEOMETRY
         start, h, w = tl.load(box), tl.load(box + 1), tl.load(box + 2)
         odd_h, odd_w = (tl.load(box + 3) & 1).to(tl.int32), (tl.load(box + 4) & 1).to(tl.int32)
@@ -159,53 +134,29 @@ if triton is not None:
         y, u, v = y / total, u / total, v / total
         matrix_ptr += b * 12
         red, green, blue = _byte(matrix_ptr, y, u, v), _byte(matrix_ptr + 4, y, u, v), _byte(matrix_ptr + 8, y, u, v)
-        # Padded to four, so that neighbouring threads write neighbouring bytes: red, green, blue, one that is masked.
-        rgb = tl.reshape(tl.join(tl.join(red, blue), tl.join(green, blue)), (P, 4))
-        c = tl.arange(0, 4)[None, :]
-        offset = frame * S * S * 3 + p[:, None].to(tl.int64) * 3 + c
-        tl.store(out_ptr + offset, rgb, mask=(p < S * S)[:, None] & (c < 3))
+        store_rgb(out_ptr + frame * S * S * 3, p.to(tl.int64), red, green, blue, mask)
 
 
-def _launch_crops(planes: Tensor, geometry: Tensor, matrix: Tensor, result: Tensor) -> None:
-    """Fill `result` (B, T, size, size, 3); all contiguous."""
-    batch, frames, size = result.shape[:3]
-    config = CONFIGS.get(device_class(planes.device), CONFIGS["default"])["run"]
-    elements = min(config.elements, next_power_of_2(size * size))
-    grid = (batch * frames * cdiv(size * size, elements),)
-    with torch.cuda.device_of(planes):
-        crop_resize_yuv_kernel[grid](
-            planes, geometry, matrix, result, planes.numel(), frames, size,
-            GEOMETRY=GEOMETRY, P=elements, **config.options(),
-        )  # fmt: skip
+def _launch_crops(planes: Tensor, geometry: Tensor, matrix: Tensor, frames: int, size: int, result: Tensor) -> None:
+    """Fill `result` (B, T, size, size, 3), contiguous."""
+    small = dense(planes, geometry, matrix)
+    grid, sizes = pixel_grid(CONFIGS, "run", planes.device, len(geometry) * frames, size * size)
+    crop_resize_yuv_kernel[grid](*small, result, len(planes), frames, size, GEOMETRY=GEOMETRY, **sizes)
 
 
 # Op
 
 
-def _empty_result(planes: Tensor, geometry: Tensor, frames: int, size: int) -> Tensor:
+def _empty_crops(planes: Tensor, geometry: Tensor, matrix: Tensor, frames: int, size: int) -> Tensor:
     return torch.empty((geometry.shape[0], frames, size, size, 3), dtype=torch.uint8, device=planes.device)
 
 
-def _crop_resize_yuv(planes: Tensor, geometry: Tensor, matrix: Tensor, frames: int, size: int) -> Tensor:
-    planes, geometry, matrix = planes.contiguous(), geometry.contiguous(), matrix.contiguous()
-    if not runs_triton(planes):
-        return crop_resize_yuv_reference(planes, geometry, matrix, frames, size)
-    result = _empty_result(planes, geometry, frames, size)
-    if result.numel():
-        _launch_crops(planes, geometry, matrix, result)
-    return result
-
-
-define_op(
-    _library,
+register_op(
     "crop_resize_yuv(Tensor planes, Tensor geometry, Tensor matrix, int frames, int size) -> Tensor",
-    _crop_resize_yuv,
+    _empty_crops,
+    crop_resize_yuv_reference,
+    _launch_crops,
 )
-
-
-@torch.library.register_fake("dclr::crop_resize_yuv", lib=_library)
-def _(planes, geometry, matrix, frames, size):
-    return _empty_result(planes, geometry, frames, size)
 
 
 # Public function
@@ -232,14 +183,12 @@ def crop_resize_yuv(planes: Tensor, geometry: Tensor, matrix: Tensor, frames: in
         TypeError, ValueError: a wrong rank, size, dtype or device, named.
     """
     check_tensors(planes=planes, geometry=geometry, matrix=matrix)
-    for name, tensor, dtype in (("planes", planes, torch.uint8), ("geometry", geometry, torch.int64)):
-        expect(tensor.dtype == dtype, name, tensor.dtype, dtype, TypeError)
-    expect(matrix.dtype == torch.float32, "matrix", matrix.dtype, "torch.float32", TypeError)
+    check_kind("planes", planes, torch.uint8)
+    check_kind("geometry", geometry, torch.int64)
     expect(planes.dim() == 1, "planes", tuple(planes.shape), "(N,)")
     right = geometry.dim() == 2 and geometry.shape[1] == GEOMETRY
     expect(right, "geometry", tuple(geometry.shape), f"(B, {GEOMETRY})")
-    expected = (geometry.shape[0], 3, 4)
-    expect(tuple(matrix.shape) == expected, "matrix", tuple(matrix.shape), expected)
+    check_kind("matrix", matrix, torch.float32, (geometry.shape[0], 3, 4))
     check_count("frames", frames, 1)
     check_count("size", size, 1, 2**15 - 1)
     if has_values(geometry):

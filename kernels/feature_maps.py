@@ -7,12 +7,13 @@ over positions crosses few threads.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ._common import Config, device_class, next_power_of_2, tl, triton
+from ._common import Config, cdiv, device_row, next_power_of_2, tl, triton
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,6 @@ if triton is not None:
         """Uniform where the activation sums to 0."""
         return tl.where(total == 0, 1.0 / P, activation / tl.where(total == 0, 1.0, total))
 
-    @triton.jit
-    def sum_positions(x):
-        return tl.sum(tl.sum(x, 0), 1)
-
 
 def vector_sizes(*features_bcp: Tensor) -> dict[str, int]:
     """Elements that any access may span, along channels and along positions: powers of two up to 16."""
@@ -99,7 +96,7 @@ def vector_sizes(*features_bcp: Tensor) -> dict[str, int]:
 def map_tile(kind: str, *features_bcp: Tensor) -> dict[str, int]:
     """Constants of a launch over feature maps of one shape: vector widths, tile sizes, warps, stages for "read"."""
     _, channels, positions = features_bcp[0].shape
-    config = CONFIGS.get(device_class(features_bcp[0].device), CONFIGS["default"])[kind]
+    config = device_row(CONFIGS, features_bcp[0].device)[kind]
     vectors = vector_sizes(*features_bcp)
     longest = (config.last_positions if vectors["VEC_C"] > 1 else None) or config.positions
     block_p = min(longest, next_power_of_2(positions))
@@ -107,6 +104,17 @@ def map_tile(kind: str, *features_bcp: Tensor) -> dict[str, int]:
     lanes = min(16, block_p)
     tile = {"ROWS": block_p // lanes, "BLOCK_C": block_c, "LANES": lanes}
     return {**vectors, **tile, **config.options("STAGES")}
+
+
+def launch_over_maps(kernel: Callable, kind: str, axes: str, maps_bcp: Sequence[Tensor], *arguments) -> None:
+    """Launch with `arguments`, the number of channels and of positions, and `map_tile`'s constants.
+
+    Programs are samples x blocks of channels, of positions or of both, as `axes` says: "c", "p" or "cp".
+    """
+    batch, channels, positions = maps_bcp[0].shape
+    sizes = map_tile(kind, *maps_bcp)
+    blocks = {"c": cdiv(channels, sizes["BLOCK_C"]), "p": cdiv(positions, sizes["ROWS"] * sizes["LANES"])}
+    kernel[(batch, *(blocks[axis] for axis in axes))](*arguments, channels, positions, **sizes)
 
 
 def empty_gradient(features: Tensor) -> Tensor:

@@ -12,40 +12,17 @@ Shape suffixes: b batch, c channels, t frames, h rows, w columns, p pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._common import (
-    FLOAT_DTYPES,
-    Config,
-    cdiv,
-    check_rows,
-    check_tensors,
-    define_op,
-    device_class,
-    expect,
-    next_power_of_2,
-    runs_triton,
-    tl,
-    triton,
-    wide_dtype,
-)
+from ._common import FLOAT_DTYPES, check_kind, check_rows, check_tensors, expect, register_op, tl, triton, wide_dtype
+from .clips import CLIP_STRIDES, ClipTile, check_clip, dense, levels, mirrored, pixel_grid, unit_clip
 
+SHAPE = "(B, 3, T, H, W), T >= 1"  # of clips
 
-@dataclass(frozen=True)
-class ForegroundTile(Config):
-    """`elements`: pixels of a tile, FRAMES how many frames it has at a time."""
-
-    elements: int
-    FRAMES: int | None = None
-
-
-CONFIGS = {"default": {"motion": ForegroundTile(4, 256), "merge": ForegroundTile(4, 64, 4)}}
-
-_library = torch.library.Library("dclr", "FRAGMENT")
+CONFIGS = {"default": {"motion": ClipTile(4, 256), "merge": ClipTile(4, 64, 4)}}
 
 
 class MotionMap(NamedTuple):
@@ -61,10 +38,10 @@ class MotionMap(NamedTuple):
 def motion_map_reference(clip_bcthw: Tensor, flip: Tensor | None) -> MotionMap:
     """Plain PyTorch form of `motion_map`; float32, or float64 for a float64 clip."""
     raw = clip_bcthw.to(wide_dtype(clip_bcthw))
-    frames, levels = raw.shape[2], _levels(clip_bcthw)
+    frames, one = raw.shape[2], levels(clip_bcthw)
     # In place and in one sum: faster than abs, sum, mean, and makes no second copy of the steps.
-    motion = (raw[:, :, 1:] - raw[:, :, :-1]).abs_().sum((1, 2)) / (levels * max(1, frames - 1))
-    return MotionMap(_mirrored(motion, flip), _mirrored(raw.sum(2) / (levels * frames), flip))
+    motion = (raw[:, :, 1:] - raw[:, :, :-1]).abs_().sum((1, 2)) / (one * max(1, frames - 1))
+    return MotionMap(mirrored(motion, flip), mirrored(raw.sum(2) / (one * frames), flip))
 
 
 def merge_foreground_reference(
@@ -72,58 +49,37 @@ def merge_foreground_reference(
 ) -> Tensor:
     """Plain PyTorch form of `merge_foreground`; blends in float32, or float64 for a float64 clip."""
     chooses = dtype == torch.uint8
-    raw = _mirrored(clip_bcthw, flip)
-    raw = raw if chooses else raw.to(wide_dtype(clip_bcthw)) / _levels(clip_bcthw)
+    raw = mirrored(clip_bcthw, flip) if chooses else unit_clip(clip_bcthw, flip)
     own, rest, other = raw[: len(background)], raw[len(background) :], raw[background]
     weight = weight_bhw[:, None, None].to(wide_dtype(clip_bcthw))
     merged = torch.where(weight > 0.5, own, other) if chooses else torch.lerp(other, own, weight)
     return torch.cat([merged, rest]).to(dtype)
 
 
-def _levels(clip: Tensor) -> int:
-    """What 1 is in a clip's values."""
-    return 255 if clip.dtype == torch.uint8 else 1
-
-
-def _mirrored(x: Tensor, flip: Tensor | None) -> Tensor:
-    return x if flip is None else torch.where(flip.view(-1, *[1] * (x.dim() - 1)), x.flip(-1), x)
-
-
 # Triton
 
 if triton is not None:
-    from .pixels import load_rgb
-
-    _STRIDES = ["stride_b", "stride_c", "stride_t", "stride_h", "stride_w"]
-
-    @triton.jit
-    def _tile(H, W, P: tl.constexpr):
-        """Sample, pixels and mask of a program."""
-        tiles = tl.cdiv(H * W, P)
-        b = (tl.program_id(0) // tiles).to(tl.int64)
-        p = tl.program_id(0) % tiles * P + tl.arange(0, P)
-        return b, p, p < H * W
+    from .clips import load_rgb, pixel_offset, pixel_tile
 
     @triton.jit
     def _source(b, p, W, stride_b, stride_h, stride_w, flip_ptr, known):
         """Offsets at which sample `b` has the pixels `p` of the mirrored, or plain, clip."""
         h, w = p // W, p % W
-        if flip_ptr is not None:
-            w = tl.where(tl.load(flip_ptr + b, mask=known, other=0) != 0, W - 1 - w, w)
-        return b * stride_b + h.to(tl.int64) * stride_h + w.to(tl.int64) * stride_w
+        flipped = tl.load(flip_ptr + b, mask=known, other=0) != 0 if flip_ptr is not None else False
+        return b * stride_b + pixel_offset(h, w, W, flipped, stride_h, stride_w)
 
     @triton.jit
     def _mean(total, count):
         """Rounded as IEEE division is: the same on every device."""
         return tl.div_rn(total.to(tl.float32), count.to(tl.float32))
 
-    @triton.jit(do_not_specialize=[*_STRIDES, "T", "H", "W"])
+    @triton.jit(do_not_specialize=[*CLIP_STRIDES, "T", "H", "W"])
     def motion_kernel(
         clip_ptr, stride_b, stride_c, stride_t, stride_h, stride_w, flip_ptr, motion_ptr, mean_ptr, T, H, W,
         LEVELS: tl.constexpr, P: tl.constexpr,
     ):  # fmt: skip
-        b, p, mask = _tile(H, W, P)
         size = H * W
+        b, p, mask = pixel_tile(size, P)
         offset = _source(b, p, W, stride_b, stride_h, stride_w, flip_ptr, True)
         # Sums of bytes are exact, in any order.
         dtype: tl.constexpr = tl.float32 if LEVELS == 1 else tl.int32
@@ -140,14 +96,14 @@ if triton is not None:
         tl.store(mean_ptr + size + p, _mean(sum_g, LEVELS * T), mask=mask)
         tl.store(mean_ptr + 2 * size + p, _mean(sum_c, LEVELS * T), mask=mask)
 
-    @triton.jit(do_not_specialize=[*_STRIDES, "B", "N", "T", "H", "W"])
+    @triton.jit(do_not_specialize=[*CLIP_STRIDES, "B", "N", "T", "H", "W"])
     def merge_kernel(
         clip_ptr, stride_b, stride_c, stride_t, stride_h, stride_w, background_ptr, weight_ptr, flip_ptr, out_ptr,
         B, N, T, H, W, LEVELS: tl.constexpr, BLEND: tl.constexpr, FRAMES: tl.constexpr, P: tl.constexpr,
     ):  # fmt: skip
         """Frames x pixels x channels, which are padded to four: neighbouring threads write neighbouring elements."""
-        b, p, mask = _tile(H, W, P)
         size = H * W
+        b, p, mask = pixel_tile(size, P)
         step, c = tl.arange(0, FRAMES)[:, None, None], tl.arange(0, 4)[None, None, :]
         merges = b < N
         weight = tl.load(weight_ptr + b * size + p, mask=p < tl.where(merges, size, 0), other=1.0)[None, :, None]
@@ -176,68 +132,43 @@ if triton is not None:
 def _launch_pixels(name: str, clip: Tensor, *arguments: Tensor | int | None, **constants: bool) -> None:
     """`arguments` stand between the clip's strides and its sizes."""
     batch, _, frames, height, width = clip.shape
-    config = CONFIGS.get(device_class(clip.device), CONFIGS["default"])[name]
-    pixels = min(config.elements, next_power_of_2(height * width))
+    grid, sizes = pixel_grid(CONFIGS, name, clip.device, batch, height * width)
     kernel = {"motion": motion_kernel, "merge": merge_kernel}[name]
-    with torch.cuda.device_of(clip):
-        kernel[(batch * cdiv(height * width, pixels),)](
-            clip, *clip.stride(), *arguments, frames, height, width, LEVELS=_levels(clip), P=pixels,
-            **constants, **config.options("FRAMES"),
-        )  # fmt: skip
+    kernel[grid](clip, *clip.stride(), *arguments, frames, height, width, LEVELS=levels(clip), **constants, **sizes)
+
+
+def _launch_merge(
+    clip: Tensor, background: Tensor, weight: Tensor, flip: Tensor | None, dtype: torch.dtype, merged: Tensor
+) -> None:
+    small = dense(background, weight, flip)
+    _launch_pixels("merge", clip, *small, merged, len(clip), len(background), BLEND=dtype != torch.uint8)
 
 
 # Ops
 
 
-def _empty_maps(clip: Tensor) -> tuple[Tensor, Tensor]:
+def _empty_maps(clip: Tensor, flip: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, channels, _, height, width = clip.shape
     motion = torch.empty((batch, height, width), dtype=wide_dtype(clip), device=clip.device)
     return motion, motion.new_empty((batch, channels, height, width))
 
 
-def _motion_map(clip: Tensor, flip: Tensor | None) -> tuple[Tensor, Tensor]:
-    maps = _empty_maps(clip)
-    if not runs_triton(clip):
-        for result, value in zip(maps, motion_map_reference(clip, flip)):
-            result.copy_(value)
-    elif clip.numel():
-        _launch_pixels("motion", clip, None if flip is None else flip.contiguous(), *maps)
-    return maps
+def _empty_merged(clip: Tensor, *arguments) -> Tensor:
+    return torch.empty(clip.shape, dtype=arguments[-1], device=clip.device, memory_format=torch.channels_last_3d)
 
 
-def _empty_clip(clip: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty(clip.shape, dtype=dtype, device=clip.device, memory_format=torch.channels_last_3d)
-
-
-def _merge_foreground(
-    clip: Tensor, background: Tensor, weight: Tensor, flip: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    merged = _empty_clip(clip, dtype)
-    if not runs_triton(clip) or dtype == torch.float64:
-        merged.copy_(merge_foreground_reference(clip, background, weight, flip, dtype))
-    elif clip.numel():
-        small = [None if part is None else part.contiguous() for part in (background, weight, flip)]
-        sizes = clip.shape[0], background.shape[0]
-        _launch_pixels("merge", clip, *small, merged, *sizes, BLEND=dtype != torch.uint8)
-    return merged
-
-
-define_op(_library, "motion_map(Tensor clip, Tensor? flip) -> (Tensor, Tensor)", _motion_map)
-define_op(
-    _library,
-    "merge_foreground(Tensor clip, Tensor background, Tensor weight, Tensor? flip, ScalarType dtype) -> Tensor",
-    _merge_foreground,
+register_op(
+    "motion_map(Tensor clip, Tensor? flip) -> (Tensor, Tensor)",
+    _empty_maps,
+    motion_map_reference,
+    lambda clip, flip, *maps: _launch_pixels("motion", clip, *dense(flip), *maps),
 )
-
-
-@torch.library.register_fake("dclr::motion_map", lib=_library)
-def _(clip, flip):
-    return _empty_maps(clip)
-
-
-@torch.library.register_fake("dclr::merge_foreground", lib=_library)
-def _(clip, background, weight, flip, dtype):
-    return _empty_clip(clip, dtype)
+register_op(
+    "merge_foreground(Tensor clip, Tensor background, Tensor weight, Tensor? flip, ScalarType dtype) -> Tensor",
+    _empty_merged,
+    merge_foreground_reference,
+    _launch_merge,
+)
 
 
 # Public functions
@@ -257,8 +188,9 @@ def motion_map(clip: Tensor, *, flip: Tensor | None = None) -> MotionMap:
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype or device, named.
     """
-    _check_moving_clip(clip, flip)
-    return MotionMap(*torch.ops.dclr.motion_map(clip.detach(), flip))
+    check_tensors(clip=clip, optional={"flip": flip})
+    check_clip(clip, flip, None, SHAPE, 1)
+    return MotionMap(*torch.ops.dclr.motion_map(clip, flip))
 
 
 def merge_foreground(
@@ -287,27 +219,13 @@ def merge_foreground(
         TypeError, ValueError: a wrong rank, size, dtype or device, named.
     """
     check_tensors(clip=clip, background=background, weight=weight, optional={"flip": flip})
-    _check_moving_clip(clip, flip)
+    check_clip(clip, flip, None, SHAPE, 1)
     dtype = clip.dtype if dtype is None else dtype
     known = dtype in FLOAT_DTYPES or dtype == clip.dtype
     expect(known, "dtype", dtype, "a floating dtype, or uint8 for a uint8 clip", TypeError)
-    expect(background.dtype == torch.int64, "background", background.dtype, "int64", TypeError)
+    check_kind("background", background, torch.int64)
     fits = background.dim() == 1 and background.shape[0] <= clip.shape[0]
     expect(fits, "background", tuple(background.shape), lambda: f"(N,), N <= {clip.shape[0]}")
-    expect(weight.dtype == torch.float32, "weight", weight.dtype, "float32", TypeError)
-    expected = background.shape[0], *clip.shape[3:]
-    expect(tuple(weight.shape) == expected, "weight", tuple(weight.shape), expected)
+    check_kind("weight", weight, torch.float32, (background.shape[0], *clip.shape[3:]))
     check_rows("background", background, clip.shape[0])
-    return torch.ops.dclr.merge_foreground(clip.detach(), background, weight.detach(), flip, dtype)
-
-
-def _check_moving_clip(clip: Tensor, flip: Tensor | None) -> None:
-    check_tensors(clip=clip, optional={"flip": flip})
-    known = clip.dtype in FLOAT_DTYPES or clip.dtype == torch.uint8
-    expect(known, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
-    right = clip.dim() == 5 and clip.shape[1] == 3 and clip.shape[2] >= 1
-    expect(right, "clip", tuple(clip.shape), "(B, 3, T, H, W), T >= 1")
-    expect(3 * clip.shape[3] * clip.shape[4] < 2**31, "clip", tuple(clip.shape), "frames of fewer than 2^31 elements")
-    if flip is not None:
-        expect(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
-        expect(tuple(flip.shape) == (clip.shape[0],), "flip", tuple(flip.shape), (clip.shape[0],))
+    return torch.ops.dclr.merge_foreground(clip, background, weight, flip, dtype)

@@ -11,20 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._common import (
-    FLOAT_DTYPES,
-    check_channels,
-    check_count,
-    check_rows,
-    check_tensors,
-    define_op,
-    expect,
-    runs_triton,
-)
-from .kernel import MAX_RADIUS, launch
+from .._common import FLOAT_DTYPES, check_channels, check_count, check_kind, check_tensors, expect, register_op
+from ..clips import check_clip
+from .kernel import launch_augment
 from .reference import COLORS, augment_reference
-
-_library = torch.library.Library("dclr", "FRAGMENT")
 
 
 class Augmented(NamedTuple):
@@ -38,39 +28,20 @@ class Augmented(NamedTuple):
 # Op
 
 
-def _empty_streams(clip: Tensor, static: bool, dtype: torch.dtype) -> list[Tensor]:
+def _empty_streams(clip: Tensor, color: Tensor, static_index: Tensor | None, *arguments) -> list[Tensor]:
     batch, channels, frames, height, width = clip.shape
-    counts = (frames - 1, 1, frames - 1) if static else (frames,)
-    layout = {"dtype": dtype, "device": clip.device, "memory_format": torch.channels_last_3d}
+    counts = (frames,) if static_index is None else (frames - 1, 1, frames - 1)
+    layout = {"dtype": arguments[-1], "device": clip.device, "memory_format": torch.channels_last_3d}
     return [torch.empty((batch, channels, count, height, width), **layout) for count in counts]
 
 
-def _augment(
-    clip: Tensor, color: Tensor, static_index: Tensor | None, static_color: Tensor | None, flip: Tensor | None,
-    mean: Sequence[float], std: Sequence[float], blur_size: int, dtype: torch.dtype,
-) -> list[Tensor]:  # fmt: skip
-    results = _empty_streams(clip, static_index is not None, dtype)
-    small = [None if part is None else part.contiguous() for part in (color, static_index, static_color, flip)]
-    if not runs_triton(clip) or dtype == torch.float64 or blur_size // 2 > MAX_RADIUS:
-        for result, value in zip(results, augment_reference(clip, *small, mean, std, blur_size)):
-            result.copy_(value)
-    elif clip.numel():
-        rgb, static, difference = results if len(results) == 3 else (*results, None, None)
-        launch(clip, *small, mean, std, blur_size, rgb, static, difference)
-    return results
-
-
-define_op(
-    _library,
+register_op(
     "augment_clip(Tensor clip, Tensor color, Tensor? static_index, Tensor? static_color, Tensor? flip, float[] mean, "
     "float[] std, int blur_size, ScalarType dtype) -> Tensor[]",
-    _augment,
+    _empty_streams,
+    augment_reference,
+    launch_augment,
 )
-
-
-@torch.library.register_fake("dclr::augment_clip", lib=_library)
-def _(clip, color, static_index, static_color, flip, mean, std, blur_size, dtype):
-    return _empty_streams(clip, static_index is not None, dtype)
 
 
 # Public function
@@ -115,41 +86,18 @@ def augment_clip(
     check_tensors(clip=clip, color=color, optional=small)
     still = static_index is not None
     static_color = color if still and static_color is None else static_color
-    _check_clip(clip, still, blur_size, dtype)
-    _check_small(clip, color, static_index, static_color, flip)
-    for name, values in (("mean", mean), ("std", std)):
-        check_channels(name, values, 3)
-    arguments = color, static_index, static_color, flip, list(mean), list(std), blur_size, dtype
-    results = torch.ops.dclr.augment_clip(clip.detach(), *arguments)
-    return Augmented(*results) if still else Augmented(results[0], None, None)
-
-
-def _check_clip(clip: Tensor, still: bool, blur_size: int, dtype: torch.dtype) -> None:
-    known = clip.dtype in FLOAT_DTYPES or clip.dtype == torch.uint8
-    expect(known, "clip", clip.dtype, "uint8 or a floating dtype", TypeError)
-    right = clip.dim() == 5 and clip.shape[1] == 3 and clip.shape[2] >= 1 + still
-    expect(right, "clip", tuple(clip.shape), "(B, 3, T+1, H, W), T >= 1" if still else "(B, 3, T, H, W), T >= 1")
-    expect(3 * clip.shape[3] * clip.shape[4] < 2**31, "clip", tuple(clip.shape), "frames of fewer than 2^31 elements")
+    shape = "(B, 3, T+1, H, W), T >= 1" if still else "(B, 3, T, H, W), T >= 1"
+    check_clip(clip, flip, static_index, shape, 1 + still)
+    check_kind("color", color, torch.float32, (clip.shape[0], COLORS))
+    check_kind("static_color", static_color, torch.float32, (clip.shape[0], COLORS))
+    expect(still or static_color is None, "static_color", "a tensor", "None without static_index")
     check_count("blur_size", blur_size, 1)
     expect(blur_size % 2 == 1, "blur_size", blur_size, "an odd number of taps")
     fits = blur_size == 1 or min(clip.shape[3:]) > blur_size // 2
     expect(fits, "blur_size", blur_size, lambda: f"at most {2 * min(clip.shape[3:]) - 1}, for the frame's short side")
     expect(dtype in FLOAT_DTYPES, "dtype", dtype, "float32, bfloat16, float16 or float64", TypeError)
-
-
-def _check_small(
-    clip: Tensor, color: Tensor, index: Tensor | None, static_color: Tensor | None, flip: Tensor | None
-) -> None:
-    batch, frames = clip.shape[0], clip.shape[2] - 1
-    for name, rows in (("color", color), ("static_color", static_color)):
-        if rows is not None:
-            expect(rows.dtype == torch.float32, name, rows.dtype, "float32", TypeError)
-            expect(tuple(rows.shape) == (batch, COLORS), name, tuple(rows.shape), (batch, COLORS))
-    if flip is not None:
-        expect(flip.dtype == torch.bool, "flip", flip.dtype, "bool", TypeError)
-        expect(tuple(flip.shape) == (batch,), "flip", tuple(flip.shape), (batch,))
-    if index is None:
-        expect(static_color is None, "static_color", "a tensor", "None without static_index")
-        return
-    expect(tuple(index.shape) == (batch,), "static_index", tuple(index.shape), (batch,))
-    check_rows("static_index", index, frames)
+    for name, values in (("mean", mean), ("std", std)):
+        check_channels(name, values, 3)
+    arguments = color, static_index, static_color, flip, list(mean), list(std), blur_size, dtype
+    results = torch.ops.dclr.augment_clip(clip, *arguments)
+    return Augmented(*results) if still else Augmented(results[0], None, None)

@@ -12,47 +12,28 @@ kernels, with colours of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .._common import Config, cdiv, device_class, next_power_of_2, tl, triton
-from .reference import COLORS
-
-
-@dataclass(frozen=True)
-class AugmentTile(Config):
-    """`elements`: pixels of a tile, or of a step through a frame; of a blur, SIDE x SIDE."""
-
-    elements: int | None = None
-
+from .._common import Config, cdiv, device_row, tl, triton
+from ..clips import CLIP_STRIDES, ClipTile, dense, levels, pixel_grid
+from .reference import COLORS, augment_reference
 
 # Without `maxnreg`, the assembler for sm_100 would spill values for more programs.
-CONFIGS = {"default": {"luma": AugmentTile(4, 1024), "point": AugmentTile(4, 256), "blur": AugmentTile(8)}}
-CONFIGS["sm_100"] = CONFIGS["default"] | {"blur": AugmentTile(8, maxnreg=255)}
+CONFIGS = {"default": {"luma": ClipTile(4, 1024), "point": ClipTile(4, 256), "blur": Config(8)}}
+CONFIGS["sm_100"] = CONFIGS["default"] | {"blur": Config(8, maxnreg=255)}
 
 SIDE = 64  # of a blurred tile and its border, together
 MAX_RADIUS = (SIDE - 2) // 2  # of a blur that leaves something of the tile
 
 if triton is not None:
-    from ..pixels import load_rgb
-
-    _STRIDES = ["stride_b", "stride_c", "stride_t", "stride_h", "stride_w"]
+    from ..clips import load_rgb, pixel_offset, pixel_tile, store_rgb
 
     @triton.jit
     def _clamp(x):
         return tl.minimum(tl.maximum(x, 0.0), 1.0)
-
-    @triton.jit
-    def _store(frame_ptr, pixel, r, g, b, mask):
-        """Into a frame with channels last; padded to four, so that neighbouring threads write neighbouring elements."""
-        c = tl.arange(0, 4)[None, :]
-        dtype = frame_ptr.dtype.element_ty
-        r, g, b = r.to(dtype), g.to(dtype), b.to(dtype)
-        # In the order of memory r, g, b, and a fourth that the mask drops.
-        x = tl.reshape(tl.join(tl.join(r, b), tl.join(g, b)), (r.shape[0], 4))
-        tl.store(frame_ptr + (pixel[:, None] * 3 + c), x, mask=mask[:, None] & (c < 3))
 
     @triton.jit
     def _luma(r, g, b):
@@ -98,44 +79,42 @@ if triton is not None:
         return total / frames / size
 
     @triton.jit
-    def _offset(h, w, W, mirrored, stride_h, stride_w):
-        w = tl.where(mirrored, W - 1 - w, w)
-        return h.to(tl.int64) * stride_h + w.to(tl.int64) * stride_w
-
-    @triton.jit
     def _either(first, ptr, other_ptr):
         """`ptr` or `other_ptr`, chosen as integers: for AMD, Triton 3.6 cannot compile a choice of pointers."""
         return tl.where(first, ptr.to(tl.int64), other_ptr.to(tl.int64)).to(ptr.dtype)
 
     @triton.jit
-    def _job(b, job, T, color_ptr, static_color_ptr, index_ptr, COLORS: tl.constexpr):
-        """Colours and number of the frame that a program has: one of the clip, or its static frame at job T."""
+    def _job(T, color_ptr, static_color_ptr, index_ptr, COLORS: tl.constexpr):
+        """Of a program, how many jobs a sample has, its sample, its job, and that frame's colours and number.
+
+        A job is a frame of the clip, or its static frame at job T.
+        """
+        jobs = T + 1 if index_ptr is not None else T
+        b, job = (tl.program_id(0) // jobs).to(tl.int64), tl.program_id(0) % jobs
         row, t = color_ptr + b * COLORS, job.to(tl.int64)
         if index_ptr is not None:
             row = _either(job == T, static_color_ptr + b * COLORS, row)
             t = tl.where(job == T, tl.load(index_ptr + b).to(tl.int64), t)
-        return row, t
+        return jobs, b, job, row, t
 
-    @triton.jit(do_not_specialize=[*_STRIDES, "T", "H", "W"])
+    @triton.jit(do_not_specialize=[*CLIP_STRIDES, "T", "H", "W"])
     def luma_kernel(
         clip_ptr, stride_b, stride_c, stride_t, stride_h, stride_w, color_ptr, static_color_ptr, index_ptr, luma_ptr,
         T, H, W, SCALE: tl.constexpr, COLORS: tl.constexpr, P: tl.constexpr,
     ):  # fmt: skip
         """Sum of the luma of a frame before the contrast, 0 where the contrast is 1."""
-        jobs = T + 1 if index_ptr is not None else T
-        b, job = (tl.program_id(0) // jobs).to(tl.int64), tl.program_id(0) % jobs
-        row, t = _job(b, job, T, color_ptr, static_color_ptr, index_ptr, COLORS)
+        jobs, b, job, row, t = _job(T, color_ptr, static_color_ptr, index_ptr, COLORS)
         total = tl.zeros((P,), tl.float32)
         size = tl.where((tl.load(row + 2) != 1) & (t >= 0) & (t < T), H * W, 0)
         for start in range(0, size, P):
             p = start + tl.arange(0, P)
-            offset = _offset(p // W, p % W, W, False, stride_h, stride_w)
+            offset = pixel_offset(p // W, p % W, W, False, stride_h, stride_w)
             red, green, blue = load_rgb(clip_ptr + b * stride_b + t * stride_t, stride_c, offset, p < size, tl.float32)
             red, green, blue = _brightened(red * SCALE, green * SCALE, blue * SCALE, row)
             total += _luma(red, green, blue)
         tl.store(luma_ptr + b * jobs + job, tl.sum(total))
 
-    @triton.jit(do_not_specialize=[*_STRIDES, "T", "H", "W"])
+    @triton.jit(do_not_specialize=[*CLIP_STRIDES, "T", "H", "W"])
     def point_kernel(
         clip_ptr, stride_b, stride_c, stride_t, stride_h, stride_w, color_ptr, static_color_ptr, index_ptr, luma_ptr,
         flip_ptr, rgb_ptr, static_ptr, difference_ptr, T, H, W,
@@ -145,12 +124,9 @@ if triton is not None:
         STATIC: tl.constexpr = index_ptr is not None
         jobs = T + 1 if STATIC else T
         size = H * W
-        tiles = tl.cdiv(size, P)
-        b = (tl.program_id(0) // tiles).to(tl.int64)
-        p = tl.program_id(0) % tiles * P + tl.arange(0, P)
-        mask = p < size
+        b, p, mask = pixel_tile(size, P)
         mirrored = tl.load(flip_ptr + b) if flip_ptr is not None else False
-        offset = _offset(p // W, p % W, W, mirrored, stride_h, stride_w)
+        offset = pixel_offset(p // W, p % W, W, mirrored, stride_h, stride_w)
         clip_ptr += b * stride_b
         row = color_ptr + b * COLORS
         blurred = tl.load(row + 5) > 0 if BLUR else False
@@ -164,11 +140,11 @@ if triton is not None:
             frame = (b * T + t) * size * 3
             if STATIC:  # scaled after the subtraction: equal frames differ by exactly 0
                 d_r, d_g, d_b = SCALE * factor_r, SCALE * factor_g, SCALE * factor_b
-                _store(difference_ptr + frame, p, (r1 - r) * d_r, (g1 - g) * d_g, (c1 - c) * d_b, mask)
+                store_rgb(difference_ptr + frame, p, (r1 - r) * d_r, (g1 - g) * d_g, (c1 - c) * d_b, mask)
             if not blurred:
                 x, y, z = _colored(r * SCALE, g * SCALE, c * SCALE, row, center)
                 x, y, z = (x - mean_r) * factor_r, (y - mean_g) * factor_g, (z - mean_b) * factor_b
-                _store(rgb_ptr + frame, p, x, y, z, mask)
+                store_rgb(rgb_ptr + frame, p, x, y, z, mask)
             r, g, c = r1, g1, c1
         if STATIC:
             row, t = static_color_ptr + b * COLORS, tl.load(index_ptr + b).to(tl.int64)
@@ -179,7 +155,7 @@ if triton is not None:
                 center = _center(luma_ptr + b * jobs + T, 1, size)
                 x, y, z = _colored(r * SCALE, g * SCALE, c * SCALE, row, center)
                 x, y, z = (x - mean_r) * factor_r, (y - mean_g) * factor_g, (z - mean_b) * factor_b
-                _store(static_ptr + b * size * 3, p, x, y, z, mask)
+                store_rgb(static_ptr + b * size * 3, p, x, y, z, mask)
 
     @triton.jit
     def _gauss(k, sigma, radius):
@@ -199,16 +175,14 @@ if triton is not None:
     def _blurred(x, down, across):
         return tl.dot(tl.dot(down, x).to(tl.float16), across)
 
-    @triton.jit(do_not_specialize=[*_STRIDES, "T", "H", "W", "tile_h", "tile_w", "radius"])
+    @triton.jit(do_not_specialize=[*CLIP_STRIDES, "T", "H", "W", "tile_h", "tile_w", "radius"])
     def blur_kernel(
         clip_ptr, stride_b, stride_c, stride_t, stride_h, stride_w, color_ptr, static_color_ptr, index_ptr, luma_ptr,
         flip_ptr, rgb_ptr, static_ptr, T, H, W, tile_h, tile_w, radius,
         mean_r, mean_g, mean_b, factor_r, factor_g, factor_b,
         SCALE: tl.constexpr, COLORS: tl.constexpr, SIDE: tl.constexpr,
     ):  # fmt: skip
-        jobs = T + 1 if index_ptr is not None else T
-        b, job = (tl.program_id(0) // jobs).to(tl.int64), tl.program_id(0) % jobs
-        row, t = _job(b, job, T, color_ptr, static_color_ptr, index_ptr, COLORS)
+        jobs, b, job, row, t = _job(T, color_ptr, static_color_ptr, index_ptr, COLORS)
         sigma = tl.load(row + 5)
         if sigma > 0:
             out_ptr = rgb_ptr + (b * T + job) * (H * W * 3)
@@ -227,7 +201,7 @@ if triton is not None:
             inside_h = h < tl.minimum(top + tile_h + radius, known)
             inside_w = w < tl.minimum(left + tile_w + radius, W)
             mirrored = tl.load(flip_ptr + b) if flip_ptr is not None else False
-            offset = _offset(h[:, None], w[None, :], W, mirrored, stride_h, stride_w)
+            offset = pixel_offset(h[:, None], w[None, :], W, mirrored, stride_h, stride_w)
             frame_ptr = clip_ptr + b * stride_b + t * stride_t
             r, g, c = load_rgb(frame_ptr, stride_c, offset, inside_h[:, None] & inside_w[None, :], tl.float32)
             r, g, c = _colored(r * SCALE, g * SCALE, c * SCALE, row, center)
@@ -244,7 +218,7 @@ if triton is not None:
             pixel = i[:, None] * W + j[None, :]
             N: tl.constexpr = SIDE * SIDE
             r, g, c = tl.reshape(r, (N,)), tl.reshape(g, (N,)), tl.reshape(c, (N,))
-            _store(out_ptr, tl.reshape(pixel, (N,)), r, g, c, tl.reshape(mask, (N,)))
+            store_rgb(out_ptr, tl.reshape(pixel, (N,)), r, g, c, tl.reshape(mask, (N,)))
 
 
 def tile_size(length: int, radius: int) -> int:
@@ -255,34 +229,37 @@ def tile_size(length: int, radius: int) -> int:
     return -(-length // tiles)
 
 
-def launch(
+def launch_augment(
     clip: Tensor, color: Tensor, index: Tensor | None, static_color: Tensor | None, flip: Tensor | None,
-    mean: list[float], std: list[float], blur_size: int, rgb: Tensor, static: Tensor | None, difference: Tensor | None,
+    mean: Sequence[float], std: Sequence[float], blur_size: int, dtype: torch.dtype,
+    rgb: Tensor, static: Tensor | None = None, difference: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Fill `rgb` and, with `index`, `static` and `difference`, all channels_last_3d; what is small is contiguous."""
+    """Fill `rgb` and, with `index`, `static` and `difference`, all channels_last_3d."""
+    if blur_size // 2 > MAX_RADIUS:
+        with torch.no_grad():
+            values = augment_reference(clip, color, index, static_color, flip, mean, std, blur_size)
+        for result, value in zip((rgb, static, difference), values):
+            result.copy_(value)
+        return
     batch, _, frames, height, width = rgb.shape
     jobs = frames + (index is not None)
-    configs = CONFIGS.get(device_class(clip.device), CONFIGS["default"])
+    color, static_color, index, flip = dense(color, static_color, index, flip)
     luma = torch.empty(batch, jobs, dtype=torch.float32, device=clip.device)
     source = clip, *clip.stride(), color, static_color, index, luma
-    constants = {"SCALE": 1 / 255 if clip.dtype == torch.uint8 else 1.0, "COLORS": COLORS}
+    constants = {"SCALE": 1 / levels(clip), "COLORS": COLORS}
     normal = *mean, *(1 / value for value in std)
-
-    def sizes(name: str) -> dict[str, int]:
-        return {"P": min(configs[name].elements, next_power_of_2(height * width)), **configs[name].options()}
-
-    with torch.cuda.device_of(clip):
-        luma_kernel[(batch * jobs,)](*source, frames, height, width, **constants, **sizes("luma"))
-        point = sizes("point")
-        point_kernel[(batch * cdiv(height * width, point["P"]),)](
-            *source, flip, rgb, static, difference, frames, height, width, *normal, BLUR=blur_size > 1,
-            **constants, **point,
+    _, sizes = pixel_grid(CONFIGS, "luma", clip.device, batch, height * width)
+    luma_kernel[(batch * jobs,)](*source, frames, height, width, **constants, **sizes)
+    grid, sizes = pixel_grid(CONFIGS, "point", clip.device, batch, height * width)
+    point_kernel[grid](
+        *source, flip, rgb, static, difference, frames, height, width, *normal, BLUR=blur_size > 1,
+        **constants, **sizes,
+    )  # fmt: skip
+    if blur_size > 1:
+        radius = blur_size // 2
+        tile = tile_size(height, radius), tile_size(width, radius)
+        grid = batch * jobs, cdiv(height, tile[0]) * cdiv(width, tile[1])
+        blur_kernel[grid](
+            *source, flip, rgb, static, frames, height, width, *tile, radius, *normal, SIDE=SIDE,
+            **constants, **device_row(CONFIGS, clip.device)["blur"].options(),
         )  # fmt: skip
-        if blur_size > 1:
-            radius = blur_size // 2
-            tile = tile_size(height, radius), tile_size(width, radius)
-            grid = batch * jobs, cdiv(height, tile[0]) * cdiv(width, tile[1])
-            blur_kernel[grid](
-                *source, flip, rgb, static, frames, height, width, *tile, radius, *normal, SIDE=SIDE,
-                **constants, **configs["blur"].options(),
-            )  # fmt: skip

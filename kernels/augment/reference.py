@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._common import wide_dtype
+from ..clips import unit_clip
 
 COLORS = 6  # values of a clip in the table of colours
 LUMA = (0.299, 0.587, 0.114)
@@ -24,14 +24,11 @@ LUMA = (0.299, 0.587, 0.114)
 
 def augment_reference(
     clip_bcthw: Tensor, color: Tensor, static_index: Tensor | None, static_color: Tensor | None, flip: Tensor | None,
-    mean: Sequence[float], std: Sequence[float], blur_size: int,
+    mean: Sequence[float], std: Sequence[float], blur_size: int, dtype: torch.dtype | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Plain PyTorch form of `augment_clip`; float32, or float64 for a float64 clip."""
-    raw = clip_bcthw.to(wide_dtype(clip_bcthw))
-    raw = raw / 255 if clip_bcthw.dtype == torch.uint8 else raw
+    raw = unit_clip(clip_bcthw, flip)
     mean, std = (torch.tensor(values, dtype=raw.dtype, device=raw.device).view(3, 1, 1, 1) for values in (mean, std))
-    if flip is not None:
-        raw = torch.where(flip.view(-1, 1, 1, 1, 1), raw.flip(-1), raw)
     if static_index is None:
         return [(recolored(raw, color, blur_size) - mean) / std]
     still = raw[torch.arange(len(raw), device=raw.device), :, static_index.long(), None]

@@ -9,29 +9,26 @@ where its layout allows (RUN), turned round in registers where the sample is mir
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .._common import Config, cdiv, device_class, next_power_of_2, tl, triton
+from .._common import cdiv, device_row, next_power_of_2, strided, tl, triton
+from ..clips import CLIP_STRIDES, ClipTile, dense, levels
 
-
-@dataclass(frozen=True)
-class DecoupleTile(Config):
-    """`elements` of a tile, channels padded to a power of two: 8 a thread, which is a run of 16-bit results."""
-
-    elements: int
-
-
+# Elements of a tile, channels padded to a power of two: 8 a thread, which is a run of 16-bit results.
 # Without `maxnreg`, the assembler for sm_100 would spill a value for more programs.
 CONFIGS = {
-    "default": {"walk": DecoupleTile(4, 1024)},
-    "sm_100": {"walk": DecoupleTile(4, 1024, maxnreg=255)},
-    "gfx942": {"walk": DecoupleTile(4, 2048)},
+    "default": {"walk": ClipTile(4, 1024)},
+    "sm_100": {"walk": ClipTile(4, 1024, maxnreg=255)},
+    "gfx942": {"walk": ClipTile(4, 2048)},
 }
 
+_GRADIENT_STRIDES = [f"{name}_{stride}" for name in ("rgb", "static", "difference") for stride in CLIP_STRIDES]
+
 if triton is not None:
+    from ..clips import pixel_offset
 
     @triton.jit
     def _tile(C, H, W, LAST: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, RUNS: tl.constexpr):
@@ -48,14 +45,12 @@ if triton is not None:
             return b, c, run, (c < C) & (place < length), length.to(tl.int64)
 
     @triton.jit
-    def _source(
-        b, c, run, mirrored, C, W, stride_b, stride_c, stride_h, stride_w,
-        LAST: tl.constexpr, V: tl.constexpr, RUN: tl.constexpr,
-    ):  # fmt: skip
+    def _source(b, c, run, mirrored, C, W, strides, LAST: tl.constexpr, V: tl.constexpr, RUN: tl.constexpr):
         """Offsets (ROWS, RUNS, V) at which a frame of a sample is read.
 
         In runs, the strides and W are multiples of V, which the compiler only knows when it is written so.
         """
+        stride_b, stride_c, stride_h, stride_w = strides
         lane = tl.arange(0, V)[None, None, :]
         if RUN and LAST:
             return b * (stride_b // V * V) + run * V + lane
@@ -66,10 +61,8 @@ if triton is not None:
             return b * (stride_b // V * V) + row + w * V + lane
         else:
             p = (run * V + lane) // C if LAST else run * V + lane
-            h, w = p // W, p % W
-            w = tl.where(mirrored, W - 1 - w, w)
-            row = c.to(tl.int64) * stride_c + h.to(tl.int64) * stride_h
-            return b * stride_b + row + w.to(tl.int64) * stride_w
+            pixel = pixel_offset(p // W, p % W, W, mirrored, stride_h, stride_w)
+            return b * stride_b + c.to(tl.int64) * stride_c + pixel
 
     @triton.jit
     def _load_frame(
@@ -95,7 +88,7 @@ if triton is not None:
                 value = tl.load(ptr + c, mask=c < C, other=default)
         return value
 
-    @triton.jit(do_not_specialize=["stride_b", "stride_c", "stride_t", "stride_h", "stride_w", "C", "T", "H", "W"])
+    @triton.jit(do_not_specialize=[*CLIP_STRIDES, "C", "T", "H", "W"])
     def decouple_kernel(
         clip_ptr, stride_b, stride_c, stride_t, stride_h, stride_w, index_ptr, flip_ptr, mean_ptr, std_ptr,
         rgb_ptr, static_ptr, difference_ptr, C, T, H, W, SCALE: tl.constexpr, RUN: tl.constexpr,
@@ -106,7 +99,7 @@ if triton is not None:
         mirrored = tl.load(flip_ptr + b) if FLIP else False
         still_t = tl.load(index_ptr + b)
         mean, factor = _per_channel(mean_ptr, c, C, 0.0, LAST), 1.0 / _per_channel(std_ptr, c, C, 1.0, LAST)
-        source = _source(b, c, run, mirrored, C, W, stride_b, stride_c, stride_h, stride_w, LAST, V, RUN)
+        source = _source(b, c, run, mirrored, C, W, (stride_b, stride_c, stride_h, stride_w), LAST, V, RUN)
         out = (b if LAST else b * C + c) * T * length + run * V + tl.arange(0, V)[None, None, :]
         dtype = rgb_ptr.dtype.element_ty
         still = tl.zeros(mask.shape, dtype)
@@ -123,14 +116,7 @@ if triton is not None:
         for t in range(T):
             tl.store(static_ptr + t * length + out, still, mask=mask)
 
-    @triton.jit(
-        do_not_specialize=[
-            "rgb_stride_b", "rgb_stride_c", "rgb_stride_t", "rgb_stride_h", "rgb_stride_w",
-            "static_stride_b", "static_stride_c", "static_stride_t", "static_stride_h", "static_stride_w",
-            "difference_stride_b", "difference_stride_c", "difference_stride_t", "difference_stride_h",
-            "difference_stride_w", "C", "T", "H", "W",
-        ]
-    )  # fmt: skip
+    @triton.jit(do_not_specialize=[*_GRADIENT_STRIDES, "C", "T", "H", "W"])
     def decouple_backward_kernel(
         rgb_ptr, rgb_stride_b, rgb_stride_c, rgb_stride_t, rgb_stride_h, rgb_stride_w,
         static_ptr, static_stride_b, static_stride_c, static_stride_t, static_stride_h, static_stride_w,
@@ -146,15 +132,16 @@ if triton is not None:
         still_t = tl.load(index_ptr + b)
         factor = 1.0 / _per_channel(std_ptr, c, C, 1.0, LAST)
         rgb_source = _source(
-            b, c, run, mirrored, C, W, rgb_stride_b, rgb_stride_c, rgb_stride_h, rgb_stride_w, LAST, V, RGB_RUN
+            b, c, run, mirrored, C, W, (rgb_stride_b, rgb_stride_c, rgb_stride_h, rgb_stride_w), LAST, V, RGB_RUN
         )
         static_source = _source(
-            b, c, run, mirrored, C, W, static_stride_b, static_stride_c, static_stride_h, static_stride_w,
+            b, c, run, mirrored, C, W, (static_stride_b, static_stride_c, static_stride_h, static_stride_w),
             LAST, V, STATIC_RUN,
         )  # fmt: skip
         difference_source = _source(
-            b, c, run, mirrored, C, W, difference_stride_b, difference_stride_c, difference_stride_h,
-            difference_stride_w, LAST, V, DIFFERENCE_RUN,
+            b, c, run, mirrored, C, W,
+            (difference_stride_b, difference_stride_c, difference_stride_h, difference_stride_w),
+            LAST, V, DIFFERENCE_RUN,
         )  # fmt: skip
         out = (b if LAST else b * C + c) * (T + 1) * length + run * V + tl.arange(0, V)[None, None, :]
         still = tl.zeros(mask.shape, tl.float32)
@@ -196,52 +183,40 @@ def reads_runs(frames_bcthw: Tensor, size: tuple[int, int], sizes: dict[str, int
     return w == 1 and not any(s % sizes["V"] for s in (size[1], *(stride for n, stride in outer if n > 1)))
 
 
-def frame_tile(out_bcthw: Tensor, last: bool) -> dict[str, int]:
-    """Constants of a launch that writes `out_bcthw`: order, elements of a run, sizes of a tile, warps."""
-    _, channels, _, height, width = out_bcthw.shape
-    config = CONFIGS.get(device_class(out_bcthw.device), CONFIGS["default"])["walk"]
+def frame_grid(out_bcthw: Tensor, last: bool) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid and constants of a launch that writes `out_bcthw`: order, elements of a run, sizes of a tile, warps."""
+    batch, channels, _, height, width = out_bcthw.shape
+    config = device_row(CONFIGS, out_bcthw.device)["walk"]
     rows = 1 if last else min(4, next_power_of_2(channels))
     length = height * width * (channels if last else 1)
     run = math.gcd(16 // out_bcthw.element_size(), length)
-    block = min(config.elements // rows, next_power_of_2(length))
-    return {"LAST": last, "V": run, "ROWS": rows, "RUNS": max(1, block // run), **config.options()}
-
-
-def _program_grid(out_bcthw: Tensor, sizes: dict[str, int]) -> tuple[int, int]:
-    batch, channels, _, height, width = out_bcthw.shape
-    block = sizes["RUNS"] * sizes["V"]
-    if sizes["LAST"]:
-        return batch * cdiv(height * width * channels, block), 1
-    return batch * cdiv(height * width, block), cdiv(channels, sizes["ROWS"])
+    runs = max(1, min(config.elements // rows, next_power_of_2(length)) // run)
+    grid = batch * cdiv(length, runs * run), 1 if last else cdiv(channels, rows)
+    return grid, {"LAST": last, "V": run, "ROWS": rows, "RUNS": runs, **config.options()}
 
 
 def launch_forward(
-    clip: Tensor, index: Tensor, flip: Tensor | None, mean: Tensor | None, std: Tensor | None,
-    outs: tuple[Tensor, ...], last: bool,
+    clip: Tensor, index: Tensor, flip: Tensor | None, mean: Tensor | None, std: Tensor | None, dtype: torch.dtype,
+    last: bool, *outs: Tensor,
 ) -> None:  # fmt: skip
-    """Fill `outs`, dense in the order that `last` says; the arguments but `clip` are contiguous."""
+    """Fill `outs`, dense in the order that `last` says."""
     _, channels, frames, _, _ = outs[0].shape
-    sizes, size = frame_tile(outs[0], last), _frame_size([clip], flip)
-    with torch.cuda.device_of(clip):
-        decouple_kernel[_program_grid(outs[0], sizes)](
-            clip, *clip.stride(), index, flip, mean, std, *outs, channels, frames, *size,
-            SCALE=1 / 255 if clip.dtype == torch.uint8 else 1.0, RUN=reads_runs(clip, size, sizes, flip), **sizes,
-        )  # fmt: skip
+    (grid, sizes), size = frame_grid(outs[0], last), _frame_size([clip], flip)
+    decouple_kernel[grid](
+        clip, *clip.stride(), *dense(index, flip, mean, std), *outs, channels, frames, *size,
+        SCALE=1 / levels(clip), RUN=reads_runs(clip, size, sizes, flip), **sizes,
+    )  # fmt: skip
 
 
 def launch_backward(
-    grads: tuple[Tensor | None, ...], index: Tensor, flip: Tensor | None, std: Tensor | None, out: Tensor, last: bool
-) -> None:
+    rgb: Tensor | None, static: Tensor | None, difference: Tensor | None, index: Tensor, flip: Tensor | None,
+    std: Tensor | None, shape: Sequence[int], dtype: torch.dtype, last: bool, out: Tensor,
+) -> None:  # fmt: skip
     """Fill `out` (B, C, T+1, H, W), dense in the order that `last` says, from gradients with any strides."""
-    _, channels, frames, _, _ = out.shape
-    given = [grad for grad in grads if grad is not None]
-    sizes, size = frame_tile(out, last), _frame_size([out[:, :, 1:], *given], flip)
-    strided = [value for grad in grads for value in (grad, *((0,) * 5 if grad is None else grad.stride()))]
-    runs = {
-        f"{name}_RUN": grad is not None and reads_runs(grad, size, sizes, flip)
-        for name, grad in zip(("RGB", "STATIC", "DIFFERENCE"), grads)
-    }
-    with torch.cuda.device_of(out):
-        decouple_backward_kernel[_program_grid(out, sizes)](
-            *strided, index, flip, std, out, channels, frames - 1, *size, **runs, **sizes
-        )
+    grads = {"RGB": rgb, "STATIC": static, "DIFFERENCE": difference}
+    given = [grad for grad in grads.values() if grad is not None]
+    (grid, sizes), size = frame_grid(out, last), _frame_size([out[:, :, 1:], *given], flip)
+    runs = {f"{name}_RUN": grad is not None and reads_runs(grad, size, sizes, flip) for name, grad in grads.items()}
+    decouple_backward_kernel[grid](
+        *strided(*grads.values(), rank=5), *dense(index, flip, std), out, shape[1], shape[2] - 1, *size, **runs, **sizes
+    )

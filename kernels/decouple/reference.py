@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._common import wide_dtype
+from ..clips import mirrored, unit_clip
 
 
 class Decoupled(NamedTuple):
@@ -27,22 +27,24 @@ class Decoupled(NamedTuple):
 
 
 def decouple_reference(
-    clip_bcthw: Tensor, static_index: Tensor, flip: Tensor | None, mean: Tensor, std: Tensor, dtype: torch.dtype
+    clip_bcthw: Tensor,
+    static_index: Tensor,
+    flip: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+    dtype: torch.dtype,
 ) -> Decoupled:
     """Plain PyTorch form of `decouple`; arithmetic in float32, or float64 for a float64 clip."""
-    wide = wide_dtype(clip_bcthw)
-    raw = clip_bcthw.to(wide) / 255 if clip_bcthw.dtype == torch.uint8 else clip_bcthw.to(wide)
-    if flip is not None:
-        raw = torch.where(flip.view(-1, 1, 1, 1, 1), raw.flip(-1), raw)
-    std = std.view(-1, 1, 1, 1)
-    rgb = ((raw[:, :, :-1] - mean.view(-1, 1, 1, 1)) / std).to(dtype)
+    raw = unit_clip(clip_bcthw, flip)
+    mean, std = 0 if mean is None else mean.view(-1, 1, 1, 1), 1 if std is None else std.view(-1, 1, 1, 1)
+    rgb = ((raw[:, :, :-1] - mean) / std).to(dtype)
     difference = ((raw[:, :, 1:] - raw[:, :, :-1]) / std).to(dtype)
     still = rgb[torch.arange(rgb.shape[0], device=rgb.device), :, static_index.long()]
     return Decoupled(rgb, still[:, :, None].expand_as(rgb), difference)
 
 
 def decouple_backward_reference(
-    grads: Sequence[Tensor | None], static_index: Tensor, flip: Tensor | None, std: Tensor, to_clip: Tensor
+    grads: Sequence[Tensor | None], static_index: Tensor, flip: Tensor | None, std: Tensor | None, to_clip: Tensor
 ) -> Tensor:
     """Gradient of the clip from those of rgb, static and difference, added to zeros `to_clip` (B, C, T+1, H, W)."""
     rgb, static, difference = grads
@@ -54,5 +56,4 @@ def decouple_backward_reference(
     if difference is not None:
         to_clip[:, :, 1:] += difference
         to_clip[:, :, :-1] -= difference
-    to_clip = to_clip / std.view(-1, 1, 1, 1)
-    return to_clip if flip is None else torch.where(flip.view(-1, 1, 1, 1, 1), to_clip.flip(-1), to_clip)
+    return mirrored(to_clip if std is None else to_clip / std.view(-1, 1, 1, 1), flip)

@@ -9,53 +9,40 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._common import check_float, check_tensors, define_op, expect, first_derivative, runs_triton, wide_dtype
-from ..activation import activation_map_reference, check_feature_maps, map_alignment_slope
+from .._common import check_float, check_tensors, expect, register_op, wide_dtype
+from ..activation import activation_map_reference, check_feature_maps, keep_last, map_alignment_slope
 from ..feature_maps import empty_gradient
-from .decoupled import head_backward, head_forward
-from .reference import (
-    DecoupledPool,
-    decoupled_pool_reference,
-    pool_by_maps,
-    pool_weights_reference,
-    weighted_pool_reference,
-)
+from .decoupled import launch_head, launch_head_backward
+from .reference import DecoupledPool, pool_by_maps, pool_weights_reference, weighted_pool_reference
 from .weighted import launch_pool, launch_pool_backward
-
-__all__ = ["DecoupledPool", "decoupled_pool", "decoupled_pool_reference", "weighted_pool", "weighted_pool_reference"]
-
-_library = torch.library.Library("dclr", "FRAGMENT")
-
 
 # Ops
 
 
-def _pool_forward(features: Tensor, activation: Tensor) -> Tensor:
-    if not (runs_triton(features) and runs_triton(activation)):
-        return weighted_pool_reference(features, activation)
-    pooled = features.new_empty(features.shape[:2], dtype=torch.float32)
-    if len(features):
-        launch_pool(features, activation, pooled)
-    return pooled
+def _empty_pool(features: Tensor, *weights: Tensor) -> Tensor:
+    return features.new_empty(features.shape[:2], dtype=wide_dtype(features, *weights))
 
 
-def _pool_backward(grad: Tensor, features: Tensor, activation: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
-    results = empty_gradient(features), torch.empty_like(activation, memory_format=torch.contiguous_format)
-    if runs_triton(features) and runs_triton(activation):
-        if len(features):
-            launch_pool_backward(grad, features, activation, pooled, *results)
-        return results
+def _empty_pool_gradients(grad: Tensor, features: Tensor, activation: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    return empty_gradient(features), torch.empty_like(activation, memory_format=torch.contiguous_format)
+
+
+def _pool_gradients(grad: Tensor, features: Tensor, activation: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
     wide = activation.to(pooled.dtype)
     total = wide.sum((1, 2, 3), keepdim=True)
     by_position = (_over_positions(grad) * (features.to(pooled.dtype) - _over_positions(pooled))).sum(1)
-    results[1].copy_(torch.where(total == 0, 0, by_position / total))
-    results[0].copy_(_over_positions(grad) * pool_weights_reference(wide).unsqueeze(1))
-    return results
+    to_features = _over_positions(grad) * pool_weights_reference(wide).unsqueeze(1)
+    return to_features, torch.where(total == 0, 0, by_position / total)
 
 
-def _head_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, ...]:
-    if runs_triton(rgb):
-        return head_forward(rgb, static, difference)
+def _empty_head(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, ...]:
+    """The fields of `DecoupledPool`, then (B, 3, T, H, W): both weight maps and the slope of the alignment."""
+    pools = [_empty_pool(rgb) for _ in range(5)]
+    batch, _, *positions = rgb.shape
+    return *pools, pools[0].new_empty(batch), pools[0].new_empty((batch, 3, *positions))
+
+
+def _head(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, ...]:
     maps = [activation_map_reference(features) for features in (rgb, static, difference)]
     rgb_map, static_map, difference_map = maps
     slope = map_alignment_slope(rgb_map, static_map + difference_map)
@@ -63,10 +50,8 @@ def _head_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tens
     return *pool_by_maps(rgb, static, difference, *maps), saved
 
 
-def _head_backward(rgb: Tensor, saved: Tensor, *grads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """`grads` are those of `DecoupledPool`'s fields, None for zero; `saved` is what `_head_forward` returns last."""
-    if runs_triton(rgb):
-        return head_backward(rgb, saved, *grads)
+def _head_gradients(rgb: Tensor, saved: Tensor, *grads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """`grads` are those of `DecoupledPool`'s fields, None for zero; `saved` is the last of `_empty_head`."""
     grad = DecoupledPool(*(saved.new_zeros(()) if grad is None else _over_positions(grad) for grad in grads))
     static_weights, difference_weights, slope = saved.unsqueeze(2).unbind(1)
     uniform = 1 / rgb.shape[2:].numel()
@@ -74,7 +59,7 @@ def _head_backward(rgb: Tensor, saved: Tensor, *grads: Tensor | None) -> tuple[T
     if grad.alignment.dim():
         to_rgb = to_rgb + grad.alignment * slope * rgb.sign()
     to_maps = to_rgb, grad.static * uniform, grad.difference * uniform
-    return tuple(empty_gradient(rgb).copy_(value) for value in to_maps)
+    return tuple(value.expand_as(rgb) for value in to_maps)
 
 
 def _over_positions(tensor: Tensor) -> Tensor:
@@ -82,82 +67,37 @@ def _over_positions(tensor: Tensor) -> Tensor:
     return tensor.view(*tensor.shape, *[1] * (5 - tensor.dim()))
 
 
-define_op(_library, "weighted_pool(Tensor features, Tensor activation) -> Tensor", _pool_forward)
-define_op(
-    _library,
-    "weighted_pool_backward(Tensor grad, Tensor features, Tensor activation, Tensor pooled) -> (Tensor, Tensor)",
-    _pool_backward,
+register_op(
+    "weighted_pool(Tensor features, Tensor activation) -> Tensor",
+    _empty_pool,
+    weighted_pool_reference,
+    launch_pool,
+    lambda ctx, arguments, pooled: ctx.save_for_backward(*arguments, pooled),
+    lambda ctx, grad: torch.ops.dclr.weighted_pool_backward(grad, *ctx.saved_tensors),
 )
-define_op(
-    _library,
+register_op(
+    "weighted_pool_backward(Tensor grad, Tensor features, Tensor activation, Tensor pooled) -> (Tensor, Tensor)",
+    _empty_pool_gradients,
+    _pool_gradients,
+    launch_pool_backward,
+)
+register_op(
     "decoupled_pool(Tensor rgb, Tensor static, Tensor difference) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _head_forward,
+    _empty_head,
+    _head,
+    launch_head,
+    keep_last,
+    lambda ctx, *grads: torch.ops.dclr.decoupled_pool_backward(*ctx.saved_tensors, *grads[:-1]),
 )
-define_op(
-    _library,
+register_op(
     "decoupled_pool_backward(Tensor rgb, Tensor saved, Tensor? grad_rgb, Tensor? grad_rgb_static, "
     "Tensor? grad_rgb_difference, Tensor? grad_static, Tensor? grad_difference, "
     "Tensor? grad_alignment) -> (Tensor, Tensor, Tensor)",
-    _head_backward,
+    lambda rgb, saved, *grads: tuple(empty_gradient(rgb) for _ in range(3)),
+    _head_gradients,
+    launch_head_backward,
 )
-
-
-@torch.library.register_fake("dclr::weighted_pool", lib=_library)
-def _(features, activation):
-    return features.new_empty(features.shape[:2], dtype=wide_dtype(features, activation))
-
-
-@torch.library.register_fake("dclr::weighted_pool_backward", lib=_library)
-def _(grad, features, activation, pooled):
-    return empty_gradient(features), torch.empty_like(activation, memory_format=torch.contiguous_format)
-
-
-@torch.library.register_fake("dclr::decoupled_pool", lib=_library)
-def _(rgb, static, difference):
-    wide = wide_dtype(rgb)
-    pools = [rgb.new_empty(rgb.shape[:2], dtype=wide) for _ in range(5)]
-    batch, _, *positions = rgb.shape
-    return *pools, rgb.new_empty(batch, dtype=wide), rgb.new_empty((batch, 3, *positions), dtype=wide)
-
-
-@torch.library.register_fake("dclr::decoupled_pool_backward", lib=_library)
-def _(rgb, saved, *grads):
-    return tuple(empty_gradient(rgb) for _ in range(3))
-
-
-class _WeightedPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, features, activation):
-        with torch._C._AutoDispatchBelowAutograd():
-            pooled = torch.ops.dclr.weighted_pool(features, activation)
-        ctx.save_for_backward(features, activation, pooled)
-        return pooled
-
-    @staticmethod
-    @first_derivative
-    def backward(ctx, grad):
-        return torch.ops.dclr.weighted_pool_backward(grad, *ctx.saved_tensors)
-
-
-class _DecoupledPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, rgb, static, difference):
-        with torch._C._AutoDispatchBelowAutograd():
-            *results, saved = torch.ops.dclr.decoupled_pool(rgb, static, difference)
-        ctx.save_for_backward(rgb, saved)
-        ctx.mark_non_differentiable(saved)
-        ctx.set_materialize_grads(False)
-        return *results, saved
-
-    @staticmethod
-    @first_derivative
-    def backward(ctx, *grads):
-        return torch.ops.dclr.decoupled_pool_backward(*ctx.saved_tensors, *grads[:-1])
-
-
-_library.impl("weighted_pool", _WeightedPool.apply, "Autograd")
-_library.impl("decoupled_pool", _DecoupledPool.apply, "Autograd")
 
 
 # Public functions

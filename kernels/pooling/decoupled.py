@@ -17,12 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._common import INTERPRET, cdiv, device_class, next_power_of_2, tl, triton
-from ..feature_maps import FeatureMapTile, empty_gradient, map_tile, vector_sizes
-
-if triton is not None:
-    from ..activation import align_maps, launch_align, load_map
-    from ..feature_maps import load_pool, pool_weight, sign, tile_mask, tile_offset, tile_positions
+from .._common import INTERPRET, cdiv, device_row, next_power_of_2, strided, tl, triton
+from ..activation import launch_align
+from ..feature_maps import FeatureMapTile, launch_over_maps, vector_sizes
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,9 @@ CONFIGS = {
 PIECES = {torch.bfloat16: 3, torch.float16: 2, torch.float32: 0}
 
 if triton is not None:
+    from ..activation import align_maps, load_map
+    from ..feature_maps import load_pool, pool_weight, sign, tile_mask, tile_offset, tile_positions
+
     MOST = tl.constexpr(16384)
 
     @triton.jit
@@ -78,49 +78,6 @@ if triton is not None:
         return first, second, (rest - second.to(tl.float32)).to(dtype)
 
     @triton.jit
-    def _read_products(
-        x_ptr, b, p, strides, weights, outs, c_begin, c_end, C, P,
-        PIECES: tl.constexpr, POOLS: tl.constexpr, LAST: tl.constexpr, VEC: tl.constexpr,
-        BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STAGES: tl.constexpr,
-    ):  # fmt: skip
-        """`_read` for features of 16 bits."""
-        pieces = _weight_pieces(p, weights[0], weights[1], P, x_ptr.dtype.element_ty)
-        column = tl.arange(0, 16)[None, :]
-        unit = tl.where(column == 0, 1.0 / P, 1.0 / tl.minimum(P, MOST))
-        total = tl.zeros((BLOCK_P, BLOCK_C) if LAST else (BLOCK_C, BLOCK_P), tl.float32)
-        for first in tl.range(c_begin, c_end, BLOCK_C, num_stages=STAGES):
-            c = first + tl.arange(0, BLOCK_C)
-            x = _load_tile(x_ptr, b, c, p, strides[0], strides[1], strides[2], C, P, LAST, VEC)
-            pools = tl.zeros((BLOCK_C, 16), tl.float32)
-            for i in tl.static_range(PIECES):
-                pools = tl.dot(tl.trans(x) if LAST else x, pieces[i], pools)
-            pools *= unit
-            total += tl.abs(x.to(tl.float32))
-            place = c[:, None] + tl.zeros((1, 16), tl.int32)
-            for i in tl.static_range(POOLS):
-                tl.store(outs[i] + place, pools, mask=(c < C)[:, None] & (column == i))
-        return tl.sum(total, 1 if LAST else 0)
-
-    @triton.jit
-    def _read_sums(
-        x_ptr, b, p, strides, weights, outs, c_begin, c_end, C, P,
-        POOLS: tl.constexpr, LAST: tl.constexpr, VEC: tl.constexpr,
-        BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, STAGES: tl.constexpr,
-    ):  # fmt: skip
-        """`_read` for features of 32 bits, and in the interpreter, which has no bfloat16."""
-        AXIS: tl.constexpr = 0 if LAST else 1  # of the positions
-        total = tl.zeros((BLOCK_P, BLOCK_C) if LAST else (BLOCK_C, BLOCK_P), tl.float32)
-        for first in tl.range(c_begin, c_end, BLOCK_C, num_stages=STAGES):
-            c = first + tl.arange(0, BLOCK_C)
-            x = _load_tile(x_ptr, b, c, p, strides[0], strides[1], strides[2], C, P, LAST, VEC).to(tl.float32)
-            total += tl.abs(x)
-            tl.store(outs[0] + c, tl.sum(x, AXIS) / P, mask=c < C)
-            for i in tl.static_range(1, POOLS):
-                pool = tl.sum(x * tl.expand_dims(weights[i - 1], 1 - AXIS), AXIS)
-                tl.store(outs[i] + c, pool, mask=c < C)
-        return tl.sum(total, 1 - AXIS)
-
-    @triton.jit
     def _read(
         x_ptr, b, p, strides, weights, outs, c_begin, c_end, C, P,
         PIECES: tl.constexpr, POOLS: tl.constexpr, LAST: tl.constexpr, VEC: tl.constexpr,
@@ -128,17 +85,35 @@ if triton is not None:
     ):  # fmt: skip
         """The activation map at `p` of the channels from `c_begin` to `c_end`, whose first POOLS pools are stored.
 
-        These are the average, and those by both `weights` (BLOCK_P,).
+        These are the average, and those by both `weights` (BLOCK_P,): products of features of 16 bits with PIECES of
+        the weights, else sums.
         """
-        if PIECES == 0:
-            return _read_sums(
-                x_ptr, b, p, strides, weights, outs, c_begin, c_end, C, P, POOLS, LAST, VEC, BLOCK_C, BLOCK_P, STAGES
-            )
-        else:
-            return _read_products(
-                x_ptr, b, p, strides, weights, outs, c_begin, c_end, C, P,
-                1 if POOLS == 1 else PIECES, POOLS, LAST, VEC, BLOCK_C, BLOCK_P, STAGES,
-            )  # fmt: skip
+        AXIS: tl.constexpr = 0 if LAST else 1  # of the positions
+        if PIECES > 0:
+            pieces = _weight_pieces(p, weights[0], weights[1], P, x_ptr.dtype.element_ty)
+            column = tl.arange(0, 16)[None, :]
+            unit = tl.where(column == 0, 1.0 / P, 1.0 / tl.minimum(P, MOST))
+        total = tl.zeros((BLOCK_P, BLOCK_C) if LAST else (BLOCK_C, BLOCK_P), tl.float32)
+        for first in tl.range(c_begin, c_end, BLOCK_C, num_stages=STAGES):
+            c = first + tl.arange(0, BLOCK_C)
+            x = _load_tile(x_ptr, b, c, p, strides[0], strides[1], strides[2], C, P, LAST, VEC)
+            if PIECES > 0:
+                pools = tl.zeros((BLOCK_C, 16), tl.float32)
+                for i in tl.static_range(1 if POOLS == 1 else PIECES):
+                    pools = tl.dot(tl.trans(x) if LAST else x, pieces[i], pools)
+                pools *= unit
+                total += tl.abs(x.to(tl.float32))
+                place = c[:, None] + tl.zeros((1, 16), tl.int32)
+                for i in tl.static_range(POOLS):
+                    tl.store(outs[i] + place, pools, mask=(c < C)[:, None] & (column == i))
+            else:
+                x = x.to(tl.float32)
+                total += tl.abs(x)
+                tl.store(outs[0] + c, tl.sum(x, AXIS) / P, mask=c < C)
+                for i in tl.static_range(1, POOLS):
+                    pool = tl.sum(x * tl.expand_dims(weights[i - 1], 1 - AXIS), AXIS)
+                    tl.store(outs[i] + c, pool, mask=c < C)
+        return tl.sum(total, 1 - AXIS)
 
     @triton.jit
     def _head_kernel(
@@ -255,7 +230,7 @@ def read_tile(*features_bcp: Tensor) -> dict[str, int]:
     """Constants of the reading kernel: order and width of accesses, tile sizes, warps, stages."""
     features = features_bcp[0]
     _, channels, positions = features.shape
-    tile = CONFIGS.get(device_class(features.device), CONFIGS["default"])["read"][features.element_size()]
+    tile = device_row(CONFIGS, features.device)["read"][features.element_size()]
     vectors = vector_sizes(*features_bcp)
     block_p = max(16, min(tile.positions, next_power_of_2(positions)))
     return {
@@ -268,52 +243,43 @@ def read_tile(*features_bcp: Tensor) -> dict[str, int]:
     }
 
 
-def head_forward(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, ...]:
-    """The fields of `DecoupledPool`, then (B, 3, T, H, W): both weight maps and the slope of the alignment."""
-    batch, channels, *shape = rgb.shape
-    wide = {"dtype": torch.float32, "device": rgb.device}
-    alignment, saved = torch.empty(batch, **wide), torch.empty((batch, 3, *shape), **wide)
-    if not batch:
-        return *(torch.empty((batch, channels), **wide) for _ in range(5)), alignment, saved
+def launch_head(rgb: Tensor, static: Tensor, difference: Tensor, *results: Tensor) -> None:
+    """Fill the fields of `DecoupledPool`, then (B, 3, T, H, W): both weight maps and the slope of the alignment."""
+    *pools, alignment, saved = results
     maps_bcp = [features.flatten(2) for features in (rgb, static, difference)]
-    positions = maps_bcp[0].shape[2]
+    batch, channels, positions = maps_bcp[0].shape
     sizes = read_tile(*maps_bcp)
     tiles = cdiv(positions, sizes["BLOCK_P"])
     chunk_size, chunks = _chunks(batch, channels, sizes["BLOCK_C"], rgb.device)
     whole = chunks == tiles == 1
-    pools = [torch.empty((batch, channels) if tiles == 1 else (tiles, batch, channels), **wide) for _ in range(5)]
-    partial_maps = None if whole else torch.empty((batch, chunks, 3, positions), **wide)
-    strided = [value for features in maps_bcp for value in (features, *features.stride())]
-    arguments = *strided, *pools, alignment, saved, partial_maps, channels, positions, chunk_size, chunks
-    with torch.cuda.device_of(rgb):
-        for masks, of_rgb in [(True, True)] if whole else [(True, False), (False, True)]:
-            _head_kernel[batch, chunks, tiles](*arguments, MASKS=masks, RGB=of_rgb, **sizes)
+    partial_pools = pools if tiles == 1 else saved.new_empty((len(pools), tiles, batch, channels)).unbind()
+    partial_maps = None if whole else saved.new_empty((batch, chunks, 3, positions))
+    arguments = *strided(*maps_bcp), *partial_pools, alignment, saved, partial_maps
+    for masks, of_rgb in [(True, True)] if whole else [(True, False), (False, True)]:
+        _head_kernel[batch, chunks, tiles](
+            *arguments, channels, positions, chunk_size, chunks, MASKS=masks, RGB=of_rgb, **sizes
+        )
     if not whole:
         launch_align(partial_maps, alignment, saved[:, 2])
-    return *(pools if tiles == 1 else (pool.sum(0) for pool in pools)), alignment, saved
+    if tiles > 1:
+        for partial_pool, pool in zip(partial_pools, pools):
+            torch.sum(partial_pool, 0, out=pool)
 
 
-def head_backward(rgb: Tensor, saved: Tensor, *grads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to `rgb`, `static` and `difference` from those of `DecoupledPool`'s fields, None for zero."""
-    outs = [empty_gradient(rgb) for _ in range(3)]
-    if len(rgb):
-        rgb_bcp, outs_bcp = rgb.flatten(2), [out.flatten(2) for out in outs]
-        sizes = map_tile("write", rgb_bcp, outs_bcp[0])
-        batch, channels, positions = rgb_bcp.shape
-        strided = [value for grad in grads[:5] for value in ((None, 0, 0) if grad is None else (grad, *grad.stride()))]
-        alignment = (None, 0) if grads[5] is None else (grads[5], *grads[5].stride())
-        grid = (batch, cdiv(channels, sizes["BLOCK_C"]), cdiv(positions, sizes["ROWS"] * sizes["LANES"]))
-        with torch.cuda.device_of(rgb):
-            _head_backward_kernel[grid](
-                rgb_bcp, *rgb_bcp.stride(), saved, *outs_bcp, *outs_bcp[0].stride(), *strided, *alignment,
-                channels, positions, **sizes,
-            )  # fmt: skip
-    return tuple(outs)
+def launch_head_backward(rgb: Tensor, saved: Tensor, *grads_and_outs: Tensor | None) -> None:
+    """Fill the gradients to `rgb`, `static` and `difference` from those of `DecoupledPool`'s fields, None for zero."""
+    *grads, to_alignment = grads_and_outs[:6]
+    rgb_bcp, *outs_bcp = (features.flatten(2) for features in (rgb, *grads_and_outs[6:]))
+    launch_over_maps(
+        _head_backward_kernel, "write", "cp", (rgb_bcp, outs_bcp[0]),
+        *strided(rgb_bcp), saved, *outs_bcp, *outs_bcp[0].stride(), *strided(*grads, rank=2),
+        *strided(to_alignment, rank=1),
+    )  # fmt: skip
 
 
 def _chunks(batch: int, channels: int, block_c: int, device: torch.device) -> tuple[int, int]:
     """Channels of a chunk, a multiple of the block, and how many chunks that makes."""
-    split = CONFIGS.get(device_class(device), CONFIGS["default"])["split"]
+    split = device_row(CONFIGS, device)["split"]
     blocks = cdiv(channels, block_c)
     wanted = max(1, min(blocks, split.chunks, split.programs // batch))
     chunk_size = cdiv(blocks, wanted) * block_c

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .._common import cdiv, tl, triton
-from ..feature_maps import map_tile
+from .._common import strided, tl, triton
+from ..feature_maps import launch_over_maps
 
 if triton is not None:
-    from ..feature_maps import load_pool, pool_weight, sum_positions, tile_mask, tile_offset, tile_positions
+    from ..feature_maps import load_pool, pool_weight, tile_mask, tile_offset, tile_positions
 
     @triton.jit
     def _activation_total(a_ptr, stride_p, P, ROWS: tl.constexpr, LANES: tl.constexpr):
@@ -37,7 +36,7 @@ if triton is not None:
             activation = tl.load(a_ptr + p.to(tl.int64) * a_stride_p, mask=p < P, other=0).to(tl.float32)
             offset = tile_offset(b, c, p, x_stride_b, x_stride_c, x_stride_p, VEC_C, VEC_P)
             x = tl.load(x_ptr + offset, mask=tile_mask(c, p, C, P), other=0).to(tl.float32)
-            pooled += sum_positions(x * tl.expand_dims(pool_weight(activation, total, P), 1))
+            pooled += tl.sum(tl.sum(x * tl.expand_dims(pool_weight(activation, total, P), 1), 0), 1)
         tl.store(pooled_ptr + b * C + c, pooled, mask=c < C)
 
     @triton.jit
@@ -74,25 +73,15 @@ if triton is not None:
 
 def launch_pool(features: Tensor, activation: Tensor, pooled: Tensor) -> None:
     """Fill `pooled` (B, C)."""
-    features_bcp, activation_bp = features.flatten(2), activation.flatten(1)
-    sizes = map_tile("read", features_bcp)
-    batch, channels, positions = features_bcp.shape
-    with torch.cuda.device_of(features):
-        _pool_kernel[batch, cdiv(channels, sizes["BLOCK_C"])](
-            features_bcp, *features_bcp.stride(), activation_bp, *activation_bp.stride(), pooled,
-            channels, positions, **sizes,
-        )  # fmt: skip
+    features_bcp = features.flatten(2)
+    arguments = *strided(features_bcp, activation.flatten(1)), pooled
+    launch_over_maps(_pool_kernel, "read", "c", [features_bcp], *arguments)
 
 
 def launch_pool_backward(
     grad: Tensor, features: Tensor, activation: Tensor, pooled: Tensor, to_features: Tensor, to_activation: Tensor
 ) -> None:
     """Fill the gradients to features and activation."""
-    features_bcp, out_bcp, activation_bp = features.flatten(2), to_features.flatten(2), activation.flatten(1)
-    sizes = map_tile("read", features_bcp, out_bcp)
-    batch, channels, positions = features_bcp.shape
-    with torch.cuda.device_of(features):
-        _pool_backward_kernel[batch, cdiv(positions, sizes["ROWS"] * sizes["LANES"])](
-            grad, *grad.stride(), features_bcp, *features_bcp.stride(), activation_bp, *activation_bp.stride(),
-            pooled, out_bcp, *out_bcp.stride(), to_activation, channels, positions, **sizes,
-        )  # fmt: skip
+    maps_bcp = features_bcp, out_bcp = features.flatten(2), to_features.flatten(2)
+    arguments = *strided(grad, features_bcp, activation.flatten(1)), pooled, *strided(out_bcp), to_activation
+    launch_over_maps(_pool_backward_kernel, "read", "p", maps_bcp, *arguments)

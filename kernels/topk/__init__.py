@@ -5,52 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._common import check_count, check_float, check_tensors, define_op, expect, runs_triton
+from .._common import check_count, check_float, check_kind, check_tensors, expect, register_op
 from .launch import launch_search
 from .reference import TopK, topk_similarity_reference
 
 MAX_K = 64
 
-_library = torch.library.Library("dclr", "FRAGMENT")
-
 
 # Op
 
 
-def _topk(
-    query: Tensor,
-    queue: Tensor,
-    k: int,
-    limit: int,
-    size: Tensor | None,
-    query_id: Tensor | None,
-    queue_id: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    if not runs_triton(query):
-        return topk_similarity_reference(query, queue, k, limit if size is None else size, query_id, queue_id)
-    return launch_search(query, queue, k, limit, size, query_id, queue_id)
-
-
-define_op(
-    _library,
-    "topk_similarity(Tensor query, Tensor queue, int k, SymInt limit, Tensor? size, Tensor? query_id, "
-    "Tensor? queue_id) -> (Tensor, Tensor)",
-    _topk,
-)
-
-
-def _detached(*arguments):
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.dclr.topk_similarity(*arguments)
-
-
-_library.impl("topk_similarity", _detached, "Autograd")
-
-
-@torch.library.register_fake("dclr::topk_similarity", lib=_library)
-def _(query, queue, k, limit, size, query_id, queue_id):
+def _empty_neighbours(query: Tensor, queue: Tensor, k: int, *_) -> tuple[Tensor, Tensor]:
     shape = query.shape[0], k
     return query.new_empty(shape, dtype=torch.float32), query.new_empty(shape, dtype=torch.int64)
+
+
+def _search(query: Tensor, queue: Tensor, k: int, limit: int, size: Tensor | None, *ids: Tensor | None) -> TopK:
+    return topk_similarity_reference(query, queue, k, limit if size is None else size, *ids)
+
+
+register_op(
+    "topk_similarity(Tensor query, Tensor queue, int k, SymInt limit, Tensor? size, Tensor? query_id, "
+    "Tensor? queue_id) -> (Tensor, Tensor)",
+    _empty_neighbours,
+    _search,
+    launch_search,
+)
 
 
 # Public function
@@ -90,11 +70,9 @@ def topk_similarity(
     for name, value, other in (("query_id", query_id, queue_id), ("queue_id", queue_id, query_id)):
         expect((value is None) <= (other is None), name, "None", "both query_id and queue_id, or neither")
     for name, value, rows in (("query_id", query_id, query.shape[0]), ("queue_id", queue_id, length)):
-        if value is not None:
-            expect(value.dtype == torch.int64, name, value.dtype, "int64", TypeError)
-            expect(tuple(value.shape) == (rows,), name, tuple(value.shape), (rows,))
+        check_kind(name, value, torch.int64, (rows,))
     if isinstance(size, Tensor):
-        expect(size.dtype == torch.int64, "size", size.dtype, "int64", TypeError)
+        check_kind("size", size, torch.int64)
         expect(size.dim() == 0, "size", tuple(size.shape), "an int or a 0-d tensor")
         check_tensors(query=query, size=size)
         limit = length

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .._common import INTERPRET, Config, cdiv, device_class, next_power_of_2, processors, triton
+from .._common import INTERPRET, Config, cdiv, device_row, next_power_of_2, processors, strided, triton
 
 if triton is not None:
     from .search import choose_kernel, maxima_kernel
@@ -49,34 +49,26 @@ def launch_search(
     size: Tensor | None,
     query_id: Tensor | None,
     queue_id: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Values and indices (M, k) of the nearest of the first `size`, or `limit`, rows."""
+    values: Tensor,
+    indices: Tensor,
+) -> None:
+    """Fill `values` and `indices` (M, k) with the nearest of the first `size`, or `limit`, rows."""
     rows, length = len(query), len(queue)
-    values = query.new_empty((rows, k), dtype=torch.float32)
-    indices = query.new_empty((rows, k), dtype=torch.int64)
-    if rows == 0:
-        return values, indices
-    config = CONFIGS.get(device_class(query.device), CONFIGS["default"])[query.element_size()]
+    config = device_row(CONFIGS, query.device)[query.element_size()]
     tile = tile_sizes(config, query, queue, query_id is not None)
     blocks, tiles = cdiv(rows, tile["BLOCK_M"]), cdiv(length, tile["BLOCK_L"])
     part_tiles = tiles_of_part(query.device, config.programs, blocks, tiles, k)
     parts = cdiv(tiles, part_tiles)
-    best = query.new_empty((tiles + parts, rows), dtype=torch.float32)
-    id_strides = [None if ids is None else ids.stride(0) for ids in (query_id, queue_id)]
-    arguments = (
-        query, *query.stride(), queue, *queue.stride(), query_id, id_strides[0], queue_id, id_strides[1], size,
-        best, best[tiles:],
-    )  # fmt: skip
+    best = values.new_empty((tiles + parts, rows))
+    arguments = *strided(query, queue, query_id, queue_id, rank=1), size, best, best[tiles:]
     sizes = rows, length, query.shape[1], limit
-    with torch.cuda.device_of(query):
-        maxima_kernel[blocks, parts](*arguments, *sizes, part_tiles, **tile)
-        choose_kernel[(rows,)](
-            *arguments, values, indices, *sizes, parts, part_tiles, k,
-            SLOTS=next_power_of_2(k), PARTS=next_power_of_2(parts), TILES=next_power_of_2(part_tiles),
-            BLOCK_L=tile["BLOCK_L"], BLOCK_D=min(64, tile["BLOCK_D"]),
-            **Config(8 if k > 16 else 4, maxnreg=config.maxnreg and 255).options(),
-        )  # fmt: skip
-    return values, indices
+    maxima_kernel[blocks, parts](*arguments, *sizes, part_tiles, **tile)
+    choose_kernel[(rows,)](
+        *arguments, values, indices, *sizes, parts, part_tiles, k,
+        SLOTS=next_power_of_2(k), PARTS=next_power_of_2(parts), TILES=next_power_of_2(part_tiles),
+        BLOCK_L=tile["BLOCK_L"], BLOCK_D=min(64, tile["BLOCK_D"]),
+        **Config(8 if k > 16 else 4, maxnreg=config.maxnreg and 255).options(),
+    )  # fmt: skip
 
 
 def tile_sizes(config: SearchTile, query: Tensor, queue: Tensor, ids: bool) -> dict[str, int]:

@@ -15,12 +15,12 @@ from __future__ import annotations
 import itertools
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -95,13 +95,20 @@ def recorded_launches() -> Iterator[list[Case]]:
         yield cases
 
 
-def launches_on(target: str, function: Callable[[], Any], *modules: ModuleType) -> list[Case]:
-    """What a function would launch on a target; `modules`: the op's, with its table and its choice of path."""
-    with ExitStack() as patched, recorded_launches() as cases:
-        for module in modules:
-            for name, answer in (("device_class", target), ("runs_triton", True)):
-                if hasattr(module, name):
-                    patched.enter_context(patch.object(module, name, lambda _, answer=answer: answer))
+@contextmanager
+def answering(**answers: Any) -> Iterator[None]:
+    """Functions that `dclr.kernels._common` shares, by name, give these answers in all of `dclr.kernels`."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("dclr.kernels")]
+    with ExitStack() as patched:
+        for module, (name, answer) in itertools.product(modules, answers.items()):
+            if hasattr(module, name):
+                patched.enter_context(patch.object(module, name, lambda _, answer=answer: answer))
+        yield
+
+
+def launches_on(target: str, function: Callable[[], Any]) -> list[Case]:
+    """What a function would launch on a target."""
+    with answering(device_class=target, runs_triton=True), recorded_launches() as cases:
         function()
     return cases
 

@@ -1,13 +1,11 @@
 """The activation kernels compile for every target, from the arguments of a real launch."""
 
-from unittest.mock import patch
-
 import pytest
 import torch
 
 from dclr.kernels import activation, feature_maps
 
-from .aot import TARGETS, Case, access_bits, check_report, compile_case, launches_on
+from .aot import TARGETS, Case, access_bits, answering, check_report, compile_case, launches_on
 
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
@@ -46,7 +44,7 @@ def launch_case(kernel, arguments, constants):
 
 
 def constants(kind, target, *maps):
-    with patch.object(feature_maps, "device_class", lambda device: target):
+    with answering(device_class=target):
         return feature_maps.map_tile(kind, *maps)
 
 
@@ -95,5 +93,5 @@ def test_map_backward(dtype, layout, target):
 def test_align(positions, target):
     """Whole maps of any size, tile by tile."""
     maps, alignment, slope = torch.empty(4, 2, 3, positions), torch.empty(4), torch.empty(4, positions)
-    (case,) = launches_on(target, lambda: activation.launch_align(maps, alignment, slope), activation)
+    (case,) = launches_on(target, lambda: activation.launch_align(maps, alignment, slope))
     check_report(compile_case(case, target), target)

@@ -1,12 +1,9 @@
 """The kernels of `augment_clip` compile for every target, as launched, without spills."""
 
-import sys
-
 import pytest
 import torch
 
 from dclr.kernels import augment_clip
-from dclr.kernels.augment import kernel
 
 from .aot import TARGETS, access_bits, check_report, compile_case, launches_on
 from .test_decouple import lay_out
@@ -20,11 +17,6 @@ DTYPES = [
     (torch.float32, torch.bfloat16),
     (torch.bfloat16, torch.float32),
 ]
-
-
-def launches(target, function):
-    """What a function would have launched on a target."""
-    return launches_on(target, function, kernel, sys.modules["dclr.kernels.augment"])
 
 
 def augment(shape, dtype, into, size, still=True, flipped=True, layout="decoded"):
@@ -45,7 +37,7 @@ def reports(cases, target):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype, into", DTYPES, ids=str)
 def test_streams(dtype, into, target):
-    found = reports(launches(target, lambda: augment(FULL, dtype, into, 11)), target)
+    found = reports(launches_on(target, lambda: augment(FULL, dtype, into, 11)), target)
     assert list(found) == ["luma_kernel", "point_kernel", "blur_kernel"]
     dot = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}[target]
     check_report(found["blur_kernel"], target, contains=dot)
@@ -56,14 +48,14 @@ def test_streams(dtype, into, target):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("size", [1, 3])
 def test_rgb_alone(size, target):
-    found = reports(launches(target, lambda: augment(ODD, torch.uint8, torch.bfloat16, size, False, False)), target)
+    found = reports(launches_on(target, lambda: augment(ODD, torch.uint8, torch.bfloat16, size, False, False)), target)
     assert len(found) == (2 if size == 1 else 3)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_planar_clips(target):
     cropped = {"flipped": False, "layout": "cropped"}
-    reports(launches(target, lambda: augment(ODD, torch.float32, torch.bfloat16, 3, **cropped)), target)
+    reports(launches_on(target, lambda: augment(ODD, torch.float32, torch.bfloat16, 3, **cropped)), target)
 
 
 def test_sizes_do_not_recompile():
@@ -71,6 +63,6 @@ def test_sizes_do_not_recompile():
         for batch, frames, side in ((1, 2, 40), (2, 17, 112), (3, 9, 128)):
             augment((batch, 3, frames, side, side), torch.uint8, torch.bfloat16, 2 * (side // 20) + 1)
 
-    cases = launches("sm_90", step)
+    cases = launches_on("sm_90", step)
     assert len(cases) == 9
     assert all(cases[kernel::3] == [cases[kernel]] * 3 for kernel in range(3))

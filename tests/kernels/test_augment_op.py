@@ -63,9 +63,12 @@ def test_autocast_keeps_the_dtype():
     assert torch.equal(rgb, augment_clip(clip, color).rgb)
 
 
-def test_no_gradient():
-    clip = make_clip(SHAPE, dtype=torch.float32).requires_grad_()
-    assert not augment_clip(clip, arguments(SHAPE)[0]).rgb.requires_grad
+@pytest.mark.parametrize("blur_size", [1, 65])
+def test_no_gradient(blur_size):
+    """A blur of 65 taps is too wide for the kernel."""
+    clip = make_clip((1, 1, 33, 33), dtype=torch.float32).requires_grad_()
+    color = torch.ones(1, 6).requires_grad_()
+    assert not augment_clip(clip, color, blur_size=blur_size).rgb.requires_grad
 
 
 def bad_arguments():

@@ -1,7 +1,5 @@
 """The kernel of `crop_resize_yuv` compiles for every target, as launched, without spills."""
 
-import sys
-
 import pytest
 
 from dclr.kernels import crop_resize_yuv
@@ -10,15 +8,10 @@ from .aot import TARGETS, access_bits, check_report, compile_case, launches_on
 from .test_crop_resize import make_crops
 
 
-def launches(target, function):
-    """What a function would have launched on a target."""
-    return launches_on(target, function, sys.modules["dclr.kernels.crop_resize"])
-
-
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("size", [112, 7])
 def test_crops(size, target):
-    [case] = launches(target, lambda: crop_resize_yuv(*make_crops(), 2, size))
+    [case] = launches_on(target, lambda: crop_resize_yuv(*make_crops(), 2, size))
     report = compile_case(case, target)
     check_report(report, target)
     # Of each pair of pixels two bytes and their chroma: no access is wider, and the results are written in bytes.
@@ -31,5 +24,5 @@ def test_sizes_do_not_recompile():
             boxes = [(20, 30, 0, 1), (1, 1, 0, 0), (33, 20, 1, 0), (8, 8, 0, 0)] * 2
             crop_resize_yuv(*make_crops(boxes[:count], frames), frames, size)
 
-    cases = launches("sm_90", step)
+    cases = launches_on("sm_90", step)
     assert cases == [cases[0]] * 3

@@ -1,7 +1,5 @@
 """The kernels of `decouple` compile for every target, as launched, with the widest accesses that a layout has."""
 
-import sys
-
 import pytest
 import torch
 
@@ -35,17 +33,12 @@ def cases(*groups):
     return [(*dtypes, *layout) for group, count in groups for dtypes in group for layout in LAYOUTS[:count]]
 
 
-def launches(target, function):
-    """What a function would have launched on a target."""
-    return launches_on(target, function, kernel, sys.modules["dclr.kernels.decouple"])
-
-
 @pytest.fixture
 def compiled():
     """Reports of what a function would have launched, after the checks that each passes."""
 
     def reports(target, function):
-        found = [compile_case(case, target) for case in launches(target, function)]
+        found = [compile_case(case, target) for case in launches_on(target, function)]
         for report in found:
             check_report(report, target)
         return found
@@ -112,8 +105,9 @@ def test_strides_past_32_bits(target, compiled):
     clip = torch.empty(1, dtype=torch.float16, device="meta").as_strided((2, 3, 3, 4, 8), (far, far, 32, 8, 1))
     outs = tuple(torch.empty(2, 3, 2, 4, 8) for _ in range(3))
     index = torch.zeros(2, dtype=torch.int64)
-    compiled(target, lambda: kernel.launch_forward(clip, index, None, None, None, outs, False))
-    compiled(target, lambda: kernel.launch_backward((clip[:, :, :2],) * 3, index, None, None, outs[0], False))
+    compiled(target, lambda: kernel.launch_forward(clip, index, None, None, None, torch.float32, False, *outs))
+    grads, options = (clip[:, :, :2],) * 3, (clip.shape, torch.float32, False)
+    compiled(target, lambda: kernel.launch_backward(*grads, index, None, None, *options, torch.empty(2, 3, 3, 4, 8)))
 
 
 def test_sizes_do_not_recompile():
@@ -123,6 +117,6 @@ def test_sizes_do_not_recompile():
             clip, results = split(shape, "decoded", torch.float32, torch.bfloat16, PLANAR, True)
             torch.autograd.grad(results.rgb, clip, torch.zeros_like(results.rgb))
 
-    cases = launches("sm_90", step)
+    cases = launches_on("sm_90", step)
     assert len(cases) == 6
     assert cases[0::2] == [cases[0]] * 3 and cases[1::2] == [cases[1]] * 3

@@ -24,11 +24,6 @@ DTYPES = [
 ]
 
 
-def launches(target, function):
-    """What a function would have launched on a target."""
-    return launches_on(target, function, foreground)
-
-
 def both(shape, dtype, into, flipped=True, layout="decoded"):
     batch, _, _, height, width = shape
     clip = lay_out(torch.zeros(shape, dtype=dtype), layout)
@@ -51,7 +46,7 @@ def reports(cases, target):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype, into", DTYPES, ids=str)
 def test_decoded_clips(dtype, into, target):
-    motion, merge = reports(launches(target, lambda: both(FULL, dtype, into)), target)
+    motion, merge = reports(launches_on(target, lambda: both(FULL, dtype, into)), target)
     assert set(access_bits(motion.asm, "store")) == {32}
     # A warp or wave fills sectors, as neighbouring threads write neighbouring elements.
     assert set(access_bits(merge.asm, "store")) == {8 * into.itemsize}
@@ -60,7 +55,7 @@ def test_decoded_clips(dtype, into, target):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype, into", DTYPES[:2], ids=str)
 def test_odd_sizes_without_a_flip(dtype, into, target):
-    reports(launches(target, lambda: both(ODD, dtype, into, flipped=False, layout="cropped")), target)
+    reports(launches_on(target, lambda: both(ODD, dtype, into, flipped=False, layout="cropped")), target)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -73,7 +68,7 @@ def test_strides_past_32_bits(target):
         foreground._launch_pixels("motion", clip, None, weight, out)
         foreground._launch_pixels("merge", clip, background, weight, None, out, 2, 2, BLEND=True)
 
-    reports(launches(target, launch), target)
+    reports(launches_on(target, launch), target)
 
 
 def test_sizes_do_not_recompile():
@@ -81,6 +76,6 @@ def test_sizes_do_not_recompile():
         for batch, frames, side in ((1, 1, 16), (2, 17, 112), (3, 9, 128)):
             both((batch, 3, frames, side, side), torch.uint8, torch.uint8)
 
-    cases = launches("sm_90", step)
+    cases = launches_on("sm_90", step)
     assert len(cases) == 6
     assert cases[0::2] == [cases[0]] * 3 and cases[1::2] == [cases[1]] * 3

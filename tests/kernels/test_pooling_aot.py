@@ -1,13 +1,21 @@
 """The pooling kernels and the head compile for every target, the head with 128-bit accesses."""
 
-from unittest.mock import patch
-
 import pytest
 import torch
 
+from dclr.kernels import decoupled_pool
 from dclr.kernels.pooling import decoupled, weighted
 
-from .aot import SHARED_LIMITS, TARGETS, access_bits, check_report, compile_case, launches_on, loop_instructions
+from .aot import (
+    SHARED_LIMITS,
+    TARGETS,
+    access_bits,
+    answering,
+    check_report,
+    compile_case,
+    launches_on,
+    loop_instructions,
+)
 from .test_activation_aot import MAPS, SOME, compiled, constants, features, only_width, strided
 
 HEAD = [
@@ -47,7 +55,7 @@ def test_head(dtype, layout, masks, rgb, target):
     for name in ("rgb_pool", "rgb_static", "rgb_difference", "static_pool", "difference_pool", "alignment", "saved"):
         arguments[f"{name}_ptr"] = wide
     arguments |= {"maps_ptr": None if whole else wide, **sizes(x), "chunk_size": 256, "chunks": 1 if whole else 2}
-    with patch.object(decoupled, "device_class", lambda device: target):
+    with answering(device_class=target):
         options = decoupled.read_tile(x, x, x) | {"MASKS": masks, "RGB": rgb}
     report = compiled(decoupled._head_kernel, arguments, options, target)
     if whole:
@@ -61,8 +69,8 @@ def test_instructions_of_the_head_keep_up_with_its_bytes(layout):
     The loop over RGB, with three pools instead of one, is the longest of the three.
     """
     shape, memory_format = (1024, 512, 2, 7, 7), MAPS[layout][2]
-    maps = [torch.empty(shape, dtype=torch.bfloat16, device="meta", memory_format=memory_format) for _ in range(3)]
-    case, *_ = launches_on("sm_90", lambda: decoupled.head_forward(*maps), decoupled)
+    maps = [torch.empty(shape, dtype=torch.bfloat16, memory_format=memory_format) for _ in range(3)]
+    case, *_ = launches_on("sm_90", lambda: decoupled_pool(*maps))
     assert case.name == "_head_kernel" and case.constexprs["BLOCK_C"] == 64
     report = compile_case(case, "sm_90")
     check_report(report, "sm_90")

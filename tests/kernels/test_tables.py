@@ -8,21 +8,19 @@ import torch
 from dclr.kernels import activation_alignment, decouple, decoupled_pool, info_nce, topk_similarity, weighted_pool
 from dclr.kernels._common import INTERPRET
 
-from .aot import TARGETS
+from .aot import TARGETS, answering
 from .helpers import compare, lay_out
 
 pytestmark = pytest.mark.skipif(not INTERPRET, reason="TRITON_INTERPRET=1 runs the kernels on a CPU")
 
 SIZES = 300, 300  # terms in the sums
-TABLES = ("info_nce.launch", "topk.launch", "feature_maps", "pooling.decoupled", "decouple.kernel")
 
 
 @pytest.fixture(params=TARGETS)
-def target(request, monkeypatch):
+def target(request):
     """A card whose tables are used."""
-    for name in TABLES:
-        monkeypatch.setattr(importlib.import_module(f"dclr.kernels.{name}"), "device_class", lambda _: request.param)
-    return request.param
+    with answering(device_class=request.param):
+        yield request.param
 
 
 def normal(*shape, dtype=torch.float32, seed=0):

@@ -4,10 +4,9 @@ import pytest
 import torch
 import triton
 
-from dclr.kernels import topk, topk_similarity
-from dclr.kernels.topk import launch
+from dclr.kernels import topk_similarity
 
-from .aot import SHARED_LIMITS, TARGETS, check_report, compile_case, loop_instructions, recorded_launches
+from .aot import SHARED_LIMITS, TARGETS, check_report, compile_case, launches_on, loop_instructions
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -16,10 +15,8 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 STACK = {"sm_80": 16 if triton.__version__.startswith("3.6.") else 8}
 
 
-def launches(monkeypatch, target, dtype, rows, features, k, transposed=False, masked=False, length=16384):
+def launches(target, dtype, rows, features, k, transposed=False, masked=False, length=16384):
     """Both kernels, as launched."""
-    monkeypatch.setattr(launch, "device_class", lambda device: target)
-    monkeypatch.setattr(topk, "runs_triton", lambda tensor: True)
     query, queue = torch.empty(rows, features, dtype=dtype), torch.empty(length, features, dtype=dtype)
     if transposed:
         queue = torch.empty(features, length, dtype=dtype).T
@@ -27,14 +24,13 @@ def launches(monkeypatch, target, dtype, rows, features, k, transposed=False, ma
     if masked:
         ids = torch.zeros(length, dtype=torch.int64)
         options = {"size": torch.tensor(5), "query_id": torch.zeros(rows, dtype=torch.int64), "queue_id": ids}
-    with recorded_launches() as cases:
-        topk_similarity(query, queue, k, **options)
+    cases = launches_on(target, lambda: topk_similarity(query, queue, k, **options))
     assert [case.name for case in cases] == ["maxima_kernel", "choose_kernel"]
     return cases
 
 
-def reports(monkeypatch, target, dtype, rows, features, k, *options, **others):
-    cases = launches(monkeypatch, target, dtype, rows, features, k, *options, **others)
+def reports(target, dtype, rows, features, k, *options, **others):
+    cases = launches(target, dtype, rows, features, k, *options, **others)
     both = [compile_case(case, target) for case in cases]
     for report in both:
         known = STACK.get(target, 0) if k > 16 and dtype != torch.float32 else 0
@@ -45,8 +41,8 @@ def reports(monkeypatch, target, dtype, rows, features, k, *options, **others):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("rows", [64, 512])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows(dtype, rows, target, monkeypatch):
-    maxima, _ = reports(monkeypatch, target, dtype, rows, 128, 5)
+def test_rows(dtype, rows, target):
+    maxima, _ = reports(target, dtype, rows, 128, 5)
     if target == "sm_90" and dtype != torch.float32:
         assert "wgmma.mma_async" in maxima.asm
     if target.startswith("sm"):
@@ -69,23 +65,23 @@ def test_rows(dtype, rows, target, monkeypatch):
         (1, 5, False, False),
     ],
 )
-def test_layouts(features, k, transposed, masked, dtype, target, monkeypatch):
-    maxima, _ = reports(monkeypatch, target, dtype, 512, features, k, transposed, masked)
+def test_layouts(features, k, transposed, masked, dtype, target):
+    maxima, _ = reports(target, dtype, 512, features, k, transposed, masked)
     if target == "sm_90" and dtype != torch.float32 and features >= 16:
         assert "wgmma.mma_async" in maxima.asm
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("k", [5, 64])
-def test_long_queue(k, target, monkeypatch):
-    reports(monkeypatch, target, torch.bfloat16, 512, 128, k, masked=True, length=1 << 20)
+def test_long_queue(k, target):
+    reports(target, torch.bfloat16, 512, 128, k, masked=True, length=1 << 20)
 
 
 @pytest.mark.parametrize("masked, most", [(False, 1.35), (True, 2.6)])
-def test_instructions_of_a_tile_keep_up_with_its_products(masked, most, monkeypatch):
+def test_instructions_of_a_tile_keep_up_with_its_products(masked, most):
     """128 x 64 products of 128 features take 512 cycles of a multiprocessor of sm_90; without ids, two blocks share
     one."""
-    case, _ = launches(monkeypatch, "sm_90", torch.bfloat16, 512, 128, 5, masked=masked, length=1 << 20)
+    case, _ = launches("sm_90", torch.bfloat16, 512, 128, 5, masked=masked, length=1 << 20)
     assert (case.constexprs["BLOCK_M"], case.constexprs["BLOCK_L"]) == (128, 64)
     assert loop_instructions(case, "sm_90") * case.num_warps / 4 <= most * 512
     report = compile_case(case, "sm_90")
