@@ -89,7 +89,7 @@ def of_topk_similarity(device: torch.device):
         return topk_similarity(query, queue, 2)
 
     def reference(query: Tensor, queue: Tensor) -> tuple[Tensor, ...]:
-        return topk_similarity_reference(query, queue, 2, len(queue), None, None)
+        return topk_similarity_reference(query, queue, 2, len(queue), None, None, None)
 
     return ours, reference, (torch.randn(3, 8, device=device), torch.randn(5, 8, device=device))
 

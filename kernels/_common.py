@@ -57,7 +57,8 @@ def register_op(
     Args:
         empty: arguments -> uninitialised results, laid out as the kernels write them.
         reference: arguments -> results in any layout.
-        launch: arguments, then results, which it fills. Results without elements need no launch.
+        launch: arguments, then results, which it fills or gives NotImplemented. Results without elements need no
+            launch, and where the first argument or result is float64, the reference runs.
         setup_context, backward: as `torch.library.register_autograd` takes them; `backward` may leave out the None of
             the last arguments. Without them the results have no gradient.
     """
@@ -66,11 +67,11 @@ def register_op(
     def run(*arguments):
         results = empty(*arguments)
         outs = (results,) if isinstance(results, torch.Tensor) else results
-        if all(runs_triton(value) for value in (*arguments, *outs) if isinstance(value, torch.Tensor)):
-            if outs[0].numel():
-                with torch.cuda.device_of(outs[0]):
-                    launch(*arguments, *outs)
-            return results
+        first = next(value for value in arguments if value is not None)
+        if runs_triton(first) and runs_triton(outs[0]):
+            with torch.cuda.device_of(outs[0]):
+                if not outs[0].numel() or launch(*arguments, *outs) is not NotImplemented:
+                    return results
         with torch.no_grad():
             values = reference(*arguments)
         return _laid_out(values, results) if outs is not results else list(map(_laid_out, values, outs))
@@ -99,7 +100,8 @@ def _function(name: str, setup_context: Callable, backward: Callable) -> type[to
 
     @first_derivative
     def gradients(ctx, *grads):
-        found = () if all(grad is None for grad in grads) else backward(ctx, *grads)
+        unused = grads[0] is None and all(grad is None for grad in grads)
+        found = () if unused else backward(ctx, *grads)
         return *found, *[None] * (len(ctx.needs_input_grad) - len(found))
 
     parts = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
@@ -154,8 +156,8 @@ def check_kind(
 ) -> None:
     """A tensor of that dtype and shape, or of any shape; an optional one can be None."""
     if tensor is not None:
-        expect(tensor.dtype == dtype, argument, tensor.dtype, str(dtype).removeprefix("torch."), TypeError)
-        expect(shape is None or tuple(tensor.shape) == shape, argument, tuple(tensor.shape), shape)
+        expect(tensor.dtype == dtype, argument, tensor.dtype, lambda: str(dtype).removeprefix("torch."), TypeError)
+        expect(shape is None or tensor.shape == shape, argument, tuple(tensor.shape), shape)
 
 
 def check_number(argument: str, value: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -110,10 +111,12 @@ def dense(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
-def pixel_grid(
-    table: dict[str, dict], kind: str, device: torch.device, samples: int, pixels: int
-) -> tuple[tuple[int], dict[str, int]]:
+def pixel_grid(table: dict[str, dict], kind: str, device: torch.device, samples: int, pixels: int) -> tuple:
     """Grid and constants of a launch over tiles of samples of so many pixels."""
-    config = device_row(table, device)[kind]
+    return _pixel_tiles(device_row(table, device)[kind], samples, pixels)
+
+
+@lru_cache
+def _pixel_tiles(config: ClipTile, samples: int, pixels: int) -> tuple[tuple[int], dict[str, int]]:
     tile = min(config.elements, next_power_of_2(pixels))
     return (samples * cdiv(pixels, tile),), {"P": tile, **config.options("FRAMES")}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -81,40 +82,43 @@ if triton is not None:
         return tl.where(total == 0, 1.0 / P, activation / tl.where(total == 0, 1.0, total))
 
 
-def vector_sizes(*features_bcp: Tensor) -> dict[str, int]:
+@lru_cache
+def vector_sizes(shape_bcp: torch.Size, *strides_bcp: tuple[int, ...]) -> dict[str, int]:
     """Elements that any access may span, along channels and along positions: powers of two up to 16."""
 
     def along(axis: int) -> int:
-        if any(features.stride(axis) != 1 for features in features_bcp):
+        if any(strides[axis] != 1 for strides in strides_bcp):
             return 1
-        others = (stride for features in features_bcp for i, stride in enumerate(features.stride()) if i != axis)
-        return math.gcd(16, features_bcp[0].shape[axis], *others)
+        others = (stride for strides in strides_bcp for i, stride in enumerate(strides) if i != axis)
+        return math.gcd(16, shape_bcp[axis], *others)
 
     return {"VEC_P": along(2), "VEC_C": along(1) if along(2) == 1 else 1}
 
 
-def map_tile(kind: str, *features_bcp: Tensor) -> dict[str, int]:
-    """Constants of a launch over feature maps of one shape: vector widths, tile sizes, warps, stages for "read"."""
-    _, channels, positions = features_bcp[0].shape
-    config = device_row(CONFIGS, features_bcp[0].device)[kind]
-    vectors = vector_sizes(*features_bcp)
+@lru_cache
+def map_plan(
+    config: FeatureMapTile, axes: str, shape_bcp: torch.Size, *strides_bcp: tuple[int, ...]
+) -> tuple[tuple[int, ...], dict[str, int]]:
+    """Grid and constants of a launch over feature maps of one shape: vector widths, tile sizes, warps, stages."""
+    batch, channels, positions = shape_bcp
+    vectors = vector_sizes(shape_bcp, *strides_bcp)
     longest = (config.last_positions if vectors["VEC_C"] > 1 else None) or config.positions
     block_p = min(longest, next_power_of_2(positions))
     block_c = min(config.elements // block_p, next_power_of_2(channels))
     lanes = min(16, block_p)
     tile = {"ROWS": block_p // lanes, "BLOCK_C": block_c, "LANES": lanes}
-    return {**vectors, **tile, **config.options("STAGES")}
+    blocks = {"c": cdiv(channels, block_c), "p": cdiv(positions, block_p)}
+    return (batch, *(blocks[axis] for axis in axes)), {**vectors, **tile, **config.options("STAGES")}
 
 
 def launch_over_maps(kernel: Callable, kind: str, axes: str, maps_bcp: Sequence[Tensor], *arguments) -> None:
-    """Launch with `arguments`, the number of channels and of positions, and `map_tile`'s constants.
+    """Launch a "read" or "write" kernel with `arguments`, the numbers of channels and positions, and its constants.
 
     Programs are samples x blocks of channels, of positions or of both, as `axes` says: "c", "p" or "cp".
     """
-    batch, channels, positions = maps_bcp[0].shape
-    sizes = map_tile(kind, *maps_bcp)
-    blocks = {"c": cdiv(channels, sizes["BLOCK_C"]), "p": cdiv(positions, sizes["ROWS"] * sizes["LANES"])}
-    kernel[(batch, *(blocks[axis] for axis in axes))](*arguments, channels, positions, **sizes)
+    config = device_row(CONFIGS, maps_bcp[0].device)[kind]
+    grid, sizes = map_plan(config, axes, maps_bcp[0].shape, *(maps.stride() for maps in maps_bcp))
+    kernel[grid](*arguments, *maps_bcp[0].shape[1:], **sizes)
 
 
 def empty_gradient(features: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._common import Config, cdiv, device_row, tl, triton
 from ..clips import CLIP_STRIDES, ClipTile, dense, levels, pixel_grid
-from .reference import COLORS, augment_reference
+from .reference import COLORS
 
 # Without `maxnreg`, the assembler for sm_100 would spill values for more programs.
 CONFIGS = {"default": {"luma": ClipTile(4, 1024), "point": ClipTile(4, 256), "blur": Config(8)}}
@@ -234,13 +234,9 @@ def launch_augment(
     mean: Sequence[float], std: Sequence[float], blur_size: int, dtype: torch.dtype,
     rgb: Tensor, static: Tensor | None = None, difference: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Fill `rgb` and, with `index`, `static` and `difference`, all channels_last_3d."""
+    """Fill `rgb` and, with `index`, `static` and `difference`, all channels_last_3d; a wide blur is not implemented."""
     if blur_size // 2 > MAX_RADIUS:
-        with torch.no_grad():
-            values = augment_reference(clip, color, index, static_color, flip, mean, std, blur_size)
-        for result, value in zip((rgb, static, difference), values):
-            result.copy_(value)
-        return
+        return NotImplemented
     batch, _, frames, height, width = rgb.shape
     jobs = frames + (index is not None)
     color, static_color, index, flip = dense(color, static_color, index, flip)

@@ -9,7 +9,7 @@ where its layout allows (RUN), turned round in registers where the sample is mir
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -166,33 +166,35 @@ if triton is not None:
         tl.store(out_ptr + T * length + out, (before * factor).to(dtype), mask=mask)
 
 
-def _frame_size(tensors: list[Tensor], flip: Tensor | None) -> tuple[int, int]:
-    """H and W, or 1 and H * W where rows follow each other in all tensors and nothing is mirrored."""
-    height, width = tensors[0].shape[3:]
-    joined = all(height == 1 or tensor.stride(3) == width * tensor.stride(4) for tensor in tensors)
-    return (1, height * width) if flip is None and joined else (height, width)
+@lru_cache
+def frame_plan(
+    config: ClipTile, shape: tuple[int, ...], itemsize: int, last: bool, flipped: bool, *strides: tuple[int, ...] | None
+) -> tuple[tuple[int, int], tuple[int, int], list[bool], dict[str, int]]:
+    """How a launch goes through clips of one shape (B, C, T, H, W), read with these strides, None of an absent one.
 
-
-def reads_runs(frames_bcthw: Tensor, size: tuple[int, int], sizes: dict[str, int], flip: Tensor | None) -> bool:
-    """Whether runs of `V` elements of a tile are runs in this tensor, which is seen with `size` as its H and W."""
-    batch, channels, frames, _, _ = frames_bcthw.shape
-    b, c, t, h, w = frames_bcthw.stride()
-    if sizes["LAST"]:
-        return flip is None and size[0] == 1 and (w, c) == (channels, 1) and not any(s % sizes["V"] for s in (b, t))
-    outer = (batch, b), (channels, c), (frames, t), (size[0], h)
-    return w == 1 and not any(s % sizes["V"] for s in (size[1], *(stride for n, stride in outer if n > 1)))
-
-
-def frame_grid(out_bcthw: Tensor, last: bool) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and constants of a launch that writes `out_bcthw`: order, elements of a run, sizes of a tile, warps."""
-    batch, channels, _, height, width = out_bcthw.shape
-    config = device_row(CONFIGS, out_bcthw.device)["walk"]
+    Returns the grid; H and W, or 1 and H * W where rows follow each other in all clips and nothing is mirrored; of each
+    clip, whether runs of a tile are runs in it; and the constants. `itemsize` and `last` are those of what is written.
+    """
+    batch, channels, frames, height, width = shape
+    if not flipped and all(height == 1 or stride is None or stride[3] == width * stride[4] for stride in strides):
+        height, width = 1, height * width
     rows = 1 if last else min(4, next_power_of_2(channels))
     length = height * width * (channels if last else 1)
-    run = math.gcd(16 // out_bcthw.element_size(), length)
+    run = math.gcd(16 // itemsize, length)
     runs = max(1, min(config.elements // rows, next_power_of_2(length)) // run)
+
+    def in_runs(stride: tuple[int, ...] | None) -> bool:
+        if stride is None:
+            return False
+        b, c, t, h, w = stride
+        if last:
+            return not flipped and height == 1 and (w, c) == (channels, 1) and b % run == t % run == 0
+        outer = (batch, b), (channels, c), (frames, t), (height, h)
+        return w == 1 and not any(step % run for step in (width, *(step for n, step in outer if n > 1)))
+
     grid = batch * cdiv(length, runs * run), 1 if last else cdiv(channels, rows)
-    return grid, {"LAST": last, "V": run, "ROWS": rows, "RUNS": runs, **config.options()}
+    constants = {"LAST": last, "V": run, "ROWS": rows, "RUNS": runs, **config.options()}
+    return grid, (height, width), [in_runs(stride) for stride in strides], constants
 
 
 def launch_forward(
@@ -200,23 +202,21 @@ def launch_forward(
     last: bool, *outs: Tensor,
 ) -> None:  # fmt: skip
     """Fill `outs`, dense in the order that `last` says."""
-    _, channels, frames, _, _ = outs[0].shape
-    (grid, sizes), size = frame_grid(outs[0], last), _frame_size([clip], flip)
+    config, flipped = device_row(CONFIGS, clip.device)["walk"], flip is not None
+    grid, size, (run,), constants = frame_plan(config, clip.shape, dtype.itemsize, last, flipped, clip.stride())
     decouple_kernel[grid](
-        clip, *clip.stride(), *dense(index, flip, mean, std), *outs, channels, frames, *size,
-        SCALE=1 / levels(clip), RUN=reads_runs(clip, size, sizes, flip), **sizes,
+        clip, *clip.stride(), *dense(index, flip, mean, std), *outs, clip.shape[1], clip.shape[2] - 1, *size,
+        SCALE=1 / levels(clip), RUN=run, **constants,
     )  # fmt: skip
 
 
-def launch_backward(
-    rgb: Tensor | None, static: Tensor | None, difference: Tensor | None, index: Tensor, flip: Tensor | None,
-    std: Tensor | None, shape: Sequence[int], dtype: torch.dtype, last: bool, out: Tensor,
-) -> None:  # fmt: skip
-    """Fill `out` (B, C, T+1, H, W), dense in the order that `last` says, from gradients with any strides."""
-    grads = {"RGB": rgb, "STATIC": static, "DIFFERENCE": difference}
-    given = [grad for grad in grads.values() if grad is not None]
-    (grid, sizes), size = frame_grid(out, last), _frame_size([out[:, :, 1:], *given], flip)
-    runs = {f"{name}_RUN": grad is not None and reads_runs(grad, size, sizes, flip) for name, grad in grads.items()}
+def launch_backward(*arguments) -> None:
+    """Fill the last argument (B, C, T+1, H, W), dense, from gradients with any strides."""
+    *grads, index, flip, std, (batch, channels, frames, *size), dtype, last, out = arguments
+    config, shape = device_row(CONFIGS, out.device)["walk"], (batch, channels, frames - 1, *size)
+    strides = (None if grad is None else grad.stride() for grad in grads)
+    grid, size, runs, constants = frame_plan(config, shape, dtype.itemsize, last, flip is not None, *strides)
     decouple_backward_kernel[grid](
-        *strided(*grads.values(), rank=5), *dense(index, flip, std), out, shape[1], shape[2] - 1, *size, **runs, **sizes
-    )
+        *strided(*grads, rank=5), *dense(index, flip, std), out, channels, frames - 1, *size,
+        **dict(zip(("RGB_RUN", "STATIC_RUN", "DIFFERENCE_RUN"), runs)), **constants,
+    )  # fmt: skip

@@ -27,19 +27,14 @@ class Decoupled(NamedTuple):
 
 
 def decouple_reference(
-    clip_bcthw: Tensor,
-    static_index: Tensor,
-    flip: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-    dtype: torch.dtype,
+    clip_bcthw: Tensor, index: Tensor, flip: Tensor | None, mean: Tensor | None, std: Tensor | None, dtype: torch.dtype
 ) -> Decoupled:
     """Plain PyTorch form of `decouple`; arithmetic in float32, or float64 for a float64 clip."""
     raw = unit_clip(clip_bcthw, flip)
     mean, std = 0 if mean is None else mean.view(-1, 1, 1, 1), 1 if std is None else std.view(-1, 1, 1, 1)
     rgb = ((raw[:, :, :-1] - mean) / std).to(dtype)
     difference = ((raw[:, :, 1:] - raw[:, :, :-1]) / std).to(dtype)
-    still = rgb[torch.arange(rgb.shape[0], device=rgb.device), :, static_index.long()]
+    still = rgb[torch.arange(rgb.shape[0], device=rgb.device), :, index.long()]
     return Decoupled(rgb, still[:, :, None].expand_as(rgb), difference)
 
 

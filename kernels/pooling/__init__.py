@@ -37,9 +37,10 @@ def _pool_gradients(grad: Tensor, features: Tensor, activation: Tensor, pooled: 
 
 def _empty_head(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, ...]:
     """The fields of `DecoupledPool`, then (B, 3, T, H, W): both weight maps and the slope of the alignment."""
-    pools = [_empty_pool(rgb) for _ in range(5)]
     batch, _, *positions = rgb.shape
-    return *pools, pools[0].new_empty(batch), pools[0].new_empty((batch, 3, *positions))
+    pool = _empty_pool(rgb)
+    others = (torch.empty_like(pool) for _ in range(4))
+    return pool, *others, pool.new_empty(batch), pool.new_empty((batch, 3, *positions))
 
 
 def _head(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, ...]:

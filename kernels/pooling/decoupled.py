@@ -231,7 +231,7 @@ def read_tile(*features_bcp: Tensor) -> dict[str, int]:
     features = features_bcp[0]
     _, channels, positions = features.shape
     tile = device_row(CONFIGS, features.device)["read"][features.element_size()]
-    vectors = vector_sizes(*features_bcp)
+    vectors = vector_sizes(features.shape, *(features.stride() for features in features_bcp))
     block_p = max(16, min(tile.positions, next_power_of_2(positions)))
     return {
         "LAST": all(features.stride(1) == 1 for features in features_bcp),

@@ -20,15 +20,11 @@ def _empty_neighbours(query: Tensor, queue: Tensor, k: int, *_) -> tuple[Tensor,
     return query.new_empty(shape, dtype=torch.float32), query.new_empty(shape, dtype=torch.int64)
 
 
-def _search(query: Tensor, queue: Tensor, k: int, limit: int, size: Tensor | None, *ids: Tensor | None) -> TopK:
-    return topk_similarity_reference(query, queue, k, limit if size is None else size, *ids)
-
-
 register_op(
     "topk_similarity(Tensor query, Tensor queue, int k, SymInt limit, Tensor? size, Tensor? query_id, "
     "Tensor? queue_id) -> (Tensor, Tensor)",
     _empty_neighbours,
-    _search,
+    topk_similarity_reference,
     launch_search,
 )
 

@@ -19,9 +19,11 @@ class TopK(NamedTuple):
 
 
 def topk_similarity_reference(
-    query: Tensor, queue: Tensor, k: int, size: Tensor | int, query_id: Tensor | None, queue_id: Tensor | None
+    query: Tensor, queue: Tensor, k: int, limit: int, size: Tensor | None, *ids: Tensor | None
 ) -> TopK:
-    """Plain PyTorch form of `topk_similarity`."""
+    """Plain PyTorch form of `topk_similarity`; `ids` of queries and queue. Without a `size`, `limit` rows count."""
+    query_id, queue_id = ids
+    size = limit if size is None else size
     # In float64 and normalised last, so that equal cosines tie once rounded to float32.
     query, queue = query.double(), queue.double()
     norms = query.norm(dim=1)[:, None] * queue.norm(dim=1)[None]

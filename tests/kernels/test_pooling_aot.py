@@ -3,20 +3,10 @@
 import pytest
 import torch
 
-from dclr.kernels import decoupled_pool
-from dclr.kernels.pooling import decoupled, weighted
+from dclr.kernels import decoupled_pool, weighted_pool
 
-from .aot import (
-    SHARED_LIMITS,
-    TARGETS,
-    access_bits,
-    answering,
-    check_report,
-    compile_case,
-    launches_on,
-    loop_instructions,
-)
-from .test_activation_aot import MAPS, SOME, compiled, constants, features, only_width, strided
+from .aot import SHARED_LIMITS, TARGETS, access_bits, check_report, compile_case, launches_on, loop_instructions
+from .test_activation_aot import MAPS, SOME, compiled, features, only_width
 
 HEAD = [
     (torch.bfloat16, "contiguous"),
@@ -29,10 +19,6 @@ HEAD = [
 ]
 
 
-def sizes(x):
-    return {"C": x.shape[1], "P": x.shape[2]}
-
-
 def check_widths(report, target, dtype, layout, kind):
     """128 bits where the layout allows; a row of 98 elements allows two of them at a time."""
     if layout in ("aligned", "channels_last"):
@@ -42,24 +28,20 @@ def check_widths(report, target, dtype, layout, kind):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(
-    "dtype, layout, masks, rgb",
-    [(*head, True, True) for head in HEAD]
-    + [(*HEAD[0], True, False), (*HEAD[0], False, True), (*HEAD[5], True, False), (*HEAD[5], False, True)],
-)
-def test_head(dtype, layout, masks, rgb, target):
+@pytest.mark.parametrize("dtype, layout", HEAD)
+def test_head(dtype, layout, target):
+    """A program for each of many samples."""
+    x = features(layout, dtype, batch=128)
+    (report,) = compiled(target, decoupled_pool, x, x, x)
+    check_widths(report, target, dtype, layout, "load")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype, layout", [HEAD[0], HEAD[5]])
+def test_head_in_phases(dtype, layout, target):
+    """Masks, pools and alignment of samples too few to fill a device."""
     x = features(layout, dtype)
-    whole = masks and rgb
-    wide = torch.empty(4, x.shape[1])
-    arguments = strided("rgb", x) | strided("static", x) | strided("difference", x)
-    for name in ("rgb_pool", "rgb_static", "rgb_difference", "static_pool", "difference_pool", "alignment", "saved"):
-        arguments[f"{name}_ptr"] = wide
-    arguments |= {"maps_ptr": None if whole else wide, **sizes(x), "chunk_size": 256, "chunks": 1 if whole else 2}
-    with answering(device_class=target):
-        options = decoupled.read_tile(x, x, x) | {"MASKS": masks, "RGB": rgb}
-    report = compiled(decoupled._head_kernel, arguments, options, target)
-    if whole:
-        check_widths(report, target, dtype, layout, "load")
+    assert len(compiled(target, decoupled_pool, x, x, x)) == 3
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -83,31 +65,25 @@ def test_instructions_of_the_head_keep_up_with_its_bytes(layout):
 @pytest.mark.parametrize("dtype, layout", HEAD)
 def test_head_backward(dtype, layout, target):
     x = features(layout, dtype)
-    grad = torch.empty(4, x.shape[1])
-    arguments = strided("rgb", x) | {"saved_ptr": grad}
-    arguments |= {f"to_{name}_ptr": x for name in ("rgb", "static", "difference")}
-    arguments |= {f"out_stride_{axis}": stride for axis, stride in zip("bcp", x.stride())}
-    for name in ("rgb", "rgb_static", "rgb_difference", "static", "difference"):
-        arguments |= strided(f"{name}_grad", None if layout == "odd" else grad, "bc")
-    arguments |= strided("alignment_grad", grad[:, 0].contiguous(), "b") | sizes(x)
-    report = compiled(decoupled._head_backward_kernel, arguments, constants("write", target, x, x), target)
+    grad = None if layout == "odd" else torch.empty(x.shape[:2])
+    arguments = x, torch.empty(4, 3, *x.shape[2:]), *[grad] * 5, torch.empty(4)
+    (report,) = compiled(target, torch.ops.dclr.decoupled_pool_backward, *arguments)
     check_widths(report, target, dtype, layout, "store")
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype, layout", SOME)
 def test_weighted_pool(dtype, layout, target):
-    x, activation = features(layout, dtype), torch.empty(4, 98)
-    arguments = strided("x", x) | strided("a", activation, "bp") | {"pooled_ptr": activation} | sizes(x)
-    compiled(weighted._pool_kernel, arguments, constants("read", target, x), target)
+    x = features(layout, dtype)
+    assert len(compiled(target, weighted_pool, x, torch.empty(4, *x.shape[2:]))) == 1
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype, layout", SOME)
 def test_weighted_pool_backward(dtype, layout, target):
-    x, activation, pooled = features(layout, dtype), torch.empty(4, 98), torch.empty(4, 512)
-    arguments = strided("grad", pooled, "bc") | strided("x", x) | strided("a", activation, "bp") | strided("dx", x)
-    arguments |= {"pooled_ptr": pooled, "da_ptr": activation, **sizes(x)}
-    report = compiled(weighted._pool_backward_kernel, arguments, constants("read", target, x, x), target)
+    x = features(layout, dtype)
+    pooled = torch.empty(x.shape[:2])
+    arguments = pooled, x, torch.empty(4, *x.shape[2:]), pooled
+    (report,) = compiled(target, torch.ops.dclr.weighted_pool_backward, *arguments)
     if layout == "channels_last":
         assert access_bits(report.asm, "store")[128]
