@@ -244,8 +244,8 @@ register_op(
     _empty_map,
     activation_map_reference,
     _launch_map,
-    lambda ctx, arguments, _: ctx.save_for_backward(*arguments),
-    lambda ctx, grad: (torch.ops.dclr.activation_map_backward(grad, *ctx.saved_tensors),),
+    setup_context=lambda ctx, arguments, _: ctx.save_for_backward(*arguments),
+    backward=lambda ctx, grad: (torch.ops.dclr.activation_map_backward(grad, *ctx.saved_tensors),),
 )
 register_op(
     "activation_map_backward(Tensor grad, Tensor features) -> Tensor",
@@ -258,8 +258,8 @@ register_op(
     _empty_alignment,
     _alignment_and_slope,
     _launch_alignment,
-    keep_last,
-    _alignment_gradients,
+    setup_context=keep_last,
+    backward=_alignment_gradients,
 )
 
 

@@ -48,8 +48,8 @@ register_op(
     _empty_parts,
     lambda *arguments: decouple_reference(*arguments[:-1]),
     launch_forward,
-    _keep,
-    lambda ctx, *grads: (torch.ops.dclr.decouple_backward(*grads, *ctx.saved_tensors, *ctx.clip),),
+    setup_context=_keep,
+    backward=lambda ctx, *grads: (torch.ops.dclr.decouple_backward(*grads, *ctx.saved_tensors, *ctx.clip),),
 )
 # `size`, `dtype` and `channels_last` are those of the clip and of its gradient.
 register_op(

@@ -73,8 +73,8 @@ register_op(
     _empty_pool,
     weighted_pool_reference,
     launch_pool,
-    lambda ctx, arguments, pooled: ctx.save_for_backward(*arguments, pooled),
-    lambda ctx, grad: torch.ops.dclr.weighted_pool_backward(grad, *ctx.saved_tensors),
+    setup_context=lambda ctx, arguments, pooled: ctx.save_for_backward(*arguments, pooled),
+    backward=lambda ctx, grad: torch.ops.dclr.weighted_pool_backward(grad, *ctx.saved_tensors),
 )
 register_op(
     "weighted_pool_backward(Tensor grad, Tensor features, Tensor activation, Tensor pooled) -> (Tensor, Tensor)",
@@ -88,8 +88,8 @@ register_op(
     _empty_head,
     _head,
     launch_head,
-    keep_last,
-    lambda ctx, *grads: torch.ops.dclr.decoupled_pool_backward(*ctx.saved_tensors, *grads[:-1]),
+    setup_context=keep_last,
+    backward=lambda ctx, *grads: torch.ops.dclr.decoupled_pool_backward(*ctx.saved_tensors, *grads[:-1]),
 )
 register_op(
     "decoupled_pool_backward(Tensor rgb, Tensor saved, Tensor? grad_rgb, Tensor? grad_rgb_static, "
