@@ -202,12 +202,13 @@ if triton is not None:
 
     @triton.jit(do_not_specialize=["G", "R", "longest", "splits"])
     def losses_kernel(
-        partial_ptr, pair_ptr, weight_ptr, begin_ptr, loss_ptr, share_ptr, sharpness, factor, G, R, longest, splits,
-        BOUNDED: tl.constexpr, TOTAL: tl.constexpr, BLOCK: tl.constexpr,
+        partial_ptr, pair_ptr, weight_ptr, begin_ptr, bound_ptr, loss_ptr, share_ptr, sharpness, factor,
+        G, R, longest, splits, BOUNDED: tl.constexpr, TOTAL: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         """Losses of BLOCK queries of a group from the parts of their sums, times `factor` and their weight if given.
 
-        `begin_ptr` (losses + 1,), if given: which of all queries count as a group here, at most `longest`.
+        `begin_ptr` (losses + 1,), if given: which of all queries count as a group here, at most `longest`; `bound_ptr`
+        (losses,), if given: what one of them counts for at most.
         `loss_ptr` (G, R); with TOTAL (G, programs of a group), the sum of each program's losses.
         `share_ptr` (2, G, R): log2 of the sum with the positive in it, and 1 - share of the positive.
         """
@@ -238,9 +239,16 @@ if triton is not None:
         gap = (negative - positive) * LN2
         high = tl.maximum(negative, positive)
         both = high + tl.log2(tl.exp2(negative - high) + tl.exp2(positive - high))
+        loss, apart = _softplus(gap), 1 / (1 + tl.exp(-gap))
+        if bound_ptr is not None:
+            bound = tl.load(bound_ptr + g).to(tl.float32)
+            beyond = loss > bound
+            loss = tl.where(beyond, bound, loss)
+            # No share of an infinite sum: the gradient is 0.
+            both, apart = tl.where(beyond, float("inf"), both), tl.where(beyond, 0.0, apart)
         tl.store(share_ptr + row, both, mask=inside)
-        tl.store(share_ptr + stride + row, 1 / (1 + tl.exp(-gap)), mask=inside)
-        loss = _softplus(gap) * factor
+        tl.store(share_ptr + stride + row, apart, mask=inside)
+        loss *= factor
         if weight_ptr is not None:
             loss *= tl.load(weight_ptr + row, mask=inside, other=0).to(tl.float32)
         if TOTAL:

@@ -86,8 +86,8 @@ class Inputs(NamedTuple):
 
     `query` (G, M, D); `key` (G, P, D), None where the queries are the keys; either `index` (G, M), rows of `key`, or
     `positive` (G, M, D); `exclude` (G, M, E); `weight` (G, M).
-    With ranges, `first`, `key_column` (its `column`), `loss` and `begin` are the tensors of `Ranges`, and `sizes` its
-    `keys`, `learned` and `longest`: `query` has all rows (1, R, D), and `index` says which is the positive.
+    With ranges, `first`, `key_column` (its `column`), `loss`, `begin` and `bound` are the tensors of `Ranges`, and
+    `sizes` its `keys`, `learned` and `longest`: `query` has all rows (1, R, D), and `index` says which is the positive.
     """
 
     query: Tensor
@@ -100,6 +100,7 @@ class Inputs(NamedTuple):
     key_column: Tensor | None
     loss: Tensor | None
     begin: Tensor | None
+    bound: Tensor | None
     sizes: list[int]
 
     ranges = property(lambda self: self.first is not None)
@@ -253,7 +254,7 @@ def launch_losses(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Ten
             E=excluded, SHARED=inputs.shared, BOUNDED=bounded, PRECISION=options.precision, **constants,
         )  # fmt: skip
         losses_kernel[(sums * programs,)](
-            partial, state, weight, inputs.begin, loss, state[3:], options.sharpness, options.factor,
+            partial, state, weight, inputs.begin, inputs.bound, loss, state[3:], options.sharpness, options.factor,
             groups, queries, longest, splits, BOUNDED=bounded, TOTAL=options.total, BLOCK=BLOCK_LOSSES,
         )  # fmt: skip
     if options.total:

@@ -77,8 +77,8 @@ class Report:
 
 
 POINTERS = {
-    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8", torch.bool: "*i1",
-    torch.int64: "*i64", torch.int32: "*i32",
+    torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
+    torch.uint8: "*u8", torch.bool: "*i1", torch.int64: "*i64", torch.int32: "*i32",
 }  # fmt: skip
 
 

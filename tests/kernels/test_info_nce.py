@@ -388,7 +388,7 @@ def test_opcheck():
         ((query, key, None, positive, exclude, None), 8, True),
         ((query, key, None, positive, exclude, torch.rand(2, 4)), 1, True),
     ):
-        inputs, options = (*inputs, None, None, None, None, []), (0.1, 2.0, count, total, False)
+        inputs, options = (*inputs, None, None, None, None, None, []), (0.1, 2.0, count, total, False)
         torch.library.opcheck(forward, (*inputs, *options))
         plain = [value.detach() if isinstance(value, torch.Tensor) else value for value in inputs]
         loss, *workspace = forward(*plain, *options)

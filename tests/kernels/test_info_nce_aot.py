@@ -31,7 +31,7 @@ def launches(monkeypatch, target, dtype, kind, temperature=0.07, dim=128):
         monkeypatch.setattr(module, "runs_triton", lambda tensor: True)
     if kind == "ranges":
         rows = torch.empty(900, dim, dtype=dtype, requires_grad=True)
-        where = Ranges.of((0, 128), (0, 256), torch.full((2, 128), 300), rows=900, keys=512, loss=(0, 0))
+        where = Ranges.of((0, 128), (0, 256), torch.full((2, 128), 300), rows=900, keys=512, loss=(0, 0), bound=(9.0,))
         exclude, weight = torch.zeros(2, 128, 4, dtype=torch.int64), torch.zeros(2, 128)
         with recorded_launches() as cases:
             info_nce_ranges(rows, where, exclude=exclude, weight=weight, temperature=temperature).sum().backward()
