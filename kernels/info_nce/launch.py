@@ -13,7 +13,7 @@ from torch import Tensor
 from .._common import INTERPRET, Config, cdiv, device_class, next_power_of_2, processors, runs_triton, triton
 
 if triton is not None:
-    from .backward import finish_kernel, gradient_kernel, slopes_kernel
+    from .backward import finish_kernel, gradient_kernel, product_kernel, slopes_kernel
     from .forward import MANY_EXCLUDED, forward_kernel, losses_kernel
     from .prepare import prepare_kernel
 
@@ -77,6 +77,8 @@ CONFIGS = {
 ROWS, BLOCK_LOSSES = 16, 1024
 # No less than any BLOCK_B.
 BEYOND = 256
+# Coefficients of long rows that are written at a time: 128 MiB in 16 bits.
+COEFFICIENTS = 2**26
 # Above this 1 / temperature, sums of exponentials need a running maximum; above half of it, so does their product.
 BOUND = 85.0
 
@@ -184,11 +186,9 @@ def score_tile(kind: str, tensor: Tensor, groups: int, queries: int, keys: int) 
 
 
 @lru_cache
-def tile_options(tile: ScoreTile, pad: int, kind: str) -> dict[str, int | bool]:
+def tile_options(tile: ScoreTile, pad: int) -> dict[str, int | bool]:
     """Constants of a kernel over copied rows of `pad` columns."""
     tile = replace(tile, BLOCK_D=min(tile.BLOCK_D, pad))
-    if pad > LONGEST and kind == "gradient":  # Chunks of both sides take registers beside the sums.
-        tile = replace(tile, BLOCK_B=max(16, tile.BLOCK_B // 2))
     # The interpreter has no bfloat16: it multiplies in float32.
     return {**tile.options("BLOCK_A", "BLOCK_B", "BLOCK_D", "STAGES"), "PAD": pad, "UPCAST": INTERPRET}
 
@@ -236,7 +236,7 @@ def launch_losses(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Ten
     if not groups * queries:
         return query.new_zeros((sums,) if options.total else (sums, queries), dtype=torch.float32), *saved
     tile, pad = score_tile("forward", query, groups, queries, keys), copy.shape[1]
-    constants = tile_options(tile, pad, "forward")
+    constants = tile_options(tile, pad)
     tiles = groups * cdiv(queries, tile.BLOCK_A)
     splits = split_count(tiles, keys, tile.BLOCK_B, tile.programs, query.device)
     programs = cdiv(longest, BLOCK_LOSSES)
@@ -333,26 +333,46 @@ def _gradient_parts(
     groups, queries, keys, shared = inputs.groups, inputs.queries, inputs.keys, inputs.shared
     to_query, to_key = to_query or inputs.ranges, (to_key or inputs.ranges) and not shared
     tile, pad = score_tile("gradient", copy, groups, queries, keys), copy.shape[1]
-    constants = tile_options(tile, pad, "gradient")
-    block, splits_over = constants["BLOCK_B"], max(queries, keys)
-    tiles = groups * (cdiv(queries, tile.BLOCK_A) * to_query + cdiv(keys, tile.BLOCK_A) * to_key)
-    splits = split_count(tiles, splits_over, block, tile.programs, copy.device)
-    blocks = cdiv(queries, block)
-    partial = state.new_empty(splits, groups, queries + (0 if shared else keys), pad)
+    if pad > LONGEST:  # Chunks of both sides take registers beside the scores.
+        tile = replace(tile, BLOCK_B=max(16, tile.BLOCK_B // 2))
+    constants = tile_options(tile, pad)
+    query_tiles, key_tiles = cdiv(queries, tile.BLOCK_A) * to_query, cdiv(keys, tile.BLOCK_A) * to_key
+    blocks = cdiv(queries, tile.BLOCK_B)
     slopes = state.new_empty(4 * groups * queries + BEYOND)
     spans = state.new_empty(groups, blocks, 4, dtype=torch.int32)
     weight = None if inputs.weight is None else inputs.weight.contiguous()
     marks, excluded = _marks(inputs)
+    constants |= {"PRECISION": options.precision, "SHARED": shared}
     one_exp = shared and 2 / options.temperature < BOUND
-    common = {"E": excluded, "SHARED": shared, "ONE_EXP": one_exp}
+    sizes = groups, queries, keys
+
+    def gradient(out: Tensor, first: int, tiles: int, splits: int, to_query: bool, to_key: bool) -> None:
+        gradient_kernel[(groups * tiles, splits)](
+            copy, scale, slopes, spans, *marks, out, options.sharpness, *sizes,
+            _part(keys, tile.BLOCK_B, splits), _part(queries, tile.BLOCK_B, splits), first, tiles,
+            E=excluded, ONE_EXP=one_exp, QUERY=to_query, KEY=to_key, **constants,
+        )  # fmt: skip
+
     with torch.cuda.device_of(copy):
         slopes_kernel[(groups * blocks,)](
             grad, *grad.stride(), inputs.loss, weight, size, scale, state[3:], *marks, slopes, spans,
-            groups, queries, keys, BLOCK=block, **common,
+            *sizes, E=excluded, SHARED=shared, ONE_EXP=one_exp, BLOCK=tile.BLOCK_B,
         )  # fmt: skip
-        gradient_kernel[(tiles, splits, pad // constants["BLOCK_D"])](
-            copy, scale, slopes, spans, *marks, partial, options.sharpness, groups, queries, keys,
-            _part(keys, block, splits), _part(queries, block, splits),
-            QUERY=to_query, KEY=to_key, PRECISION=options.precision, **common, **constants,
-        )  # fmt: skip
+        if pad <= LONGEST:
+            tiles = query_tiles + key_tiles
+            splits = split_count(groups * tiles, max(queries, keys), tile.BLOCK_B, tile.programs, copy.device)
+            partial = state.new_empty(splits, groups, queries + (0 if shared else keys), pad)
+            gradient(partial, 0, tiles, splits, to_query, to_key)
+            return partial, slopes
+        partial = state.new_empty(1, groups, queries + (0 if shared else keys), pad)
+        for of_keys, tiles, others in ((False, query_tiles, keys), (True, key_tiles, queries)):
+            most = max(1, COEFFICIENTS // (groups * tile.BLOCK_A * others))
+            for first in range(0, tiles, most):
+                count = min(most, tiles - first)
+                coefficients = copy.new_empty(groups * count, tile.BLOCK_A, others)
+                splits = split_count(groups * count, others, tile.BLOCK_B, tile.programs, copy.device)
+                gradient(coefficients, first, count, splits, not of_keys, of_keys)
+                product_kernel[(groups * count, pad // constants["BLOCK_D"])](
+                    coefficients, copy, inputs.first, partial, *sizes, first, count, KEY=of_keys, **constants
+                )
     return partial, slopes
