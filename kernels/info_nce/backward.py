@@ -24,6 +24,7 @@ if triton is not None:
         dot_chunks,
         first_rows,
         load_copy,
+        load_passing,
         marked_spans,
         set_marked,
         touched,
@@ -111,18 +112,18 @@ if triton is not None:
 
     @triton.jit
     def _gradient_tile(
-        side_a, side_b, slope_ptr, slope_stride, span_ptr, marks, out_ptr, a_tile, sharpness, part,
+        side_a, side_b, descriptor, slope_ptr, slope_stride, span_ptr, marks, out_ptr, a_tile, sharpness, part,
         E: tl.constexpr, AS_QUERY: tl.constexpr, AS_KEY: tl.constexpr, ONE_EXP: tl.constexpr, PAD: tl.constexpr,
         BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
         PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     ):  # fmt: skip
         """Gradient to BLOCK_A unit rows a, as queries, as keys or as both, from `part` of the rows b of the other side.
 
-        A side is (copied rows, their scales, how many). `out_ptr` is that of a group's first row; where rows are longer
-        than a tile, that of the coefficients (programs, BLOCK_A, rows b).
+        A side is (copied rows, their scales, how many, the place of the first among all). `out_ptr` is that of a
+        group's first row; where rows are longer than a tile, that of the coefficients (programs, BLOCK_A, rows b).
         """
-        a_ptr, a_scale_ptr, a_count = side_a
-        b_ptr, b_scale_ptr, b_count = side_b
+        a_ptr, a_scale_ptr, a_count, _ = side_a
+        b_ptr, b_scale_ptr, b_count, b_begin = side_b
         a_first = a_tile * BLOCK_A
         a_row = a_first + tl.arange(0, BLOCK_A)
         a_inside = a_row < a_count
@@ -143,7 +144,7 @@ if triton is not None:
             b_row = first + tl.arange(0, BLOCK_B)
             b_inside = b_row < b_count
             if WHOLE:
-                b = load_copy(b_ptr, first, b_count, d, PAD, BLOCK_B)
+                b = load_passing(descriptor, b_begin, b_ptr, first, b_count, d, PAD, BLOCK_B)
                 score = dot(rows, tl.trans(b), tl.zeros((BLOCK_A, BLOCK_B), tl.float32), PRECISION, UPCAST)
             else:
                 score = dot_chunks(
@@ -197,7 +198,7 @@ if triton is not None:
         ]
     )  # fmt: skip
     def gradient_kernel(
-        copy_ptr, scale_ptr, slope_ptr, span_ptr, first_ptr, index_ptr, index_stride_g, index_stride_r,
+        copy_ptr, descriptor, scale_ptr, slope_ptr, span_ptr, first_ptr, index_ptr, index_stride_g, index_stride_r,
         exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e, excluded,
         out_ptr, sharpness, G, R, P, key_part, query_part, first_tile, tiles,
         E: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, SHARED: tl.constexpr, ONE_EXP: tl.constexpr,
@@ -221,8 +222,8 @@ if triton is not None:
             exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e, excluded,
         )  # fmt: skip
         first_query, first_key = first_rows(first_ptr, g, G, R, P, SHARED)
-        queries = copy_ptr + first_query * PAD, scale_ptr + first_query if SHARED else used_ptr, R
-        keys = copy_ptr + first_key * PAD, scale_ptr + first_key, P
+        queries = copy_ptr + first_query * PAD, scale_ptr + first_query if SHARED else used_ptr, R, first_query
+        keys = copy_ptr + first_key * PAD, scale_ptr + first_key, P, first_key
         to_query, to_key = out_ptr, out_ptr
         if BLOCK_D == PAD:
             to_query += (tl.program_id(1).to(tl.int64) * G + g) * (R if SHARED else R + P) * PAD
@@ -230,14 +231,15 @@ if triton is not None:
         if QUERY:  # noqa: SIM102, for the compiler leaves out a branch only on a constant of its own
             if tile < query_tiles:
                 _gradient_tile(
-                    queries, keys, slope_ptr, slope_stride, span_ptr, marks, to_query, tile, sharpness, key_part,
+                    queries, keys, descriptor, slope_ptr, slope_stride, span_ptr, marks, to_query, tile, sharpness,
+                    key_part,
                     E, True, SHARED, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES, PRECISION, UPCAST,
                 )  # fmt: skip
         if KEY and not SHARED:  # noqa: SIM102
             if tile >= query_tiles:
                 _gradient_tile(
-                    keys, queries, slope_ptr, slope_stride, span_ptr, marks, to_key, tile - query_tiles, sharpness,
-                    query_part,
+                    keys, queries, descriptor, slope_ptr, slope_stride, span_ptr, marks, to_key, tile - query_tiles,
+                    sharpness, query_part,
                     E, False, True, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES, PRECISION, UPCAST,
                 )  # fmt: skip
 

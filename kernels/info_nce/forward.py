@@ -43,6 +43,18 @@ if triton is not None:
         return tl.load(copy_ptr + row[:, None] * PAD + d[None, :], mask=(row < count - first)[:, None], other=0)
 
     @triton.jit
+    def load_passing(descriptor, begin, copy_ptr, first, count, d, PAD: tl.constexpr, BLOCK: tl.constexpr):
+        """The same of rows that pass by; row `begin` of all is the first.
+
+        Through a tensor descriptor of all rows, if given: one thread asks for a tile, and nothing is masked. Beyond
+        `count` it has other rows, of which nothing is used.
+        """
+        if descriptor is not None:
+            return descriptor.load([(begin + first).to(tl.int32), 0])
+        else:
+            return load_copy(copy_ptr, first, count, d, PAD, BLOCK)
+
+    @triton.jit
     def dot_chunks(
         a_ptr, a_first, a_count, b_ptr, b_first, b_count, PAD: tl.constexpr, BLOCK_A: tl.constexpr,
         BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
@@ -134,7 +146,7 @@ if triton is not None:
         ]
     )  # fmt: skip
     def forward_kernel(
-        copy_ptr, scale_ptr, first_ptr, index_ptr, index_stride_g, index_stride_r,
+        copy_ptr, descriptor, scale_ptr, first_ptr, index_ptr, index_stride_g, index_stride_r,
         exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e, excluded,
         partial_ptr, sharpness, G, R, P, part,
         E: tl.constexpr, SHARED: tl.constexpr, BOUNDED: tl.constexpr, PAD: tl.constexpr,
@@ -167,7 +179,7 @@ if triton is not None:
         for first in tl.range(begin, tl.minimum(begin + part, P), BLOCK_B, num_stages=STAGES):
             key = first + tl.arange(0, BLOCK_B)
             if BLOCK_D == PAD:
-                b = load_copy(key_ptr, first, P, d, PAD, BLOCK_B)
+                b = load_passing(descriptor, first_key, key_ptr, first, P, d, PAD, BLOCK_B)
                 score = dot(a, tl.trans(b), tl.zeros((BLOCK_A, BLOCK_B), tl.float32), PRECISION, UPCAST)
             else:
                 score = dot_chunks(

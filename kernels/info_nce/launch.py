@@ -13,6 +13,8 @@ from torch import Tensor
 from .._common import INTERPRET, Config, cdiv, device_class, next_power_of_2, processors, runs_triton, triton
 
 if triton is not None:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
     from .backward import finish_kernel, gradient_kernel, product_kernel, slopes_kernel
     from .forward import MANY_EXCLUDED, forward_kernel, losses_kernel
     from .prepare import prepare_kernel
@@ -23,7 +25,7 @@ class ScoreTile(Config):
     """Rows kept, rows that pass by in STAGES at a time, columns at a time: a power of two up to LONGEST.
 
     Where they can, two or three `programs` share a multiprocessor: the exponentials of one run beside the products of
-    another.
+    another. `descriptor`: the rows that pass by come through a tensor descriptor.
     """
 
     BLOCK_A: int
@@ -31,6 +33,7 @@ class ScoreTile(Config):
     BLOCK_D: int
     STAGES: int = 2
     programs: int = 1
+    descriptor: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,6 @@ class RowBlock(Config):
 
 LONGEST = 128
 _FORWARD_16, _FORWARD_32 = ScoreTile(4, 128, 64, 128, programs=3), ScoreTile(4, 64, 32, 32, programs=3)
-_FORWARD_WIDE = ScoreTile(8, 128, 64, 128)
 _GRADIENT_16, _GRADIENT_32 = ScoreTile(4, 64, 32, 128, programs=2), ScoreTile(4, 32, 16, 128, programs=3)
 # Without `maxnreg`, NVIDIA's assembler would spill a value or two for one more block.
 _GRADIENT_32_SM90 = replace(_GRADIENT_32, maxnreg=168)
@@ -62,12 +64,12 @@ CONFIGS = {
         "finish": _FINISH_SM90,
     },
     "sm_100": {
-        "forward": {2: _FORWARD_WIDE, 4: _FORWARD_32},
-        "gradient": {2: ScoreTile(8, 64, 64, 128), 4: _GRADIENT_32_SM90},
+        "forward": {2: replace(_FORWARD_16, programs=2, descriptor=True), 4: _FORWARD_32},
+        "gradient": {2: replace(_GRADIENT_16, BLOCK_B=64, descriptor=True), 4: _GRADIENT_32_SM90},
         "finish": _FINISH_SM90,
     },
     "gfx942": {
-        "forward": {2: _FORWARD_WIDE, 4: _FORWARD_32},
+        "forward": {2: ScoreTile(8, 128, 64, 128), 4: _FORWARD_32},
         "gradient": {2: replace(_GRADIENT_16, programs=1), 4: _GRADIENT_32},
         "finish": _FINISH,
     },
@@ -193,6 +195,12 @@ def tile_options(tile: ScoreTile, pad: int) -> dict[str, int | bool]:
     return {**tile.options("BLOCK_A", "BLOCK_B", "BLOCK_D", "STAGES"), "PAD": pad, "UPCAST": INTERPRET}
 
 
+def _descriptor(tile: ScoreTile, copy: Tensor) -> TensorDescriptor | None:
+    """Of tiles of copied rows that pass by, if they are whole rows."""
+    whole = tile.descriptor and copy.shape[1] <= LONGEST
+    return TensorDescriptor.from_tensor(copy, [tile.BLOCK_B, copy.shape[1]]) if whole else None
+
+
 def split_count(tiles: int, count: int, block: int, programs: int, device: torch.device) -> int:
     """Programs that share `count` rows, none of them without a block of its own.
 
@@ -250,8 +258,9 @@ def launch_losses(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Ten
     with torch.cuda.device_of(query):
         _prepare(inputs, copy, scale, state, constants["BLOCK_D"])
         forward_kernel[(tiles, splits)](
-            copy, scale, *marks, partial, options.sharpness, groups, queries, keys, _part(keys, tile.BLOCK_B, splits),
-            E=excluded, SHARED=inputs.shared, BOUNDED=bounded, PRECISION=options.precision, **constants,
+            copy, _descriptor(tile, copy), scale, *marks, partial, options.sharpness, groups, queries, keys,
+            _part(keys, tile.BLOCK_B, splits), E=excluded, SHARED=inputs.shared, BOUNDED=bounded,
+            PRECISION=options.precision, **constants,
         )  # fmt: skip
         losses_kernel[(sums * programs,)](
             partial, state, weight, inputs.begin, inputs.bound, loss, state[3:], options.sharpness, options.factor,
@@ -348,7 +357,7 @@ def _gradient_parts(
 
     def gradient(out: Tensor, first: int, tiles: int, splits: int, to_query: bool, to_key: bool) -> None:
         gradient_kernel[(groups * tiles, splits)](
-            copy, scale, slopes, spans, *marks, out, options.sharpness, *sizes,
+            copy, _descriptor(tile, copy), scale, slopes, spans, *marks, out, options.sharpness, *sizes,
             _part(keys, tile.BLOCK_B, splits), _part(queries, tile.BLOCK_B, splits), first, tiles,
             E=excluded, ONE_EXP=one_exp, QUERY=to_query, KEY=to_key, **constants,
         )  # fmt: skip

@@ -29,6 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -117,6 +118,8 @@ def launch_case(kernel: JITFunction, arguments: dict[str, Any], **options: int) 
             continue
         if isinstance(value, torch.Tensor):
             signature[param.name] = POINTERS[value.dtype]
+        elif isinstance(value, TensorDescriptor):
+            signature[param.name] = f"tensordesc<{POINTERS[value.base.dtype][1:]}{value.block_shape}>"
         else:
             signature[param.name] = "fp32" if isinstance(value, float) else "i32" if abs(value) < 2**31 else "i64"
         if special and (isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0)):

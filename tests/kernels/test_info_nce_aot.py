@@ -17,9 +17,9 @@ KERNELS = ("prepare_kernel", "forward_kernel", "losses_kernel", "slopes_kernel",
 # what Triton 3.6 needs. The wide tiles of sm_90 were faster by a sixth on a card than those that need no stack.
 STACK = {"sm_80": 16, "sm_90": 600}
 # Since one path serves ranges too, these need more; to be won back.
-STACK_OF = {("sm_100", torch.bfloat16, "two views"): 16, ("sm_80", torch.float32, "ranges"): 40}
+STACK_OF = {("sm_80", torch.float32, "ranges"): 40}
 if triton.__version__.startswith("3.6."):
-    STACK |= {"sm_90": 720, "sm_100": 8, "gfx942": 84}
+    STACK |= {"sm_90": 720, "sm_100": 328, "gfx942": 84}
 KINDS = ("two views", "query and key", "explicit", "ranges")
 
 
