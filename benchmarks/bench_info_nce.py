@@ -9,15 +9,18 @@ each pair and pass, are not counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dclr.commands.bench import run_under
 from dclr.kernels import info_nce
+from dclr.kernels._common import device_class
+from dclr.kernels.info_nce.launch import CONFIGS
 
-from .harness import COMPILED, OURS, REFERENCE, Problem, compiled, missing, with_gradients
+from .harness import COMPILED, OURS, REFERENCE, Problem, Run, compiled, missing, with_gradients
 
 TEMPERATURE = 0.1
 
@@ -37,7 +40,10 @@ class Size:
 SIZES = {
     "tiny": [Size(14, 16), Size(9, 16, shared=False)],
     "cpu": [Size(80), Size(512), Size(1024), Size(512, shared=False)],
-    "cuda": [Size(rows, shared=shared) for shared in (True, False) for rows in (80, 512, 4096, 16384, 65536)],
+    "cuda": [
+        *(Size(rows, shared=shared) for shared in (True, False) for rows in (80, 512, 4096, 16384, 65536)),
+        Size(16384, 512, shared=False),
+    ],
 }
 
 
@@ -86,8 +92,19 @@ def problem(size: Size, device: torch.device, measuring: bool, backward: bool = 
         bytes=elements * dtype.itemsize * (2 if backward else 1),
         flops=matmuls * 2 * size.rows**2 * size.dim,
     )
+    if device.type == "cuda":
+        result.variants["ours, descriptors"] = through_descriptors(result.variants[OURS], device)
     add_peers(result, size, run)
     return result
+
+
+def through_descriptors(run: Run, device: torch.device) -> Run:
+    """The same, with the rows that pass by through tensor descriptors, whatever the table of the card says."""
+    name = device_class(device)
+    row = dict(CONFIGS.get(name, CONFIGS["default"]))
+    for kind in row.keys() - {"finish"}:
+        row[kind] = {size: replace(tile, descriptor=True) for size, tile in row[kind].items()}
+    return lambda: run_under(CONFIGS, name, row, run)
 
 
 def chunked(leaves: list[Tensor], positive: Tensor, exclude: Tensor | None, backward: bool) -> tuple[Tensor, ...]:

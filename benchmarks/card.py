@@ -123,7 +123,7 @@ def measurements(plan: Plan) -> list[CardStep]:
     """The rows that matter, most telling first."""
     peers = "compiled,memeff,inf-cl,siglip,flashlib"
     return [
-        plan.benchmark("info_nce", "512 or 4096 or 65536", 120, variants=peers),
+        plan.benchmark("info_nce", "512 or 4096 or 65536", 120, variants=f"{peers},descriptors"),
         plan.benchmark("topk", "16384 or 1048576", 60, variants=peers),
         plan.benchmark("step", "32x2x16", 240, 2.0, "eager,released,compiled bf16,no compile"),
         plan.benchmark("head", "40x512 or 1024x512", 90, variants=peers),

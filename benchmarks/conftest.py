@@ -118,9 +118,8 @@ def pytest_terminal_summary(terminalreporter, config):
     if not rows:
         return
     report, path = _write_results(config)
-    terminalreporter.section(
-        f"{report['device']}, commit {report['commit'][:12]}{' (modified)' if report['dirty'] else ''}"
-    )
+    modified = " (modified)" if report["commit"].endswith("-dirty") else ""
+    terminalreporter.section(f"{report['device']}, commit {report['commit'][:12]}{modified}")
     ceilings = report["ceilings"]
     rates = ", ".join(f"{name} {rate / 1e12:.2f} TFLOP/s" for name, rate in ceilings["matmul_flops"].items())
     terminalreporter.line(f"measured ceilings: copy {ceilings['copy_bytes'] / 1e9:.1f} GB/s, matmul {rates}")

@@ -14,9 +14,7 @@ The floor is the larger of bytes over copy bandwidth and FLOPs over matmul rate,
 from __future__ import annotations
 
 import functools
-import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -29,6 +27,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from dclr.training.metrics import source_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "triton", "numpy", "kornia", "memeff", "siglip-kernel", "inf-cl", "lightly")
@@ -357,28 +357,16 @@ def results_path(device: str) -> Path:
 
 
 def measured_environment(device: str) -> dict:
-    """Commit, device, versions, command and ceilings: what a number needs beside it.
-
-    DCLR_COMMIT, of the environment, is the commit of a copy, whose own checkout may be of another.
-    """
+    """Commit, device, versions, command and ceilings: what a number needs beside it."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": os.environ.get("DCLR_COMMIT") or _git("rev-parse", "HEAD") or "unknown",
-        "dirty": "DCLR_COMMIT" not in os.environ and bool(_git("status", "--porcelain")),
+        "commit": source_commit() or "unknown",
         "device": hardware_name(device),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _package_version(name))},
         "command": " ".join(["pytest", *sys.argv[1:]]),
         "ceilings": measure_ceilings(device),
     }
-
-
-def _git(*arguments: str) -> str:
-    """What git prints of this checkout; nothing where there is none, or no git."""
-    try:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""
 
 
 def hardware_name(device: str) -> str:

@@ -90,13 +90,16 @@ def in_batch_loss(term: Term, temperature: float, denominator: Denominator = "ot
 
 def sum_over_views(losses: Tensor, term: Term, denominator: Denominator) -> Tensor:
     """The sum of the means over each view, which is twice the mean over the 2n anchors, of I (2n,), bounded: ()."""
-    end = chance(len(term.key) // 2, denominator) / 2
     if term.bound == "anchor":
-        losses = losses.clamp(max=end)
-    mean = losses.mean()
-    if term.bound == "batch":  # the global one
-        mean = torch.where(mean_over_ranks(mean) < end, mean, end)
-    return 2 * mean
+        losses = losses.clamp(max=chance(len(term.key) // 2, denominator) / 2)
+    total = 2 * losses.mean()
+    return bounded_over_batch(total, term, denominator) if term.bound == "batch" else total
+
+
+def bounded_over_batch(loss: Tensor, term: Term, denominator: Denominator) -> Tensor:
+    """The loss of a term, or chance where the mean over the global batch is above it."""
+    end = chance(len(term.key) // 2, denominator)
+    return torch.where(mean_over_ranks(loss) < end, loss, end)
 
 
 def chance(videos: int, denominator: Denominator = "others") -> float:

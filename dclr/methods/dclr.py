@@ -35,7 +35,7 @@ from dclr.methods.contrast import (
 from dclr.methods.packing import packed_losses
 from dclr.methods.search import CrossVideoSearch, Entries, Modality, SearchConfig, non_negative_rows
 from dclr.models import ProjectionHead, average_pool
-from dclr.models.separate_norm import separate_statistics
+from dclr.models.separate_norm import batch_statistics, separate_statistics
 from dclr.models.static_once import StaticOnceResNet
 
 
@@ -108,7 +108,7 @@ class DCLRConfig(ContrastiveConfig):
     """A projection head for each operand of the terms, or one for all."""
     bn: Literal["per_modality", "mixed"] = "per_modality"
     """Batch statistics of v, of s and of d, each alone, with v's for evaluation; or of all three together, as in the
-    released code. The paper is silent."""
+    released code. The paper is silent. In the first form a search describes clips by their own statistics too."""
     static_crop: Literal["shared", "independent"] = "shared"
     """Whether the static frame has the crop and flip of its clip, or its own."""
     difference: Difference = "forward"
@@ -190,6 +190,8 @@ class DCLR(Method):
             modalities = self._modalities()
             once = "s" in modalities and isinstance(self.encoder, StaticOnceResNet)
             separate_statistics(self.encoder, len(modalities) - once)
+            if self.search is not None:
+                batch_statistics(self.search.slow.encoder)
         if self.search is not None:
             self.search.start_epoch(epoch, self.encoder, self.heads, resumed)
 

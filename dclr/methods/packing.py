@@ -11,23 +11,24 @@ g groups of m anchors.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from dclr.distributed import rank
-from dclr.kernels import Ranges, info_nce, info_nce_ranges
+from dclr.kernels import Ranges, info_nce_ranges
 from dclr.methods.contrast import (
     CrossTerm,
     Denominator,
     Term,
+    bounded_over_batch,
+    chance,
     gather_views,
-    local_rows,
-    sum_over_views,
-    unit_vectors,
+    in_batch_loss,
     video_rows,
 )
 from dclr.phases import phase
@@ -53,11 +54,12 @@ class LaunchPlan(NamedTuple):
 
 
 class TermRows(NamedTuple):
-    """Rows at which the tensors of a `Term` begin."""
+    """Rows at which the tensors of a `Term` begin; whether the loss of each anchor ends at chance."""
 
     anchor: int
     key: int
     same_view: bool
+    bounded: bool
 
 
 class CrossTermRows(NamedTuple):
@@ -104,17 +106,14 @@ def packed_losses(
 ) -> Tensor:
     """As `reference_losses`: the losses of `terms`, then of `crossing`, (len(terms) + len(crossing),).
 
-    `joint` terms have more keys than those across videos, and get a launch of their own; so do bounded ones, of which
-    the loss of each anchor is needed.
+    `joint` terms have more keys than those across videos, and get a launch of their own. A `literal` term of the same
+    view, whose positive is missing from its denominator, is computed as its equation reads.
     """
-    bounded = {place: term for place, term in enumerate(terms) if term.bound != "none"}
-    if bounded:
-        rest = [term for term in terms if term.bound == "none"]
-        others = packed_losses(rest, temperature, denominator, crossing).unbind() if rest or crossing else ()
-        losses = list(others)
-        for place, term in bounded.items():
-            losses.insert(place, sum_over_views(_anchor_losses(term, temperature, denominator), term, denominator))
-        return torch.stack(losses)
+    if denominator == "literal" and any(term.same_view for term in terms):
+        rest = [term for term in terms if not term.same_view]
+        packed = iter(packed_losses(rest, temperature, denominator, crossing).unbind() if rest or crossing else ())
+        alone = [in_batch_loss(term, temperature, denominator) if term.same_view else next(packed) for term in terms]
+        return torch.stack([*alone, *packed])
     if denominator == "joint" and terms and crossing:
         in_batch = packed_losses(terms, temperature, "joint")
         return torch.cat([in_batch, packed_losses((), temperature, crossing=crossing)])
@@ -131,41 +130,13 @@ def packed_losses(
     losses = info_nce_ranges(
         packed.rows, plan.ranges, exclude=exclude, weight=weight, temperature=temperature, scale=1 / n
     )
-    if denominator == "literal" and terms:
-        moved = [2 * _positive_moved(term).mean() if term.same_view else losses.new_zeros(()) for term in terms]
-        losses = losses + torch.stack([*moved, *(losses.new_zeros(()) for _ in crossing)]) / temperature
+    if any(term.bound == "batch" for term in terms):
+        parts = [
+            bounded_over_batch(loss, term, denominator) if term.bound == "batch" else loss
+            for loss, term in zip(losses, terms)
+        ]
+        losses = torch.stack([*parts, *losses[len(terms) :]])
     return losses
-
-
-def _anchor_losses(term: Term, temperature: float, denominator: Denominator) -> Tensor:
-    """I of each anchor, (2n,)."""
-    n, total = len(term.anchor) // 2, len(term.key) // 2
-    literal = term.same_view and denominator == "literal"
-    positive, exclude = _planned_places(
-        n, total, rank() * n, term.same_view and not literal, denominator, term.key.device
-    )
-    key = torch.cat([term.key, gather_views(term.anchor)]) if denominator == "joint" else term.key
-    losses = info_nce(term.anchor, key, positive=positive, exclude=exclude, temperature=temperature, reduction="none")
-    return losses + _positive_moved(term) / temperature if literal else losses
-
-
-@torch.compiler.assume_constant_result
-def _planned_places(*what: Any) -> tuple[Tensor, Tensor]:
-    """As `_new_places`; a compiled step holds them as constants."""
-    return _new_places(*what)
-
-
-@functools.lru_cache(maxsize=64)
-def _new_places(
-    n: int, total: int, first: int, same_view: bool, denominator: Denominator, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Rows of the positives (2n,), and (2n, E) of the keys that are no negatives, -1 for none."""
-    rows = video_rows(first, n, total, device)
-    positive, exclude = rows if same_view else rows[::-1]
-    exclude = exclude[:, None]
-    if denominator == "joint":
-        exclude = torch.cat([exclude, torch.stack(rows, dim=-1) + 2 * total], dim=-1)
-    return positive, torch.full_like(exclude, -1) if denominator == "all" else exclude
 
 
 def _by_group(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +149,7 @@ def _pack(terms: Sequence[Term], crossing: Sequence[CrossTerm], joint: bool) -> 
     pieces: list[Tensor] = []
     keys = [torch.cat([term.key, gather_views(term.anchor)]) if joint else term.key for term in terms]
     in_batch = [
-        TermRows(_row_offset(pieces, term.anchor), _row_offset(pieces, key), term.same_view)
+        TermRows(_row_offset(pieces, term.anchor), _row_offset(pieces, key), term.same_view, term.bound == "anchor")
         for term, key in zip(terms, keys)
     ]
     learned = [(_row_offset(pieces, term.anchor), _row_offset(pieces, term.key)) for term in crossing]
@@ -254,6 +225,7 @@ def _new_plan(
         keys=(4 if denominator == "joint" else 2) * sizes.total,
         learned=sizes.grad_rows,
         loss=[group.loss_index for group in groups],
+        bound=_bounds_of_terms(terms, crossing, denominator, sizes.total),
     )
     given = [group.exclude for group in groups if group.exclude is not None]
     exclude = torch.stack(given) if given else torch.empty(0, group_size, 1, dtype=torch.int64)
@@ -261,14 +233,20 @@ def _new_plan(
     return LaunchPlan(ranges.to(device), exclude.to(device), torch.ones(exclude.shape[:2], device=device))
 
 
+def _bounds_of_terms(
+    terms: Sequence[TermRows], crossing: Sequence[CrossTermRows], denominator: Denominator, total: int
+) -> list[float] | None:
+    if not any(term.bounded for term in terms):
+        return None
+    end = chance(total, denominator) / 2
+    return [end if term.bounded else math.inf for term in terms] + [math.inf] * len(crossing)
+
+
 def _in_batch_groups(
     number: int, term: TermRows, denominator: Denominator, sizes: Sizes, group_size: int
 ) -> Iterator[_Group]:
     rows = video_rows(sizes.first_video, sizes.videos, sizes.total, torch.device("cpu"))
-    # A `literal` term of the same view is computed with the other view's row as positive, which `_positive_moved`
-    # then exchanges.
-    same_view = term.same_view and denominator != "literal"
-    positive, exclude = (rows.same_view, rows.other_view) if same_view else (rows.other_view, rows.same_view)
+    positive, exclude = (rows.same_view, rows.other_view) if term.same_view else (rows.other_view, rows.same_view)
     exclude = exclude[:, None]
     if denominator == "joint":
         exclude = torch.cat([exclude, torch.stack(rows, dim=-1) + 2 * sizes.total], dim=-1)
@@ -287,11 +265,3 @@ def _cross_video_groups(number: int, term: CrossTermRows, sizes: Sizes) -> Itera
     for first in range(0, n * entries, n):  # v~ with d
         own = term.key + sizes.first_video + entry[first : first + n] // entries
         yield _Group(term.stored_rgb + first, term.key, own, number)
-
-
-def _positive_moved(term: Term) -> Tensor:
-    """What turns the losses of anchors with the other view's row as positive into those with the own row, the
-    denominator kept: (2n,)."""
-    anchor, key = unit_vectors(term.anchor), unit_vectors(term.key)
-    rows = local_rows(len(anchor) // 2, anchor.device)
-    return (anchor * (key[rows.other_view] - key[rows.same_view])).sum(1)

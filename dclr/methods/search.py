@@ -176,7 +176,11 @@ class SearchQueue(nn.Module):
 
 
 class SlowEncoder(nn.Module):
-    """f~: a copy of the encoder and its heads, in evaluation mode, that changes only with `refresh`."""
+    """f~: a copy of the encoder and its heads, in evaluation mode, that changes only with `refresh`.
+
+    Where the encoder is trained with statistics of their own for static clips and differences, f~ describes them by
+    these too (`batch_statistics`).
+    """
 
     def __init__(self, encoder: nn.Module, heads: nn.ModuleDict) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions, commit and hardware of a run, for its records."""
     return {
         "dclr": dclr.__version__,
-        "commit": _commit(),
+        "commit": source_commit(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         **{name: _version(name) for name in ("triton", "numpy", "av", "kornia")},
@@ -155,8 +156,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """Commit of the source that runs, with `-dirty` where files differ from it; None outside of a checkout."""
+def source_commit() -> str | None:
+    """Commit of the source that runs, with `-dirty` where files differ from it; None outside of a checkout.
+
+    DCLR_COMMIT, of the environment, is the commit of a copy, whose own checkout may be of another or none.
+    """
+    if "DCLR_COMMIT" in os.environ:
+        return os.environ["DCLR_COMMIT"]
     source = Path(dclr.__file__).parents[1]
     if not (source / ".git").exists():
         return None

@@ -31,7 +31,7 @@ __all__ = ["Ranges", "info_nce", "info_nce_ranges"]
 
 REDUCTIONS = ("mean", "sum", "none")
 INPUTS = len(Inputs._fields)  # of the op's arguments; the options follow
-_NO_RANGES = None, None, None, None, []
+_NO_RANGES = None, None, None, None, None, []
 
 _library = torch.library.Library("dclr", "FRAGMENT")
 
@@ -45,7 +45,10 @@ def _info_nce_forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if runs_triton(inputs.query):
         return launch_losses(inputs, options)
     with torch.autocast(inputs.query.device.type, enabled=False):
-        loss = info_nce_reference(*_compared(inputs), options.temperature) * options.factor
+        loss = info_nce_reference(*_compared(inputs), options.temperature)
+    if inputs.bound is not None:
+        loss = loss.minimum(_bounds(inputs, loss))
+    loss = loss * options.factor
     loss = loss if inputs.weight is None else loss * inputs.weight.to(loss.dtype)
     if inputs.ranges:
         loss = loss.new_zeros(inputs.losses).index_add(0, inputs.loss, loss.sum(1))
@@ -66,12 +69,21 @@ def _info_nce_backward(grad: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor
     grad = grad[:, None].expand(inputs.groups, inputs.queries) if options.total else grad
     grad = grad * options.factor if inputs.weight is None else grad * inputs.weight.to(grad.dtype) * options.factor
     with torch.autocast(inputs.query.device.type, enabled=False):
-        found = info_nce_gradient_reference(grad, *_compared(inputs), options.temperature)
+        compared = _compared(inputs)
+        if inputs.bound is not None:
+            loss = info_nce_reference(*compared, options.temperature)
+            grad = torch.where(loss > _bounds(inputs, loss), 0, grad)
+        found = info_nce_gradient_reference(grad, *compared, options.temperature)
     results = new_gradients(inputs, to_query, to_key)
     for result, value in zip(results, _given_back(inputs, found)):
         if result.numel():
             result.copy_(value)
     return results
+
+
+def _bounds(inputs: Inputs, loss: Tensor) -> Tensor:
+    """(G, 1) of each group's loss, in the dtype of `loss`."""
+    return inputs.bound.index_select(0, inputs.loss).to(loss.dtype)[:, None]
 
 
 def _positive_places(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +124,7 @@ def _given_back(inputs: Inputs, found: tuple[Tensor, Tensor, Tensor]) -> tuple[T
 
 _INPUTS = (
     "Tensor query, Tensor? key, Tensor? index, Tensor? positive, Tensor? exclude, Tensor? weight, "
-    "Tensor? first, Tensor? key_column, Tensor? loss, Tensor? begin, SymInt[] sizes"
+    "Tensor? first, Tensor? key_column, Tensor? loss, Tensor? begin, Tensor? bound, SymInt[] sizes"
 )
 _OPTIONS = "float temperature, float scale, SymInt count, bool total, bool allow_tf32"
 define_op(_library, f"info_nce({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)", _info_nce_forward)
@@ -326,7 +338,8 @@ def info_nce_ranges(
     if weight is not None:
         expect(tuple(weight.shape) == lead, "weight", tuple(weight.shape), lead)
         weight = weight.detach()
-    ranges = where.first, where.column, where.loss, where.begin, [where.keys, where.learned, where.longest]
+    sizes = [where.keys, where.learned, where.longest]
+    ranges = where.first, where.column, where.loss, where.begin, where.bound, sizes
     options = float(temperature), float(scale), 1, True, allow_tf32
     inputs = rows[None], None, where.positive, None, exclude, weight
     loss, *_ = torch.ops.dclr.info_nce(*inputs, *ranges, *options)

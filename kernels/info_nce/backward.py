@@ -9,7 +9,8 @@ Scores are computed again tile by tile. Where the keys are the queries, one scor
 exponential where it cannot overflow.
 
 slopes    brings the gradients to the losses into what a tile of scores is multiplied by
-gradient  multiplies the shares with the rows of the other side
+gradient  multiplies the coefficients g c with the rows of the other side; those of rows too long for one tile it writes
+product   multiplies these with the rows, some columns to a program: else each would compute the scores anew
 finish    turns a gradient to unit rows into one to the inputs
 """
 
@@ -23,6 +24,7 @@ if triton is not None:
         dot_chunks,
         first_rows,
         load_copy,
+        load_passing,
         marked_spans,
         set_marked,
         touched,
@@ -110,17 +112,18 @@ if triton is not None:
 
     @triton.jit
     def _gradient_tile(
-        side_a, side_b, slope_ptr, slope_stride, span_ptr, marks, out_ptr, a_tile, sharpness, part,
+        side_a, side_b, descriptor, slope_ptr, slope_stride, span_ptr, marks, out_ptr, a_tile, sharpness, part,
         E: tl.constexpr, AS_QUERY: tl.constexpr, AS_KEY: tl.constexpr, ONE_EXP: tl.constexpr, PAD: tl.constexpr,
         BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
         PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     ):  # fmt: skip
         """Gradient to BLOCK_A unit rows a, as queries, as keys or as both, from `part` of the rows b of the other side.
 
-        A side is (copied rows, their scales, how many). BLOCK_D columns, where the rows are longer than a tile.
+        A side is (copied rows, their scales, how many, the place of the first among all). `out_ptr` is that of a
+        group's first row; where rows are longer than a tile, that of the coefficients (programs, BLOCK_A, rows b).
         """
-        a_ptr, a_scale_ptr, a_count = side_a
-        b_ptr, b_scale_ptr, b_count = side_b
+        a_ptr, a_scale_ptr, a_count, _ = side_a
+        b_ptr, b_scale_ptr, b_count, b_begin = side_b
         a_first = a_tile * BLOCK_A
         a_row = a_first + tl.arange(0, BLOCK_A)
         a_inside = a_row < a_count
@@ -128,18 +131,21 @@ if triton is not None:
         if AS_QUERY:
             a_base, a_weight = _load_slopes(slope_ptr, slope_stride, a_row, a_inside)
             a_spans = marked_spans(marks, a_row, a_inside, E)
-        d = tl.arange(0, BLOCK_D)
-        column = tl.program_id(2) * BLOCK_D + d
-        if BLOCK_D == PAD:
-            a = load_copy(a_ptr, a_first, a_count, d, PAD, BLOCK_A)
-        total = tl.zeros((BLOCK_A, BLOCK_D), tl.float32)
+        WHOLE: tl.constexpr = BLOCK_D == PAD
+        d, a = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_A)
+        if WHOLE:
+            rows = load_copy(a_ptr, a_first, a_count, d, PAD, BLOCK_A)
+            total = tl.zeros((BLOCK_A, BLOCK_D), tl.float32)
+            out_ptr += tl.cast(a_first, tl.int64) * PAD
+        else:
+            out_ptr += tl.program_id(0).to(tl.int64) * BLOCK_A * b_count
         begin = tl.program_id(1) * part
         for first in tl.range(begin, tl.minimum(begin + part, b_count), BLOCK_B, num_stages=STAGES):
             b_row = first + tl.arange(0, BLOCK_B)
             b_inside = b_row < b_count
-            b = load_copy(b_ptr, first, b_count, column, PAD, BLOCK_B)
-            if BLOCK_D == PAD:
-                score = dot(a, tl.trans(b), tl.zeros((BLOCK_A, BLOCK_B), tl.float32), PRECISION, UPCAST)
+            if WHOLE:
+                b = load_passing(descriptor, b_begin, b_ptr, first, b_count, d, PAD, BLOCK_B)
+                score = dot(rows, tl.trans(b), tl.zeros((BLOCK_A, BLOCK_B), tl.float32), PRECISION, UPCAST)
             else:
                 score = dot_chunks(
                     a_ptr, a_first, a_count, b_ptr, first, b_count, PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES,
@@ -176,34 +182,37 @@ if triton is not None:
                     coefficient += tl.exp2(score - a_base[:, None]) * (a_weight[:, None] * b_scale[None, :])
                 if AS_KEY:
                     coefficient += tl.exp2(score - b_base[None, :]) * (b_weight * b_scale)[None, :]
-            total = dot(coefficient.to(a_ptr.dtype.element_ty), b, total, PRECISION, UPCAST)
-        out_ptr += tl.cast(a_first, tl.int64) * PAD + tl.program_id(2) * BLOCK_D
-        mask = a_inside[:, None] & (column < PAD)[None, :]
-        tl.store(out_ptr + tl.arange(0, BLOCK_A)[:, None] * PAD + d[None, :], total, mask=mask)
+            coefficient = coefficient.to(a_ptr.dtype.element_ty)
+            if WHOLE:
+                total = dot(coefficient, b, total, PRECISION, UPCAST)
+            else:
+                mask = a_inside[:, None] & b_inside[None, :]
+                tl.store(out_ptr + a[:, None].to(tl.int64) * b_count + b_row[None, :], coefficient, mask=mask)
+        if WHOLE:
+            tl.store(out_ptr + a[:, None] * PAD + d[None, :], total, mask=a_inside[:, None])
 
     @triton.jit(
         do_not_specialize=[
             "index_stride_g", "index_stride_r", "exclude_stride_g", "exclude_stride_r", "exclude_stride_e", "excluded",
-            "G", "R", "P", "key_part", "query_part",
+            "G", "R", "P", "key_part", "query_part", "first_tile", "tiles",
         ]
     )  # fmt: skip
     def gradient_kernel(
-        copy_ptr, scale_ptr, slope_ptr, span_ptr, first_ptr, index_ptr, index_stride_g, index_stride_r,
+        copy_ptr, descriptor, scale_ptr, slope_ptr, span_ptr, first_ptr, index_ptr, index_stride_g, index_stride_r,
         exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e, excluded,
-        partial_ptr, sharpness, G, R, P, key_part, query_part,
+        out_ptr, sharpness, G, R, P, key_part, query_part, first_tile, tiles,
         E: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, SHARED: tl.constexpr, ONE_EXP: tl.constexpr,
         PAD: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
         PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     ):  # fmt: skip
-        """Tiles of queries (QUERY), then of keys (KEY), of each group; with SHARED the queries are the keys.
+        """`tiles` of each group, of queries (QUERY), then of keys (KEY); with SHARED the queries are the keys.
 
-        `partial_ptr` (splits, G, R + P, or R if SHARED, PAD): parts of the gradient to unit rows, in units of what
-        `finish_kernel` multiplies.
+        `out_ptr` (splits, G, R + P, or R if SHARED, PAD): parts of the gradient to unit rows, in units of what
+        `finish_kernel` multiplies. Of long rows it is of one side, and gets coefficients: see `_gradient_tile`.
         """
         query_tiles = tl.cdiv(R, BLOCK_A) if QUERY else 0
-        tiles = query_tiles + (tl.cdiv(P, BLOCK_A) if KEY and not SHARED else 0)
         g = (tl.program_id(0) // tiles).to(tl.int64)
-        tile = tl.program_id(0) % tiles
+        tile = tl.program_id(0) % tiles + first_tile
         slope_ptr += g * R
         slope_stride = G.to(tl.int64) * R
         used_ptr = slope_ptr + 3 * slope_stride
@@ -213,22 +222,52 @@ if triton is not None:
             exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e, excluded,
         )  # fmt: skip
         first_query, first_key = first_rows(first_ptr, g, G, R, P, SHARED)
-        queries = copy_ptr + first_query * PAD, scale_ptr + first_query if SHARED else used_ptr, R
-        keys = copy_ptr + first_key * PAD, scale_ptr + first_key, P
-        partial_ptr += (tl.program_id(1).to(tl.int64) * G + g) * (R if SHARED else R + P) * PAD
+        queries = copy_ptr + first_query * PAD, scale_ptr + first_query if SHARED else used_ptr, R, first_query
+        keys = copy_ptr + first_key * PAD, scale_ptr + first_key, P, first_key
+        to_query, to_key = out_ptr, out_ptr
+        if BLOCK_D == PAD:
+            to_query += (tl.program_id(1).to(tl.int64) * G + g) * (R if SHARED else R + P) * PAD
+            to_key = to_query + R.to(tl.int64) * PAD
         if QUERY:  # noqa: SIM102, for the compiler leaves out a branch only on a constant of its own
             if tile < query_tiles:
                 _gradient_tile(
-                    queries, keys, slope_ptr, slope_stride, span_ptr, marks, partial_ptr, tile, sharpness, key_part,
+                    queries, keys, descriptor, slope_ptr, slope_stride, span_ptr, marks, to_query, tile, sharpness,
+                    key_part,
                     E, True, SHARED, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES, PRECISION, UPCAST,
                 )  # fmt: skip
         if KEY and not SHARED:  # noqa: SIM102
             if tile >= query_tiles:
                 _gradient_tile(
-                    keys, queries, slope_ptr, slope_stride, span_ptr, marks, partial_ptr + R.to(tl.int64) * PAD,
-                    tile - query_tiles, sharpness, query_part,
+                    keys, queries, descriptor, slope_ptr, slope_stride, span_ptr, marks, to_key, tile - query_tiles,
+                    sharpness, query_part,
                     E, False, True, ONE_EXP, PAD, BLOCK_A, BLOCK_B, BLOCK_D, STAGES, PRECISION, UPCAST,
                 )  # fmt: skip
+
+    @triton.jit(do_not_specialize=["G", "R", "P", "first_tile", "tiles"])
+    def product_kernel(
+        coefficient_ptr, copy_ptr, first_ptr, partial_ptr, G, R, P, first_tile, tiles,
+        KEY: tl.constexpr, SHARED: tl.constexpr, PAD: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
+        BLOCK_D: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    ):  # fmt: skip
+        """BLOCK_D columns of the gradient to BLOCK_A unit rows, keys (KEY) or queries, from their coefficients."""
+        g = (tl.program_id(0) // tiles).to(tl.int64)
+        a = tl.arange(0, BLOCK_A)
+        row = (tl.program_id(0) % tiles + first_tile) * BLOCK_A + a
+        first_query, first_key = first_rows(first_ptr, g, G, R, P, SHARED)
+        if KEY:
+            inside, count, other_ptr = row < P, R, copy_ptr + first_query * PAD
+        else:
+            inside, count, other_ptr = row < R, P, copy_ptr + first_key * PAD
+        coefficient_ptr += tl.program_id(0).to(tl.int64) * BLOCK_A * count + a[:, None].to(tl.int64) * count
+        d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+        total = tl.zeros((BLOCK_A, BLOCK_D), tl.float32)
+        for first in tl.range(0, count, BLOCK_B, num_stages=STAGES):
+            other = first + tl.arange(0, BLOCK_B)[None, :]
+            coefficient = tl.load(coefficient_ptr + other, mask=inside[:, None] & (other < count), other=0)
+            rows = load_copy(other_ptr, first, count, d, PAD, BLOCK_B)
+            total = dot(coefficient, rows, total, PRECISION, UPCAST)
+        place = g * (R if SHARED else R + P) + (R if KEY else 0) + row
+        tl.store(partial_ptr + place[:, None] * PAD + d[None, :], total, mask=inside[:, None])
 
     @triton.jit
     def _sum_parts(partial_ptr, row, inside, splits, stride_split, d, PAD: tl.constexpr):

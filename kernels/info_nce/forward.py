@@ -43,6 +43,18 @@ if triton is not None:
         return tl.load(copy_ptr + row[:, None] * PAD + d[None, :], mask=(row < count - first)[:, None], other=0)
 
     @triton.jit
+    def load_passing(descriptor, begin, copy_ptr, first, count, d, PAD: tl.constexpr, BLOCK: tl.constexpr):
+        """The same of rows that pass by; row `begin` of all is the first.
+
+        Through a tensor descriptor of all rows, if given: one thread asks for a tile, and nothing is masked. Beyond
+        `count` it has other rows, of which nothing is used.
+        """
+        if descriptor is not None:
+            return descriptor.load([(begin + first).to(tl.int32), 0])
+        else:
+            return load_copy(copy_ptr, first, count, d, PAD, BLOCK)
+
+    @triton.jit
     def dot_chunks(
         a_ptr, a_first, a_count, b_ptr, b_first, b_count, PAD: tl.constexpr, BLOCK_A: tl.constexpr,
         BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
@@ -134,7 +146,7 @@ if triton is not None:
         ]
     )  # fmt: skip
     def forward_kernel(
-        copy_ptr, scale_ptr, first_ptr, index_ptr, index_stride_g, index_stride_r,
+        copy_ptr, descriptor, scale_ptr, first_ptr, index_ptr, index_stride_g, index_stride_r,
         exclude_ptr, exclude_stride_g, exclude_stride_r, exclude_stride_e, excluded,
         partial_ptr, sharpness, G, R, P, part,
         E: tl.constexpr, SHARED: tl.constexpr, BOUNDED: tl.constexpr, PAD: tl.constexpr,
@@ -167,7 +179,7 @@ if triton is not None:
         for first in tl.range(begin, tl.minimum(begin + part, P), BLOCK_B, num_stages=STAGES):
             key = first + tl.arange(0, BLOCK_B)
             if BLOCK_D == PAD:
-                b = load_copy(key_ptr, first, P, d, PAD, BLOCK_B)
+                b = load_passing(descriptor, first_key, key_ptr, first, P, d, PAD, BLOCK_B)
                 score = dot(a, tl.trans(b), tl.zeros((BLOCK_A, BLOCK_B), tl.float32), PRECISION, UPCAST)
             else:
                 score = dot_chunks(
@@ -202,12 +214,13 @@ if triton is not None:
 
     @triton.jit(do_not_specialize=["G", "R", "longest", "splits"])
     def losses_kernel(
-        partial_ptr, pair_ptr, weight_ptr, begin_ptr, loss_ptr, share_ptr, sharpness, factor, G, R, longest, splits,
-        BOUNDED: tl.constexpr, TOTAL: tl.constexpr, BLOCK: tl.constexpr,
+        partial_ptr, pair_ptr, weight_ptr, begin_ptr, bound_ptr, loss_ptr, share_ptr, sharpness, factor,
+        G, R, longest, splits, BOUNDED: tl.constexpr, TOTAL: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         """Losses of BLOCK queries of a group from the parts of their sums, times `factor` and their weight if given.
 
-        `begin_ptr` (losses + 1,), if given: which of all queries count as a group here, at most `longest`.
+        `begin_ptr` (losses + 1,), if given: which of all queries count as a group here, at most `longest`; `bound_ptr`
+        (losses,), if given: what one of them counts for at most.
         `loss_ptr` (G, R); with TOTAL (G, programs of a group), the sum of each program's losses.
         `share_ptr` (2, G, R): log2 of the sum with the positive in it, and 1 - share of the positive.
         """
@@ -238,9 +251,16 @@ if triton is not None:
         gap = (negative - positive) * LN2
         high = tl.maximum(negative, positive)
         both = high + tl.log2(tl.exp2(negative - high) + tl.exp2(positive - high))
+        loss, apart = _softplus(gap), 1 / (1 + tl.exp(-gap))
+        if bound_ptr is not None:
+            bound = tl.load(bound_ptr + g).to(tl.float32)
+            beyond = loss > bound
+            loss = tl.where(beyond, bound, loss)
+            # No share of an infinite sum: the gradient is 0.
+            both, apart = tl.where(beyond, float("inf"), both), tl.where(beyond, 0.0, apart)
         tl.store(share_ptr + row, both, mask=inside)
-        tl.store(share_ptr + stride + row, 1 / (1 + tl.exp(-gap)), mask=inside)
-        loss = _softplus(gap) * factor
+        tl.store(share_ptr + stride + row, apart, mask=inside)
+        loss *= factor
         if weight_ptr is not None:
             loss *= tl.load(weight_ptr + row, mask=inside, other=0).to(tl.float32)
         if TOTAL:

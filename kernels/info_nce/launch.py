@@ -13,7 +13,9 @@ from torch import Tensor
 from .._common import INTERPRET, Config, cdiv, device_class, next_power_of_2, processors, runs_triton, triton
 
 if triton is not None:
-    from .backward import finish_kernel, gradient_kernel, slopes_kernel
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from .backward import finish_kernel, gradient_kernel, product_kernel, slopes_kernel
     from .forward import MANY_EXCLUDED, forward_kernel, losses_kernel
     from .prepare import prepare_kernel
 
@@ -23,7 +25,7 @@ class ScoreTile(Config):
     """Rows kept, rows that pass by in STAGES at a time, columns at a time: a power of two up to LONGEST.
 
     Where they can, two or three `programs` share a multiprocessor: the exponentials of one run beside the products of
-    another.
+    another. `descriptor`: the rows that pass by come through a tensor descriptor.
     """
 
     BLOCK_A: int
@@ -31,6 +33,7 @@ class ScoreTile(Config):
     BLOCK_D: int
     STAGES: int = 2
     programs: int = 1
+    descriptor: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,6 @@ class RowBlock(Config):
 
 LONGEST = 128
 _FORWARD_16, _FORWARD_32 = ScoreTile(4, 128, 64, 128, programs=3), ScoreTile(4, 64, 32, 32, programs=3)
-_FORWARD_WIDE = ScoreTile(8, 128, 64, 128)
 _GRADIENT_16, _GRADIENT_32 = ScoreTile(4, 64, 32, 128, programs=2), ScoreTile(4, 32, 16, 128, programs=3)
 # Without `maxnreg`, NVIDIA's assembler would spill a value or two for one more block.
 _GRADIENT_32_SM90 = replace(_GRADIENT_32, maxnreg=168)
@@ -62,12 +64,12 @@ CONFIGS = {
         "finish": _FINISH_SM90,
     },
     "sm_100": {
-        "forward": {2: _FORWARD_WIDE, 4: _FORWARD_32},
-        "gradient": {2: ScoreTile(8, 64, 64, 128), 4: _GRADIENT_32_SM90},
+        "forward": {2: replace(_FORWARD_16, programs=2, descriptor=True), 4: _FORWARD_32},
+        "gradient": {2: replace(_GRADIENT_16, BLOCK_B=64, descriptor=True), 4: _GRADIENT_32_SM90},
         "finish": _FINISH_SM90,
     },
     "gfx942": {
-        "forward": {2: _FORWARD_WIDE, 4: _FORWARD_32},
+        "forward": {2: ScoreTile(8, 128, 64, 128), 4: _FORWARD_32},
         "gradient": {2: replace(_GRADIENT_16, programs=1), 4: _GRADIENT_32},
         "finish": _FINISH,
     },
@@ -77,6 +79,8 @@ CONFIGS = {
 ROWS, BLOCK_LOSSES = 16, 1024
 # No less than any BLOCK_B.
 BEYOND = 256
+# Coefficients of long rows that are written at a time: 128 MiB in 16 bits.
+COEFFICIENTS = 2**26
 # Above this 1 / temperature, sums of exponentials need a running maximum; above half of it, so does their product.
 BOUND = 85.0
 
@@ -86,8 +90,8 @@ class Inputs(NamedTuple):
 
     `query` (G, M, D); `key` (G, P, D), None where the queries are the keys; either `index` (G, M), rows of `key`, or
     `positive` (G, M, D); `exclude` (G, M, E); `weight` (G, M).
-    With ranges, `first`, `key_column` (its `column`), `loss` and `begin` are the tensors of `Ranges`, and `sizes` its
-    `keys`, `learned` and `longest`: `query` has all rows (1, R, D), and `index` says which is the positive.
+    With ranges, `first`, `key_column` (its `column`), `loss`, `begin` and `bound` are the tensors of `Ranges`, and
+    `sizes` its `keys`, `learned` and `longest`: `query` has all rows (1, R, D), and `index` says which is the positive.
     """
 
     query: Tensor
@@ -100,6 +104,7 @@ class Inputs(NamedTuple):
     key_column: Tensor | None
     loss: Tensor | None
     begin: Tensor | None
+    bound: Tensor | None
     sizes: list[int]
 
     ranges = property(lambda self: self.first is not None)
@@ -183,13 +188,17 @@ def score_tile(kind: str, tensor: Tensor, groups: int, queries: int, keys: int) 
 
 
 @lru_cache
-def tile_options(tile: ScoreTile, pad: int, kind: str) -> dict[str, int | bool]:
+def tile_options(tile: ScoreTile, pad: int) -> dict[str, int | bool]:
     """Constants of a kernel over copied rows of `pad` columns."""
     tile = replace(tile, BLOCK_D=min(tile.BLOCK_D, pad))
-    if pad > LONGEST and kind == "gradient":  # Chunks of both sides take registers beside the sums.
-        tile = replace(tile, BLOCK_B=max(16, tile.BLOCK_B // 2))
     # The interpreter has no bfloat16: it multiplies in float32.
     return {**tile.options("BLOCK_A", "BLOCK_B", "BLOCK_D", "STAGES"), "PAD": pad, "UPCAST": INTERPRET}
+
+
+def _descriptor(tile: ScoreTile, copy: Tensor) -> TensorDescriptor | None:
+    """Of tiles of copied rows that pass by, if they are whole rows."""
+    whole = tile.descriptor and copy.shape[1] <= LONGEST
+    return TensorDescriptor.from_tensor(copy, [tile.BLOCK_B, copy.shape[1]]) if whole else None
 
 
 def split_count(tiles: int, count: int, block: int, programs: int, device: torch.device) -> int:
@@ -235,7 +244,7 @@ def launch_losses(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Ten
     if not groups * queries:
         return query.new_zeros((sums,) if options.total else (sums, queries), dtype=torch.float32), *saved
     tile, pad = score_tile("forward", query, groups, queries, keys), copy.shape[1]
-    constants = tile_options(tile, pad, "forward")
+    constants = tile_options(tile, pad)
     tiles = groups * cdiv(queries, tile.BLOCK_A)
     splits = split_count(tiles, keys, tile.BLOCK_B, tile.programs, query.device)
     programs = cdiv(longest, BLOCK_LOSSES)
@@ -249,11 +258,12 @@ def launch_losses(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Ten
     with torch.cuda.device_of(query):
         _prepare(inputs, copy, scale, state, constants["BLOCK_D"])
         forward_kernel[(tiles, splits)](
-            copy, scale, *marks, partial, options.sharpness, groups, queries, keys, _part(keys, tile.BLOCK_B, splits),
-            E=excluded, SHARED=inputs.shared, BOUNDED=bounded, PRECISION=options.precision, **constants,
+            copy, _descriptor(tile, copy), scale, *marks, partial, options.sharpness, groups, queries, keys,
+            _part(keys, tile.BLOCK_B, splits), E=excluded, SHARED=inputs.shared, BOUNDED=bounded,
+            PRECISION=options.precision, **constants,
         )  # fmt: skip
         losses_kernel[(sums * programs,)](
-            partial, state, weight, inputs.begin, loss, state[3:], options.sharpness, options.factor,
+            partial, state, weight, inputs.begin, inputs.bound, loss, state[3:], options.sharpness, options.factor,
             groups, queries, longest, splits, BOUNDED=bounded, TOTAL=options.total, BLOCK=BLOCK_LOSSES,
         )  # fmt: skip
     if options.total:
@@ -332,26 +342,46 @@ def _gradient_parts(
     groups, queries, keys, shared = inputs.groups, inputs.queries, inputs.keys, inputs.shared
     to_query, to_key = to_query or inputs.ranges, (to_key or inputs.ranges) and not shared
     tile, pad = score_tile("gradient", copy, groups, queries, keys), copy.shape[1]
-    constants = tile_options(tile, pad, "gradient")
-    block, splits_over = constants["BLOCK_B"], max(queries, keys)
-    tiles = groups * (cdiv(queries, tile.BLOCK_A) * to_query + cdiv(keys, tile.BLOCK_A) * to_key)
-    splits = split_count(tiles, splits_over, block, tile.programs, copy.device)
-    blocks = cdiv(queries, block)
-    partial = state.new_empty(splits, groups, queries + (0 if shared else keys), pad)
+    if pad > LONGEST:  # Chunks of both sides take registers beside the scores.
+        tile = replace(tile, BLOCK_B=max(16, tile.BLOCK_B // 2))
+    constants = tile_options(tile, pad)
+    query_tiles, key_tiles = cdiv(queries, tile.BLOCK_A) * to_query, cdiv(keys, tile.BLOCK_A) * to_key
+    blocks = cdiv(queries, tile.BLOCK_B)
     slopes = state.new_empty(4 * groups * queries + BEYOND)
     spans = state.new_empty(groups, blocks, 4, dtype=torch.int32)
     weight = None if inputs.weight is None else inputs.weight.contiguous()
     marks, excluded = _marks(inputs)
+    constants |= {"PRECISION": options.precision, "SHARED": shared}
     one_exp = shared and 2 / options.temperature < BOUND
-    common = {"E": excluded, "SHARED": shared, "ONE_EXP": one_exp}
+    sizes = groups, queries, keys
+
+    def gradient(out: Tensor, first: int, tiles: int, splits: int, to_query: bool, to_key: bool) -> None:
+        gradient_kernel[(groups * tiles, splits)](
+            copy, _descriptor(tile, copy), scale, slopes, spans, *marks, out, options.sharpness, *sizes,
+            _part(keys, tile.BLOCK_B, splits), _part(queries, tile.BLOCK_B, splits), first, tiles,
+            E=excluded, ONE_EXP=one_exp, QUERY=to_query, KEY=to_key, **constants,
+        )  # fmt: skip
+
     with torch.cuda.device_of(copy):
         slopes_kernel[(groups * blocks,)](
             grad, *grad.stride(), inputs.loss, weight, size, scale, state[3:], *marks, slopes, spans,
-            groups, queries, keys, BLOCK=block, **common,
+            *sizes, E=excluded, SHARED=shared, ONE_EXP=one_exp, BLOCK=tile.BLOCK_B,
         )  # fmt: skip
-        gradient_kernel[(tiles, splits, pad // constants["BLOCK_D"])](
-            copy, scale, slopes, spans, *marks, partial, options.sharpness, groups, queries, keys,
-            _part(keys, block, splits), _part(queries, block, splits),
-            QUERY=to_query, KEY=to_key, PRECISION=options.precision, **common, **constants,
-        )  # fmt: skip
+        if pad <= LONGEST:
+            tiles = query_tiles + key_tiles
+            splits = split_count(groups * tiles, max(queries, keys), tile.BLOCK_B, tile.programs, copy.device)
+            partial = state.new_empty(splits, groups, queries + (0 if shared else keys), pad)
+            gradient(partial, 0, tiles, splits, to_query, to_key)
+            return partial, slopes
+        partial = state.new_empty(1, groups, queries + (0 if shared else keys), pad)
+        for of_keys, tiles, others in ((False, query_tiles, keys), (True, key_tiles, queries)):
+            most = max(1, COEFFICIENTS // (groups * tile.BLOCK_A * others))
+            for first in range(0, tiles, most):
+                count = min(most, tiles - first)
+                coefficients = copy.new_empty(groups * count, tile.BLOCK_A, others)
+                splits = split_count(groups * count, others, tile.BLOCK_B, tile.programs, copy.device)
+                gradient(coefficients, first, count, splits, not of_keys, of_keys)
+                product_kernel[(groups * count, pad // constants["BLOCK_D"])](
+                    coefficients, copy, inputs.first, partial, *sizes, first, count, KEY=of_keys, **constants
+                )
     return partial, slopes

@@ -24,6 +24,7 @@ class Ranges(NamedTuple):
         keys: keys of a group.
         learned: rows that get a gradient, the first ones.
         longest: queries of the longest loss.
+        bound: (L,) float64, what a query counts for in each loss at most, or None.
     """
 
     first: Tensor
@@ -35,6 +36,7 @@ class Ranges(NamedTuple):
     keys: int
     learned: int
     longest: int
+    bound: Tensor | None = None
 
     @classmethod
     def of(
@@ -47,6 +49,7 @@ class Ranges(NamedTuple):
         keys: int,
         learned: int | None = None,
         loss: Sequence[int] | None = None,
+        bound: Sequence[float] | None = None,
     ) -> Ranges:
         """Put down once, for every step.
 
@@ -56,6 +59,7 @@ class Ranges(NamedTuple):
             rows: number of rows, all in all.
             learned: the first of them get a gradient, the others are constants; default all.
             loss: the loss that each group adds to, 0, 1, ... in this order; default one for each.
+            bound: of each loss, what a query counts for at most; above it, it gives no gradient. Default no bounds.
 
         Raises:
             TypeError, ValueError: rows that are not there, or a positive that could get no gradient.
@@ -84,7 +88,11 @@ class Ranges(NamedTuple):
         sizes = torch.bincount(torch.tensor(loss, dtype=torch.int64)) * positive.shape[1]
         begin = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
         longest = int(sizes.max()) if groups else 0
-        return cls(first, positive, column, torch.tensor(loss, dtype=torch.int64), begin, rows, keys, learned, longest)
+        if bound is not None:
+            expect(len(bound) == len(sizes), "bound", list(bound), f"a number for each of {len(sizes)} losses")
+            bound = torch.tensor(bound, dtype=torch.float64)
+        loss = torch.tensor(loss, dtype=torch.int64)
+        return cls(first, positive, column, loss, begin, rows, keys, learned, longest, bound)
 
     def to(self, device: torch.device | str) -> Ranges:
         """The same on another device."""

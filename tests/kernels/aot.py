@@ -29,6 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -77,8 +78,8 @@ class Report:
 
 
 POINTERS = {
-    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8", torch.bool: "*i1",
-    torch.int64: "*i64", torch.int32: "*i32",
+    torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
+    torch.uint8: "*u8", torch.bool: "*i1", torch.int64: "*i64", torch.int32: "*i32",
 }  # fmt: skip
 
 
@@ -124,6 +125,8 @@ def launch_case(kernel: JITFunction, arguments: dict[str, Any], **options: int) 
             continue
         if isinstance(value, torch.Tensor):
             signature[param.name] = POINTERS[value.dtype]
+        elif isinstance(value, TensorDescriptor):
+            signature[param.name] = f"tensordesc<{POINTERS[value.base.dtype][1:]}{value.block_shape}>"
         else:
             signature[param.name] = "fp32" if isinstance(value, float) else "i32" if abs(value) < 2**31 else "i64"
         if special and (isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0)):

@@ -48,6 +48,16 @@ def test_info_nce_multiplies_no_more_than_it_must(two_views):
     assert traffic.dot_flops == 6 * len(rows) ** 2 * rows.shape[1]
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_long_rows_are_multiplied_no_more_often(shared):
+    """Scores of each side are computed once, not once for each of the four blocks of columns."""
+    query = torch.randn(256, 512, dtype=torch.bfloat16, requires_grad=True)
+    key = query if shared else torch.randn(256, 512, dtype=torch.bfloat16, requires_grad=True)
+    with count_traffic() as traffic:
+        info_nce(query, key, positive=torch.arange(256).roll(128), temperature=0.1).backward()
+    assert traffic.dot_flops == (6 if shared else 10) * 256**2 * 512
+
+
 # Bytes of a row beside its elements: scale, index and excluded row; backward its log sum and weight too. Of the rows
 # that pass by, index and excluded row are looked at in few tiles, and forward the scale is all there is.
 ROW_BYTES = {"forward_kernel": (4 + 8 + 8, 4), "gradient_kernel": (4 + 8 + 8 + 8, 4 + 8)}

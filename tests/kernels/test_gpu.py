@@ -162,7 +162,8 @@ def test_values_of_info_nce_ranges(queries, keys, features, temperature, dtype):
     learned = queries + keys
     rows = normal(learned + queries, features, dtype=dtype)
     positive = torch.stack([queries + torch.arange(queries) % keys, learned + torch.arange(queries)])
-    where = Ranges.of((0, 1), (queries, queries), positive, rows=len(rows), keys=keys, learned=learned, loss=(0, 0))
+    given = {"rows": len(rows), "keys": keys, "learned": learned, "bound": (2 / temperature,)}
+    where = Ranges.of((0, 1), (queries, queries), positive, loss=(0, 0), **given)
     exclude = (torch.arange(queries)[:, None] + torch.tensor([1, 2])) % keys
     weight = torch.linspace(0.5, 1, 2 * queries).view(2, queries)
 

@@ -99,6 +99,23 @@ def test_query_that_is_the_key(shape, dtype, temperature):
     compare(losses, expected, (rows,), leaves, dtype, torch.randn(shape[:2]), temperature)
 
 
+@pytest.mark.parametrize("coefficients", [launch.COEFFICIENTS, 5000], ids=["at once", "in slabs"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shared", [True, False])
+def test_long_rows(shared, dtype, coefficients, monkeypatch):
+    """Rows of three blocks of columns, of more than one tile and group."""
+    monkeypatch.setattr(launch, "COEFFICIENTS", coefficients)
+    torch.manual_seed(0)
+    query = torch.randn(2, 70, 300).to(dtype).requires_grad_()
+    key = query if shared else torch.randn(2, 90, 300).to(dtype).requires_grad_()
+    positive = torch.arange(70).expand(2, 70).roll(35, 1)
+    losses = info_nce(query, key, positive=positive, temperature=0.1, reduction="none")
+    leaves = wide(query) if shared else wide(query, key)
+    expected = formula(leaves[0], leaves[-1], positive, None, 0.1)
+    inputs = (query,) if shared else (query, key)
+    compare(losses, expected, inputs, leaves, dtype, torch.randn(2, 70), 0.1)
+
+
 @pytest.mark.parametrize("temperature", [0.01, 0.07])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tiles_with_and_without_marks(dtype, temperature):
@@ -388,7 +405,7 @@ def test_opcheck():
         ((query, key, None, positive, exclude, None), 8, True),
         ((query, key, None, positive, exclude, torch.rand(2, 4)), 1, True),
     ):
-        inputs, options = (*inputs, None, None, None, None, []), (0.1, 2.0, count, total, False)
+        inputs, options = (*inputs, None, None, None, None, None, []), (0.1, 2.0, count, total, False)
         torch.library.opcheck(forward, (*inputs, *options))
         plain = [value.detach() if isinstance(value, torch.Tensor) else value for value in inputs]
         loss, *workspace = forward(*plain, *options)

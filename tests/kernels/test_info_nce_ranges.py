@@ -15,12 +15,12 @@ QUERY, KEY = (0, 4, 4, 18), (1, 8, 10, 9)
 POSITIVE = torch.tensor([[1, 7, 3], [17, 18, 22], [16, 19, 10], [9, 9, 15]])
 
 
-def where(loss=None):
-    return Ranges.of(QUERY, KEY, POSITIVE, rows=23, keys=KEYS, learned=17, loss=loss)
+def where(loss=None, bound=None):
+    return Ranges.of(QUERY, KEY, POSITIVE, rows=23, keys=KEYS, learned=17, loss=loss, bound=bound)
 
 
-def expected_losses(rows, exclude, weight, temperature, scale):
-    """Sums (G,), from `rows` (R, D) in float64."""
+def expected_losses(rows, exclude, weight, temperature, scale, bound=torch.inf):
+    """Sums (G,), from `rows` (R, D) in float64; a query counts for `bound` at most."""
     rows = torch.cat([rows[:17], rows[17:].detach()])
     losses = []
     for g, (query, key) in enumerate(zip(QUERY, KEY)):
@@ -30,7 +30,7 @@ def expected_losses(rows, exclude, weight, temperature, scale):
         loss = formula(
             rows[query : query + 3][None], rows[key : key + KEYS][None], positive, left_out[None], temperature
         )
-        losses.append((loss[0, :, 0] * (1 if weight is None else weight[g])).sum())
+        losses.append((loss[0, :, 0].clamp(max=bound) * (1 if weight is None else weight[g])).sum())
     return torch.stack(losses) * scale
 
 
@@ -61,6 +61,19 @@ def test_groups_of_one_loss(loss, block, monkeypatch):
     groups = expected_losses(wide, None, weight.double(), 0.07, 1)
     expected = groups.new_zeros(max(loss) + 1).index_add(0, torch.tensor(loss), groups)
     compare(losses, expected, [rows], [wide], torch.float32, torch.rand(max(loss) + 1), 0.07)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bound", [0.5, 3.0])
+def test_bounded_losses(bound, dtype):
+    """A query beyond the bound counts for it and gives no gradient; a loss without one is as it was."""
+    rows, weight = torch.randn(23, 20).to(dtype).requires_grad_(), torch.rand(4, 3)
+    wide = rows.detach().double().requires_grad_()
+    losses = info_nce_ranges(rows, where((0, 0, 1, 1), (bound, torch.inf)), weight=weight, scale=0.5)
+    ended, free = (expected_losses(wide, None, weight.double(), 0.07, 0.5, end) for end in (bound, torch.inf))
+    assert (ended[:2] < free[:2]).any()
+    expected = torch.stack([ended[:2].sum(), free[2:].sum()])
+    compare(losses, expected, [rows], [wide], dtype, torch.tensor([1.0, -0.5]), 0.07)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -132,10 +145,10 @@ def test_gradcheck():
 
 @pytest.mark.parametrize("given", [False, True])
 def test_opcheck(given):
-    rows, table = torch.randn(1, 23, 4), where((0, 0, 1, 2))
+    rows, table = torch.randn(1, 23, 4), where((0, 0, 1, 2), (2.0, 1.0, torch.inf) if given else None)
     exclude, weight = (some_exclude(), torch.rand(4, 3)) if given else (None, None)
     forward, backward = torch.ops.dclr.info_nce.default, torch.ops.dclr.info_nce_backward.default
-    ranges = table.first, table.column, table.loss, table.begin, [KEYS, 17, 6]
+    ranges = table.first, table.column, table.loss, table.begin, table.bound, [KEYS, 17, 6]
     rest, options = (None, table.positive, None, exclude, weight, *ranges), (0.1, 2.0, 1, True, False)
     torch.library.opcheck(forward, (rows.clone().requires_grad_(), *rest, *options))
     loss, *workspace = forward(rows, *rest, *options)
@@ -167,6 +180,7 @@ def test_compiles_into_one_graph():
         (lambda: where((0, 0, 2, 2)), r"loss: got \[0, 0, 2, 2\]"),
         (lambda: where((0, 1, 0, 1)), "loss: got"),
         (lambda: where((0, 1)), "loss: got"),
+        (lambda: where((0, 0, 1, 1), (1.0,)), r"bound: got \[1.0\], expected a number for each of 2 losses"),
         (lambda: info_nce_ranges(torch.zeros(22, 3), where()), r"rows: got \(22, 3\), expected \(23, D\)"),
         (lambda: info_nce_ranges(torch.zeros(23, 3).long(), where()), "rows: got torch.int64"),
         (lambda: info_nce_ranges(torch.zeros(23, 3), where(), temperature=0), "temperature: got 0"),

@@ -1,11 +1,21 @@
 """The tables of block sizes of every card give the results of the references, in the interpreter."""
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
 
-from dclr.kernels import activation_alignment, decouple, decoupled_pool, info_nce, topk_similarity, weighted_pool
+from dclr.kernels import (
+    Ranges,
+    activation_alignment,
+    decouple,
+    decoupled_pool,
+    info_nce,
+    info_nce_ranges,
+    topk_similarity,
+    weighted_pool,
+)
 from dclr.kernels._common import INTERPRET
 
 from .aot import TARGETS, answering
@@ -39,6 +49,29 @@ def test_info_nce(dtype, places, target, monkeypatch):
         return info_nce(query, query, positive=own.roll(75), exclude=own, temperature=0.5, reduction="none")
 
     compare(losses, [normal(150, 40, dtype=dtype)], SIZES)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_rows_that_pass_by_come_through_a_descriptor(dtype, shared, monkeypatch):
+    """Of groups, whose last tiles reach into the rows of the next; and of ranges of one tensor."""
+    launch = importlib.import_module("dclr.kernels.info_nce.launch")
+    made, make, row = [], launch.TensorDescriptor.from_tensor, dict(launch.CONFIGS["default"])
+    for kind in ("forward", "gradient"):
+        row[kind] = {size: replace(tile, descriptor=True) for size, tile in row[kind].items()}
+    monkeypatch.setitem(launch.CONFIGS, "default", row)
+    monkeypatch.setattr(launch.TensorDescriptor, "from_tensor", lambda *args: made.append(args) or make(*args))
+    own = torch.arange(150).expand(2, 150)
+
+    def losses(query, key=None):
+        key = query if key is None else key
+        return info_nce(query, key, positive=own.roll(75, 1), exclude=own, temperature=0.5, reduction="none")
+
+    leaves = [normal(2, 150, 40, dtype=dtype), normal(2, 170, 40, dtype=dtype, seed=1)]
+    compare(losses, leaves[: 1 if shared else 2], SIZES)
+    where = Ranges.of((0, 30), (60, 60), torch.full((2, 40), 70), rows=200, keys=130)
+    compare(lambda rows: info_nce_ranges(rows, where), [normal(200, 40, dtype=dtype)], SIZES)
+    assert len(made) == 4
 
 
 def test_small_losses_have_small_tiles(target, monkeypatch):

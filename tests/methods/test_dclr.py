@@ -234,6 +234,15 @@ def test_search_replaces_the_in_batch_term_once_the_queue_is_full():
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
+def test_a_search_describes_differences_as_the_encoder_was_trained_on_them():
+    """By their own batch statistics: the running ones, which evaluation has, are those of clips."""
+    method = build(DCLRConfig(hidden=8, dim=4, search=SearchConfig(queue=8, start=0, refresh=5, k=3)))
+    method.start_epoch(0)
+    streams = method.augment.streams(batch_of(4).clips, draw_of())
+    trained = method._encode(streams)["d"]
+    torch.testing.assert_close(method.search.slow.encoder(streams.difference), trained)
+
+
 @pytest.mark.parametrize("dist", ["prior", "mean"])
 def test_the_own_positive_stays(dist):
     """Half of the term is that of the batch alone, half that across videos, which may also replace it."""

@@ -4,6 +4,7 @@ import json
 import resource
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dclr.training.metrics import METRICS, Meter, MetricsLog, append_metrics, environment, read_metrics
@@ -68,8 +69,11 @@ def test_meter_counts_what_came_before_a_resume():
 
 
 def test_environment_names_versions_and_commit():
-    import torch
-
     found = environment(torch.device("cpu"))
     assert found["torch"] == torch.__version__ and found["processes"] == 1
     assert {"dclr", "python", "commit", "device", "numpy", "av"} <= found.keys()
+
+
+def test_a_copy_names_the_commit_that_it_is_of(monkeypatch):
+    monkeypatch.setenv("DCLR_COMMIT", "abc")
+    assert environment(torch.device("cpu"))["commit"] == "abc"
