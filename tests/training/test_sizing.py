@@ -21,7 +21,7 @@ def test_any_set_can_be_trained_on(videos, refresh):
     config, lines = fitted(config_of(refresh=refresh), videos)
     batch, search = config.train.batch, config.method.search
     steps = videos // batch
-    assert steps and search.refresh * steps * batch > search.queue >= search.k
+    assert steps and search.refresh * steps * batch > search.queue >= max(search.k, 2 * batch)
     assert len(lines) == sum([batch != 64, search.queue != 2048, search.refresh != refresh]) and all(
         " -> " in line for line in lines
     )
