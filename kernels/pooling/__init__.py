@@ -13,7 +13,7 @@ from .._common import check_float, check_tensors, expect, register_op, wide_dtyp
 from ..activation import activation_map_reference, check_feature_maps, keep_last, map_alignment_slope
 from ..feature_maps import empty_gradient
 from .decoupled import launch_head, launch_head_backward
-from .reference import DecoupledPool, pool_by_maps, pool_weights_reference, weighted_pool_reference
+from .reference import DecoupledPool, decoupled_pool_reference, pool_weights_reference, weighted_pool_reference
 from .weighted import launch_pool, launch_pool_backward
 
 # Ops
@@ -44,11 +44,10 @@ def _empty_head(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor
 
 
 def _head(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, ...]:
-    maps = [activation_map_reference(features) for features in (rgb, static, difference)]
-    rgb_map, static_map, difference_map = maps
+    maps = rgb_map, static_map, difference_map = [*map(activation_map_reference, (rgb, static, difference))]
     slope = map_alignment_slope(rgb_map, static_map + difference_map)
     saved = torch.stack([pool_weights_reference(static_map), pool_weights_reference(difference_map), slope], 1)
-    return *pool_by_maps(rgb, static, difference, *maps), saved
+    return *decoupled_pool_reference(rgb, static, difference, maps), saved
 
 
 def _head_gradients(rgb: Tensor, saved: Tensor, *grads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
