@@ -229,9 +229,7 @@ class Config:
 
     def options(self, *names: str) -> dict[str, int]:
         """Keyword arguments of a launch: those constants, and Triton's options."""
-        given = {
-            name: getattr(self, name) for name in (*names, "num_warps", "num_stages", "maxnreg") if hasattr(self, name)
-        }
+        given = {name: getattr(self, name, None) for name in (*names, "num_warps", "num_stages", "maxnreg")}
         return {name: value for name, value in given.items() if value is not None}
 
 

@@ -1,7 +1,6 @@
 """Pools weighted by an activation map, and the whole head over the three feature maps in one pass.
 
 `reference.py` has the formulas; the Triton kernels stand in `weighted.py` and `decoupled.py`.
-Shape suffixes: b batch, c channels, t, h, w frame, row and column of the map, p = t * h * w positions.
 """
 
 from __future__ import annotations
