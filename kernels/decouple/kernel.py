@@ -65,14 +65,11 @@ if triton is not None:
             return b * stride_b + c.to(tl.int64) * stride_c + pixel
 
     @triton.jit
-    def _load_frame(
-        ptr, t, stride_t, offset, mirrored, mask,
-        FLIP: tl.constexpr, LAST: tl.constexpr, V: tl.constexpr, RUN: tl.constexpr,
-    ):  # fmt: skip
+    def _load_frame(ptr, t, stride_t, offset, mirrored, mask, LAST: tl.constexpr, V: tl.constexpr, RUN: tl.constexpr):
         """A tile of frame `t` in float32."""
         stride_t = stride_t.to(tl.int64) // V * V if RUN else stride_t.to(tl.int64)
         x = tl.load(ptr + t * stride_t + offset, mask=mask, other=0)
-        if RUN and FLIP and not LAST:
+        if RUN and not LAST:
             x = tl.where(mirrored, tl.flip(x, 2), x)
         return x.to(tl.float32)
 
@@ -94,18 +91,17 @@ if triton is not None:
         rgb_ptr, static_ptr, difference_ptr, C, T, H, W, SCALE: tl.constexpr, RUN: tl.constexpr,
         LAST: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, RUNS: tl.constexpr,
     ):  # fmt: skip
-        FLIP: tl.constexpr = flip_ptr is not None
         b, c, run, mask, length = _tile(C, H, W, LAST, V, ROWS, RUNS)
-        mirrored = tl.load(flip_ptr + b) if FLIP else False
+        mirrored = tl.load(flip_ptr + b) if flip_ptr is not None else False
         still_t = tl.load(index_ptr + b)
         mean, factor = _per_channel(mean_ptr, c, C, 0.0, LAST), 1.0 / _per_channel(std_ptr, c, C, 1.0, LAST)
         source = _source(b, c, run, mirrored, C, W, (stride_b, stride_c, stride_h, stride_w), LAST, V, RUN)
         out = (b if LAST else b * C + c) * T * length + run * V + tl.arange(0, V)[None, None, :]
         dtype = rgb_ptr.dtype.element_ty
         still = tl.zeros(mask.shape, dtype)
-        x = _load_frame(clip_ptr, 0, stride_t, source, mirrored, mask, FLIP, LAST, V, RUN)
+        x = _load_frame(clip_ptr, 0, stride_t, source, mirrored, mask, LAST, V, RUN)
         for t in range(T):
-            after = _load_frame(clip_ptr, t + 1, stride_t, source, mirrored, mask, FLIP, LAST, V, RUN)
+            after = _load_frame(clip_ptr, t + 1, stride_t, source, mirrored, mask, LAST, V, RUN)
             rgb = ((x * SCALE - mean) * factor).to(dtype)
             # Scaled after the subtraction: equal frames differ by exactly 0, fused multiply-add or not.
             difference = ((after - x) * (SCALE * factor)).to(dtype)
@@ -126,9 +122,8 @@ if triton is not None:
         LAST: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, RUNS: tl.constexpr,
     ):  # fmt: skip
         """Gradient of the clip from those of the three results; an absent one is 0."""
-        FLIP: tl.constexpr = flip_ptr is not None
         b, c, run, mask, length = _tile(C, H, W, LAST, V, ROWS, RUNS)
-        mirrored = tl.load(flip_ptr + b) if FLIP else False
+        mirrored = tl.load(flip_ptr + b) if flip_ptr is not None else False
         still_t = tl.load(index_ptr + b)
         factor = 1.0 / _per_channel(std_ptr, c, C, 1.0, LAST)
         rgb_source = _source(
@@ -147,20 +142,17 @@ if triton is not None:
         still = tl.zeros(mask.shape, tl.float32)
         if static_ptr is not None:
             for t in range(T):
-                still += _load_frame(
-                    static_ptr, t, static_stride_t, static_source, mirrored, mask, FLIP, LAST, V, STATIC_RUN
-                )
+                still += _load_frame(static_ptr, t, static_stride_t, static_source, mirrored, mask, LAST, V, STATIC_RUN)
         before = tl.zeros(mask.shape, tl.float32)
         dtype = out_ptr.dtype.element_ty
         for t in range(T):
             grad = before + tl.where(t == still_t, still, 0.0)
             if rgb_ptr is not None:
-                grad += _load_frame(rgb_ptr, t, rgb_stride_t, rgb_source, mirrored, mask, FLIP, LAST, V, RGB_RUN)
+                grad += _load_frame(rgb_ptr, t, rgb_stride_t, rgb_source, mirrored, mask, LAST, V, RGB_RUN)
             if difference_ptr is not None:
                 before = _load_frame(
-                    difference_ptr, t, difference_stride_t, difference_source, mirrored, mask,
-                    FLIP, LAST, V, DIFFERENCE_RUN,
-                )  # fmt: skip
+                    difference_ptr, t, difference_stride_t, difference_source, mirrored, mask, LAST, V, DIFFERENCE_RUN
+                )
                 grad -= before
             tl.store(out_ptr + t * length + out, (grad * factor).to(dtype), mask=mask)
         tl.store(out_ptr + T * length + out, (before * factor).to(dtype), mask=mask)

@@ -120,8 +120,7 @@ def weighted_pool(features: Tensor, activation: Tensor) -> Tensor:
     check_tensors(features=features, activation=activation)
     check_feature_maps(features=features)
     check_float("activation", activation, 4)
-    batch, _, *positions = features.shape
-    expected = (batch, *positions)
+    expected = (features.shape[0], *features.shape[2:])
     expect(activation.shape == expected, "activation", tuple(activation.shape), lambda: f"{expected} as features")
     return torch.ops.dclr.weighted_pool(features, activation)
 
