@@ -51,8 +51,8 @@ def decoupled_pool_reference(
     rgb: Tensor, static: Tensor, difference: Tensor, maps: Sequence[Tensor] | None = None
 ) -> DecoupledPool:
     """Plain PyTorch form of `decoupled_pool`; `maps`: the three activation maps, where they are known."""
-    known = maps or map(activation_map_reference, (rgb, static.detach(), difference.detach()))
-    rgb_map, static_map, difference_map = known
+    maps = maps or map(activation_map_reference, (rgb, static.detach(), difference.detach()))
+    rgb_map, static_map, difference_map = maps
     return DecoupledPool(
         average_pool_reference(rgb),
         weighted_pool_reference(rgb, static_map),
