@@ -38,7 +38,7 @@ from dclr.training.updater import Updater
 from .harness import GRAPH, OURS, Problem, Run
 
 EAGER, STRAIGHT, RELEASE = "eager", "compiled bf16", "released recipe"
-KERNELS = ("_common", "info_nce", "info_nce.launch")  # where the path is chosen
+KERNELS = ("_common", "info_nce.launch")  # where the path is chosen
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 PHASES = ("forward", "backward", "optimizer", "after_step")
 EPOCH = 10  # refinement and search are on

@@ -70,7 +70,7 @@ def register_op(
         first = next(value for value in arguments if value is not None)
         if runs_triton(first) and runs_triton(outs[0]):
             with torch.cuda.device_of(outs[0]):
-                if not outs[0].numel() or launch(*arguments, *outs) is not NotImplemented:
+                if not any(map(torch.Tensor.numel, outs)) or launch(*arguments, *outs) is not NotImplemented:
                     return results
         with torch.no_grad():
             values = reference(*arguments)

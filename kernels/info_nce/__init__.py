@@ -12,18 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._common import (
-    check_float,
-    check_number,
-    check_rows,
-    check_tensors,
-    define_op,
-    expect,
-    first_derivative,
-    runs_triton,
-    wide_dtype,
-)
-from .launch import Inputs, Options, gradients, launch_losses, new_gradients, workspace
+from .._common import check_float, check_number, check_rows, check_tensors, expect, register_op, wide_dtype
+from .launch import Inputs, Options, launch_gradients, launch_losses, workspace
 from .ranges import Ranges
 from .reference import info_nce_gradient_reference, info_nce_reference
 
@@ -33,17 +23,19 @@ REDUCTIONS = ("mean", "sum", "none")
 INPUTS = len(Inputs._fields)  # of the op's arguments; the options follow
 _NO_RANGES = None, None, None, None, None, []
 
-_library = torch.library.Library("dclr", "FRAGMENT")
-
 
 # Op
 
 
-def _info_nce_forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _empty_losses(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses (G, M), their sums (G,) if `total`, or with ranges those of each loss (L,); and the workspace."""
     inputs, options = Inputs(*arguments[:INPUTS]), Options(*arguments[INPUTS:])
-    if runs_triton(inputs.query):
-        return launch_losses(inputs, options)
+    lead = (inputs.losses,) if inputs.ranges else (inputs.groups, inputs.queries)[: 1 if options.total else 2]
+    return inputs.query.new_empty(lead, dtype=wide_dtype(inputs.query)), *workspace(inputs)
+
+
+def _reference_losses(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs, options = Inputs(*arguments[:INPUTS]), Options(*arguments[INPUTS:])
     with torch.autocast(inputs.query.device.type, enabled=False):
         loss = info_nce_reference(*_compared(inputs), options.temperature)
     if inputs.bound is not None:
@@ -57,13 +49,27 @@ def _info_nce_forward(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return loss, *workspace(inputs)
 
 
-def _info_nce_backward(grad: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to query, key and explicit positives; empty where not asked for. A `key` None adds to the query's."""
-    inputs, rest = Inputs(*arguments[:INPUTS]), arguments[INPUTS:]
-    saved, options = rest[:3], Options(*rest[3:-2])
-    to_query, to_key = arguments[-2:]
-    if runs_triton(inputs.query):
-        return gradients(grad, inputs, saved, options, to_query, to_key)
+def _launch_losses(*arguments) -> None:
+    launch_losses(Inputs(*arguments[:INPUTS]), Options(*arguments[INPUTS:-4]), *arguments[-4:])
+
+
+def _empty_gradients(grad: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """To query, key and explicit positives; empty where not asked for. Those of a `key` None are the query's."""
+    inputs = Inputs(*arguments[:INPUTS])
+    like = zip((inputs.query, inputs.key, inputs.positive), _wanted(*arguments))
+    return tuple(
+        torch.empty_like(x, memory_format=torch.contiguous_format) if asked else inputs.query.new_empty(0)
+        for x, asked in like
+    )
+
+
+def _wanted(*arguments) -> tuple[bool, bool, bool]:
+    inputs, (to_query, to_key) = Inputs(*arguments[:INPUTS]), arguments[-2:]
+    return to_query, to_key and inputs.key is not None, inputs.positive is not None
+
+
+def _reference_gradients(grad: Tensor, *arguments) -> list[Tensor]:
+    inputs, options = Inputs(*arguments[:INPUTS]), Options(*arguments[INPUTS:-5])
     if inputs.ranges:
         grad = grad.index_select(0, inputs.loss)
     grad = grad[:, None].expand(inputs.groups, inputs.queries) if options.total else grad
@@ -74,11 +80,32 @@ def _info_nce_backward(grad: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor
             loss = info_nce_reference(*compared, options.temperature)
             grad = torch.where(loss > _bounds(inputs, loss), 0, grad)
         found = info_nce_gradient_reference(grad, *compared, options.temperature)
-    results = new_gradients(inputs, to_query, to_key)
-    for result, value in zip(results, _given_back(inputs, found)):
-        if result.numel():
-            result.copy_(value)
-    return results
+    given_back, wanted = _given_back(inputs, found), _wanted(*arguments)
+    return [value if asked else inputs.query.new_empty(0) for value, asked in zip(given_back, wanted)]
+
+
+def _launch_gradients(grad: Tensor, *arguments) -> None:
+    inputs, options = Inputs(*arguments[:INPUTS]), Options(*arguments[INPUTS:-8])
+    *saved, to_query, to_key = arguments[-8:-3]
+    launch_gradients(grad, inputs, options, saved, to_query, to_key, arguments[-3:])
+
+
+def _save(ctx, arguments, results) -> None:
+    ctx.save_for_backward(*arguments[: INPUTS - 1], *results[1:])
+    ctx.mark_non_differentiable(*results[1:])
+    ctx.rest = arguments[INPUTS - 1 :]
+
+
+def _to_inputs(ctx, grad: Tensor, *_) -> list[Tensor | None]:
+    to_query, to_key, _, to_positive, *_ = ctx.needs_input_grad
+    inputs, saved = ctx.saved_tensors[:-3], ctx.saved_tensors[-3:]
+    # The explicit positives are written together with the queries.
+    with_query = to_query or to_positive or inputs[1] is None
+    grads = torch.ops.dclr.info_nce_backward(grad, *inputs, *ctx.rest, *saved, with_query, to_key)
+    of_query, of_key, of_positive = (
+        value if asked else None for value, asked in zip(grads, (to_query, to_key, to_positive))
+    )
+    return of_query, of_key, None, of_positive
 
 
 def _bounds(inputs: Inputs, loss: Tensor) -> Tensor:
@@ -127,57 +154,13 @@ _INPUTS = (
     "Tensor? first, Tensor? key_column, Tensor? loss, Tensor? begin, Tensor? bound, SymInt[] sizes"
 )
 _OPTIONS = "float temperature, float scale, SymInt count, bool total, bool allow_tf32"
-define_op(_library, f"info_nce({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)", _info_nce_forward)
-define_op(
-    _library,
-    f"info_nce_backward(Tensor grad, {_INPUTS}, Tensor copy, Tensor scale_of_rows, Tensor state, {_OPTIONS}, "
-    "bool to_query, bool to_key) -> (Tensor, Tensor, Tensor)",
-    _info_nce_backward,
+_LOSSES = f"info_nce({_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)"
+_GRADIENTS = (
+    f"info_nce_backward(Tensor grad, {_INPUTS}, {_OPTIONS}, Tensor copy, Tensor scale_of_rows, Tensor state, "
+    "bool to_query, bool to_key) -> (Tensor, Tensor, Tensor)"
 )
-
-
-@torch.library.register_fake("dclr::info_nce", lib=_library)
-def _(*arguments):
-    inputs, options = Inputs(*arguments[:INPUTS]), Options(*arguments[INPUTS:])
-    lead = (inputs.losses,) if inputs.ranges else (inputs.groups, inputs.queries)[: 1 if options.total else 2]
-    return inputs.query.new_empty(lead, dtype=wide_dtype(inputs.query)), *workspace(inputs)
-
-
-@torch.library.register_fake("dclr::info_nce_backward", lib=_library)
-def _(grad, *arguments):
-    return new_gradients(Inputs(*arguments[:INPUTS]), *arguments[-2:])
-
-
-class _InfoNCE(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *arguments):
-        with torch._C._AutoDispatchBelowAutograd():
-            loss, *saved = torch.ops.dclr.info_nce(*arguments)
-        tensors, ctx.options = arguments[: INPUTS - 1], arguments[INPUTS - 1 :]
-        ctx.save_for_backward(*tensors, *saved)
-        ctx.mark_non_differentiable(*saved)
-        ctx.set_materialize_grads(False)
-        return loss, *saved
-
-    @staticmethod
-    @first_derivative
-    def backward(ctx, grad, *_):
-        nothing = [None] * len(ctx.needs_input_grad)
-        if grad is None:
-            return tuple(nothing)
-        to_query, to_key, _, to_positive, *_ = ctx.needs_input_grad
-        inputs, saved = ctx.saved_tensors[:-3], ctx.saved_tensors[-3:]
-        # The explicit positives are written together with the queries.
-        grads = torch.ops.dclr.info_nce_backward(
-            grad, *inputs, ctx.options[0], *saved, *ctx.options[1:],
-            to_query or to_positive or inputs[1] is None, to_key,
-        )  # fmt: skip
-        for place, value in zip((0, 1, 3), grads):
-            nothing[place] = value if ctx.needs_input_grad[place] else None
-        return tuple(nothing)
-
-
-_library.impl("info_nce", _InfoNCE.apply, "Autograd")
+register_op(_LOSSES, _empty_losses, _reference_losses, _launch_losses, _save, _to_inputs)
+register_op(_GRADIENTS, _empty_gradients, _reference_gradients, _launch_gradients)
 
 
 # Public functions

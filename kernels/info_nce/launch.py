@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._common import INTERPRET, Config, cdiv, device_class, next_power_of_2, processors, runs_triton, triton
+from .._common import INTERPRET, Config, cdiv, device_row, next_power_of_2, processors, runs_triton, strided, triton
 
 if triton is not None:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -159,15 +160,6 @@ def workspace(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def new_gradients(inputs: Inputs, to_query: bool, to_key: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised gradients to query, key and explicit positives, contiguous: empty where not asked for."""
-    wanted = inputs.query if to_query else None, inputs.key if to_key else None, inputs.positive
-    return tuple(
-        inputs.query.new_empty(0) if like is None else torch.empty_like(like, memory_format=torch.contiguous_format)
-        for like in wanted
-    )
-
-
 def padded(features: int) -> int:
     """Columns of a copied row."""
     return max(16, next_power_of_2(features)) if features <= LONGEST else cdiv(features, LONGEST) * LONGEST
@@ -175,13 +167,13 @@ def padded(features: int) -> int:
 
 def kernel_config(kind: str, tensor: Tensor) -> Config:
     """The entry of the table for a kernel."""
-    entry = CONFIGS.get(device_class(tensor.device), CONFIGS["default"])[kind]
+    entry = device_row(CONFIGS, tensor.device)[kind]
     return entry[tensor.element_size()] if isinstance(entry, dict) else entry
 
 
 def score_tile(kind: str, tensor: Tensor, groups: int, queries: int, keys: int) -> ScoreTile:
     """The entry of the table for so many scores."""
-    tile, table = kernel_config(kind, tensor), CONFIGS.get(device_class(tensor.device), {})
+    tile, table = kernel_config(kind, tensor), device_row(CONFIGS, tensor.device)
     tiles = groups * cdiv(queries, tile.BLOCK_A) * cdiv(keys, tile.BLOCK_B)
     small = table.get(f"small {kind}", {}).get(tensor.element_size())
     return small if small is not None and tiles < processors(tensor.device) else tile
@@ -217,15 +209,10 @@ def _part(count: int, block: int, splits: int) -> int:
     return cdiv(cdiv(count, block), splits) * block
 
 
-def _strides(tensor: Tensor | None, rank: int) -> tuple[int, ...]:
-    return (0,) * rank if tensor is None else tensor.stride()
-
-
 def _marks(inputs: Inputs) -> tuple[tuple, int]:
     """Arguments that say where the positives and the excluded keys are, and the constant E."""
     excluded = 0 if inputs.exclude is None else inputs.exclude.shape[2]
-    strides = _strides(inputs.column, 2), _strides(inputs.exclude, 3)
-    marks = inputs.first, inputs.column, *strides[0], inputs.exclude, *strides[1], excluded
+    marks = inputs.first, *strided(inputs.column, rank=2), *strided(inputs.exclude, rank=3), excluded
     return marks, min(excluded, MANY_EXCLUDED)
 
 
@@ -236,39 +223,35 @@ def _rows_with_positives(inputs: Inputs) -> Tensor:
     return (inputs.query if inputs.key is None else inputs.key).expand(inputs.groups, -1, -1)
 
 
-def launch_losses(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses (G, M) times the factor and `weight`, their sums (G,), or (L,) with ranges; and the workspace."""
+def launch_losses(inputs: Inputs, options: Options, loss: Tensor, copy: Tensor, scale: Tensor, state: Tensor) -> None:
+    """Fill losses (G, M) times the factor and `weight`, their sums (G,), or (L,) with ranges; and the workspace."""
     query, groups, queries, keys = inputs.query, inputs.groups, inputs.queries, inputs.keys
-    copy, scale, state = saved = workspace(inputs)
     sums, longest = (inputs.losses, inputs.sizes[2]) if inputs.ranges else (groups, queries)
     if not groups * queries:
-        return query.new_zeros((sums,) if options.total else (sums, queries), dtype=torch.float32), *saved
+        loss.zero_()
+        return
     tile, pad = score_tile("forward", query, groups, queries, keys), copy.shape[1]
     constants = tile_options(tile, pad)
     tiles = groups * cdiv(queries, tile.BLOCK_A)
     splits = split_count(tiles, keys, tile.BLOCK_B, tile.programs, query.device)
     programs = cdiv(longest, BLOCK_LOSSES)
-    partial, loss = (
-        state.new_empty(splits, 2, groups, queries),
-        state.new_empty(sums, programs if options.total else queries),
-    )
+    partial = state.new_empty(splits, 2, groups, queries)
+    parts = state.new_empty(sums, programs) if options.total and programs > 1 else loss
     weight = None if inputs.weight is None else inputs.weight.contiguous()
     bounded = 1 / options.temperature + math.log(keys + 1) < BOUND
     marks, excluded = _marks(inputs)
-    with torch.cuda.device_of(query):
-        _prepare(inputs, copy, scale, state, constants["BLOCK_D"])
-        forward_kernel[(tiles, splits)](
-            copy, _descriptor(tile, copy), scale, *marks, partial, options.sharpness, groups, queries, keys,
-            _part(keys, tile.BLOCK_B, splits), E=excluded, SHARED=inputs.shared, BOUNDED=bounded,
-            PRECISION=options.precision, **constants,
-        )  # fmt: skip
-        losses_kernel[(sums * programs,)](
-            partial, state, weight, inputs.begin, inputs.bound, loss, state[3:], options.sharpness, options.factor,
-            groups, queries, longest, splits, BOUNDED=bounded, TOTAL=options.total, BLOCK=BLOCK_LOSSES,
-        )  # fmt: skip
-    if options.total:
-        loss = loss[:, 0] if programs == 1 else loss.sum(1)
-    return loss, *saved
+    _prepare(inputs, copy, scale, state, constants["BLOCK_D"])
+    forward_kernel[(tiles, splits)](
+        copy, _descriptor(tile, copy), scale, *marks, partial, options.sharpness, groups, queries, keys,
+        _part(keys, tile.BLOCK_B, splits), E=excluded, SHARED=inputs.shared, BOUNDED=bounded,
+        PRECISION=options.precision, **constants,
+    )  # fmt: skip
+    losses_kernel[(sums * programs,)](
+        partial, state, weight, inputs.begin, inputs.bound, parts, state[3:], options.sharpness, options.factor,
+        groups, queries, longest, splits, BOUNDED=bounded, TOTAL=options.total, BLOCK=BLOCK_LOSSES,
+    )  # fmt: skip
+    if parts is not loss:
+        torch.sum(parts, 1, out=loss)
 
 
 def _prepare(inputs: Inputs, copy: Tensor, scale: Tensor, state: Tensor, block_d: int) -> None:
@@ -279,21 +262,22 @@ def _prepare(inputs: Inputs, copy: Tensor, scale: Tensor, state: Tensor, block_d
     others = _rows_with_positives(inputs)
     programs = sources * (cdiv(rows, ROWS) + cdiv(key_rows, ROWS)) + inputs.groups * cdiv(inputs.queries, ROWS)
     prepare_kernel[(programs,)](
-        query, *query.stride(), key, *_strides(key, 3), others, *others.stride(),
-        inputs.index, *_strides(inputs.index, 2), inputs.first, copy, scale, state,
+        *strided(query, key, others, rank=3), *strided(inputs.index, rank=2), inputs.first, copy, scale, state,
         sources, rows, key_rows, inputs.groups, inputs.queries, others.shape[1], features,
         PAD=copy.shape[1], ROWS=ROWS, BLOCK_D=block_d, BEYOND=BEYOND,
     )  # fmt: skip
 
 
-def gradients(
-    grad: Tensor, inputs: Inputs, saved: tuple[Tensor, Tensor, Tensor], options: Options, to_query: bool, to_key: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`new_gradients`, filled, from that to the results of `losses`, with any strides."""
-    outputs = new_gradients(inputs, to_query, to_key)
+def launch_gradients(
+    grad: Tensor, inputs: Inputs, options: Options, saved: Sequence[Tensor], to_query: bool, to_key: bool,
+    outs: Sequence[Tensor],
+) -> None:  # fmt: skip
+    """Fill the gradients to query, key and explicit positives that have elements, from that to the losses."""
     groups, queries, keys, features = inputs.groups, inputs.queries, inputs.keys, inputs.query.shape[2]
     if not groups * queries * features:
-        return tuple(out.zero_() for out in outputs)
+        for out in outs:
+            out.zero_()
+        return
     copy, scale, state = saved
     grad = grad[:, None].expand(-1, queries) if options.total else grad
     size = _unit_of(grad, inputs)
@@ -302,17 +286,15 @@ def gradients(
     if inputs.ranges:
         programs = cdiv(inputs.copied, rows.ROWS)
     else:
-        programs = groups * (cdiv(queries, rows.ROWS) + (cdiv(keys, rows.ROWS) if outputs[1].numel() else 0))
+        programs = groups * (cdiv(queries, rows.ROWS) + (cdiv(keys, rows.ROWS) if outs[1].numel() else 0))
     apart = _rows_with_positives(inputs) if inputs.ranges or inputs.index is None else None  # what is no key
-    with torch.cuda.device_of(grad):
-        finish_kernel[(programs,)](
-            size, copy, scale, slopes, state, partial, apart, *_strides(apart, 3),
-            inputs.index if inputs.ranges else None, inputs.column if inputs.ranges else None, inputs.first,
-            *(out if out.numel() else None for out in outputs), options.factor / options.temperature,
-            groups, queries, keys, features, inputs.copied, inputs.learned, len(partial),
-            SHARED=inputs.shared, PAD=copy.shape[1], BLOCK_D=min(LONGEST, copy.shape[1]), **rows.options("ROWS"),
-        )  # fmt: skip
-    return outputs
+    finish_kernel[(programs,)](
+        size, copy, scale, slopes, state, partial, *strided(apart, rank=3),
+        inputs.index if inputs.ranges else None, inputs.column if inputs.ranges else None, inputs.first,
+        *(out if out.numel() else None for out in outs), options.factor / options.temperature,
+        groups, queries, keys, features, inputs.copied, inputs.learned, len(partial),
+        SHARED=inputs.shared, PAD=copy.shape[1], BLOCK_D=min(LONGEST, copy.shape[1]), **rows.options("ROWS"),
+    )  # fmt: skip
 
 
 def _unit_of(grad: Tensor, inputs: Inputs) -> Tensor | None:
@@ -331,7 +313,7 @@ def _unit_of(grad: Tensor, inputs: Inputs) -> Tensor | None:
 
 
 def _gradient_parts(
-    grad: Tensor, size: Tensor | None, inputs: Inputs, saved: tuple[Tensor, Tensor, Tensor], options: Options,
+    grad: Tensor, size: Tensor | None, inputs: Inputs, saved: Sequence[Tensor], options: Options,
     to_query: bool, to_key: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Parts (splits, G, N, padded D) of the gradients to unit rows, queries before keys, and slopes (4, G, M).
@@ -362,26 +344,25 @@ def _gradient_parts(
             E=excluded, ONE_EXP=one_exp, QUERY=to_query, KEY=to_key, **constants,
         )  # fmt: skip
 
-    with torch.cuda.device_of(copy):
-        slopes_kernel[(groups * blocks,)](
-            grad, *grad.stride(), inputs.loss, weight, size, scale, state[3:], *marks, slopes, spans,
-            *sizes, E=excluded, SHARED=shared, ONE_EXP=one_exp, BLOCK=tile.BLOCK_B,
-        )  # fmt: skip
-        if pad <= LONGEST:
-            tiles = query_tiles + key_tiles
-            splits = split_count(groups * tiles, max(queries, keys), tile.BLOCK_B, tile.programs, copy.device)
-            partial = state.new_empty(splits, groups, queries + (0 if shared else keys), pad)
-            gradient(partial, 0, tiles, splits, to_query, to_key)
-            return partial, slopes
-        partial = state.new_empty(1, groups, queries + (0 if shared else keys), pad)
-        for of_keys, tiles, others in ((False, query_tiles, keys), (True, key_tiles, queries)):
-            most = max(1, COEFFICIENTS // (groups * tile.BLOCK_A * others))
-            for first in range(0, tiles, most):
-                count = min(most, tiles - first)
-                coefficients = copy.new_empty(groups * count, tile.BLOCK_A, others)
-                splits = split_count(groups * count, others, tile.BLOCK_B, tile.programs, copy.device)
-                gradient(coefficients, first, count, splits, not of_keys, of_keys)
-                product_kernel[(groups * count, pad // constants["BLOCK_D"])](
-                    coefficients, copy, inputs.first, partial, *sizes, first, count, KEY=of_keys, **constants
-                )
+    slopes_kernel[(groups * blocks,)](
+        grad, *grad.stride(), inputs.loss, weight, size, scale, state[3:], *marks, slopes, spans,
+        *sizes, E=excluded, SHARED=shared, ONE_EXP=one_exp, BLOCK=tile.BLOCK_B,
+    )  # fmt: skip
+    if pad <= LONGEST:
+        tiles = query_tiles + key_tiles
+        splits = split_count(groups * tiles, max(queries, keys), tile.BLOCK_B, tile.programs, copy.device)
+        partial = state.new_empty(splits, groups, queries + (0 if shared else keys), pad)
+        gradient(partial, 0, tiles, splits, to_query, to_key)
+        return partial, slopes
+    partial = state.new_empty(1, groups, queries + (0 if shared else keys), pad)
+    for of_keys, tiles, others in ((False, query_tiles, keys), (True, key_tiles, queries)):
+        most = max(1, COEFFICIENTS // (groups * tile.BLOCK_A * others))
+        for first in range(0, tiles, most):
+            count = min(most, tiles - first)
+            coefficients = copy.new_empty(groups * count, tile.BLOCK_A, others)
+            splits = split_count(groups * count, others, tile.BLOCK_B, tile.programs, copy.device)
+            gradient(coefficients, first, count, splits, not of_keys, of_keys)
+            product_kernel[(groups * count, pad // constants["BLOCK_D"])](
+                coefficients, copy, inputs.first, partial, *sizes, first, count, KEY=of_keys, **constants
+            )
     return partial, slopes

@@ -410,7 +410,7 @@ def test_opcheck():
         plain = [value.detach() if isinstance(value, torch.Tensor) else value for value in inputs]
         loss, *workspace = forward(*plain, *options)
         torch.library.opcheck(
-            backward, (torch.rand_like(loss), *plain, *workspace, *options, True, inputs[1] is not None)
+            backward, (torch.rand_like(loss), *plain, *options, *workspace, True, inputs[1] is not None)
         )
 
 

@@ -152,7 +152,7 @@ def test_opcheck(given):
     rest, options = (None, table.positive, None, exclude, weight, *ranges), (0.1, 2.0, 1, True, False)
     torch.library.opcheck(forward, (rows.clone().requires_grad_(), *rest, *options))
     loss, *workspace = forward(rows, *rest, *options)
-    torch.library.opcheck(backward, (torch.rand_like(loss), rows, *rest, *workspace, *options, True, False))
+    torch.library.opcheck(backward, (torch.rand_like(loss), rows, *rest, *options, *workspace, True, False))
 
 
 def test_compiles_into_one_graph():

@@ -16,7 +16,7 @@ from dclr.methods.base import Output
 from dclr.methods.contrast import CrossTerm, Term
 from dclr.methods.packing import packed_losses
 from dclr.methods.search import non_negative_rows
-from tests.kernels.aot import recorded_launches
+from tests.kernels.aot import answering, recorded_launches
 
 N, DIM, K, TAU = 40, 128, 5, 0.07
 WEIGHTS = {"vs": 1.0, "vd": 1.0, "sd": -1.0}
@@ -25,9 +25,7 @@ WEIGHTS = {"vs": 1.0, "vd": 1.0, "sd": -1.0}
 @pytest.fixture
 def device_operations(monkeypatch):
     """Takes a function from projections to losses; returns the operations of its second step, by name."""
-    op, launch = (importlib.import_module(f"dclr.kernels.{name}") for name in ("info_nce", "info_nce.launch"))
-    for module in (op, launch):
-        monkeypatch.setattr(module, "runs_triton", lambda tensor: True)
+    op = importlib.import_module("dclr.kernels.info_nce")
     monkeypatch.setattr(op, "check_rows", lambda *args, **kwargs: None)
 
     def count(losses):
@@ -38,7 +36,7 @@ def device_operations(monkeypatch):
                 leaf.grad = None
             Output(losses(**projected), {}).backward(WEIGHTS)
 
-        with recorded_launches() as cases:
+        with answering(runs_triton=True), recorded_launches() as cases:
             step()  # makes what is kept from step to step
             del cases[:]
             with TorchOps(traffic := Traffic()):
