@@ -140,7 +140,8 @@ def check_kind(
     """A tensor of that dtype and shape, or of any shape; an optional one can be None."""
     if tensor is not None:
         expect(tensor.dtype == dtype, argument, tensor.dtype, lambda: str(dtype).removeprefix("torch."), TypeError)
-        expect(shape is None or tensor.shape == shape, argument, tuple(tensor.shape), shape)
+        if shape is not None:
+            expect(tensor.shape == shape, argument, tuple(tensor.shape), shape)
 
 
 def check_number(argument: str, value: float) -> None:
