@@ -3,7 +3,8 @@
 L_VS and L_SD over 2n clips, Eq. 10 with K retrieved entries instead of L_VD:
 
     in-batch:   2 mean_i      -s[i, +] + log sum over its positive and other videos' keys of exp s        DCLR Eq. 6-8
-    Eq. 10:     sum_k p_k / n [I(v_i; d~_k) + I(v~_k; d_i)], negatives of neither the own nor the retrieved video
+    Eq. 10:     sum_k p_k / n [I(v_i; d~_k) + I(v~_k; d_i)], negatives of d~ from the queue, of d from the batch, of
+                neither the own nor the retrieved video
 
 Floor: 8 M P D FLOPs of M queries against P keys.
 """
@@ -55,14 +56,15 @@ def problem(size: Size, device: torch.device, measuring: bool) -> Problem:
         return torch.randn(*shape, size.dim, generator=generator).to(device)
 
     leaves = [normal(2 * n).requires_grad_() for _ in range(4)]
-    rgb, mode = normal(n, size.entries), normal(n, size.entries)
+    rgb, mode, entries = normal(n, size.entries), normal(n, size.entries), normal(2 * n)
     weight = torch.rand(n, size.entries, generator=generator).to(device)
     # Of the retrieved videos every other one is in the batch.
     video = torch.randint(2 * n, (n, size.entries), generator=generator)
     exclude = non_negative_rows(video, torch.arange(n), 0).to(device)
+    entry_exclude = torch.randint(2 * n, exclude.shape, generator=generator).to(device)
 
     def ours(vs: Tensor, vd: Tensor, s: Tensor, d: Tensor) -> Tensor:
-        crossing = CrossTerm(vd, d, rgb, mode, weight, exclude)
+        crossing = CrossTerm(vd, d, rgb, mode, weight, exclude, entries, entry_exclude)
         static, apart, difference = packed_losses(
             [Term(vs, s), Term(s, d, same_view=True)], TEMPERATURE, crossing=[crossing]
         ).unbind()
@@ -74,7 +76,8 @@ def problem(size: Size, device: torch.device, measuring: bool) -> Problem:
         static, apart = in_batch(vs, s, other, own), in_batch(s, d, own, other)
         query, stored, positive = (F.normalize(x, dim=-1) for x in (vd[:n, None], rgb.to(wide), mode.to(wide)))
         key = F.normalize(d, dim=-1)
-        values = eq10(query, positive, key, exclude) + eq10(stored, key[:n, None], key, exclude)
+        entry = F.normalize(entries.to(wide), dim=-1)
+        values = eq10(query, positive, entry, entry_exclude) + eq10(stored, key[:n, None], key, exclude)
         return static - apart + (weight.to(wide) * values).sum() / n
 
     queries = 2 * (2 * n) + 2 * n * size.entries
@@ -88,7 +91,7 @@ def problem(size: Size, device: torch.device, measuring: bool) -> Problem:
             COMPILED: with_gradients(compiled(plain, measuring), *leaves),
             OURS: with_gradients(ours, *leaves),
         },
-        bytes=4 * (2 * sum(leaf.numel() for leaf in leaves) + rgb.numel() + mode.numel()),
+        bytes=4 * (2 * sum(leaf.numel() for leaf in leaves) + rgb.numel() + mode.numel() + entries.numel()),
         flops=8 * queries * 2 * n * size.dim,
     )
 

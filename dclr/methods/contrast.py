@@ -50,6 +50,8 @@ class CrossTerm(NamedTuple):
         stored_rgb, stored_modality: (n, K, d) projections v~_k and d~_k (or s~_k) of the retrieved entries.
         weight: (n, K) p_k.
         exclude: (n, K, E) int64 rows of `key` that are no negatives, -1 for none.
+        stored_key: (2N, d) what v tells d~_k from, without gradient: entries of the queue, or `key` itself.
+        stored_exclude: (n, K, E) int64 rows of `stored_key` that are no negatives, -1 for none.
     """
 
     anchor: Tensor
@@ -58,6 +60,8 @@ class CrossTerm(NamedTuple):
     stored_modality: Tensor
     weight: Tensor
     exclude: Tensor
+    stored_key: Tensor
+    stored_exclude: Tensor
 
 
 def in_batch_loss(term: Term, temperature: float, denominator: Denominator = "others") -> Tensor:
@@ -113,8 +117,9 @@ def cross_video_loss(term: CrossTerm, temperature: float) -> Tensor:
 
         sum over k of p_k [I(v; d~_k) + I(v~_k; d)]                                              (DCLR Eq. 10)
 
-    which for K = 1 is Eq. 9. In both I, the negatives are the in-batch rows of d whose video is neither the own nor
-    the retrieved one.
+    which for K = 1 is Eq. 9. Rows of the own video and of the retrieved one are no negatives. Those of d are of the
+    batch. Those of d~, which is of the queue, are of the queue too: among rows of the batch, v would know d~ by its
+    age, and turn against every d that is new.
 
     Returns:
         () float32, float64 for float64 inputs.
@@ -122,16 +127,18 @@ def cross_video_loss(term: CrossTerm, temperature: float) -> Tensor:
     n = len(term.anchor) // 2
     v = unit_vectors(term.anchor[:n, None])
     d = unit_vectors(term.key[local_rows(n, term.key.device).same_view[:n], None])
-    v_stored, d_stored, key = unit_vectors(term.stored_rgb), unit_vectors(term.stored_modality), unit_vectors(term.key)
-    excluded = (term.exclude[..., None] == torch.arange(len(key), device=key.device)).any(2)
+    v_stored, d_stored = unit_vectors(term.stored_rgb), unit_vectors(term.stored_modality)
 
-    def contrast(x: Tensor, positive: Tensor) -> Tensor:
+    def contrast(x: Tensor, positive: Tensor, key: Tensor, exclude: Tensor) -> Tensor:
         """I(x; y+) of Eq. 2, (n, K)."""
         attracted = (x * positive).sum(-1, keepdim=True) / temperature
-        repelled = (x @ key.T / temperature).masked_fill(excluded, -torch.inf)
+        excluded = (exclude[..., None] == torch.arange(len(key), device=key.device)).any(2)
+        repelled = (x @ unit_vectors(key).T / temperature).masked_fill(excluded, -torch.inf)
         return torch.cat([attracted, repelled], dim=-1).logsumexp(-1) - attracted[..., 0]
 
-    return (term.weight * (contrast(v, d_stored) + contrast(v_stored, d))).sum(1).mean()
+    to_found = contrast(v, d_stored, term.stored_key, term.stored_exclude)
+    from_found = contrast(v_stored, d, term.key, term.exclude)
+    return (term.weight * (to_found + from_found)).sum(1).mean()
 
 
 @phase("loss")

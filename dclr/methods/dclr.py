@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from dclr.augment import Augment, AugmentConfig, Difference, DifferenceSource, Draw, Streams
 from dclr.data.clips import Batch
@@ -33,9 +34,18 @@ from dclr.methods.contrast import (
     similarities,
 )
 from dclr.methods.packing import packed_losses
-from dclr.methods.search import CrossVideoSearch, Entries, Modality, SearchConfig, non_negative_rows
+from dclr.methods.search import (
+    CrossVideoSearch,
+    Entries,
+    Modality,
+    Retrieved,
+    SearchConfig,
+    SearchQueue,
+    non_negative_entries,
+    non_negative_rows,
+)
 from dclr.models import ProjectionHead, average_pool
-from dclr.models.separate_norm import batch_statistics, separate_statistics
+from dclr.models.separate_norm import separate_statistics
 from dclr.models.static_once import StaticOnceResNet
 
 
@@ -162,7 +172,9 @@ class DCLR(Method):
         self.search = None
         if searched:
             head = {modality: self._head_name(modality) for modality in searched}
-            self.search = CrossVideoSearch(config.search, encoder, self.heads, head, encoder.feature_dim, config.dim)
+            self.search = CrossVideoSearch(
+                config.search, encoder, self.heads, head, encoder.feature_dim, config.dim, config.bn == "per_modality"
+            )
         self._pending: list[tuple[Modality, Entries]] = []
         self.start_epoch(0, resumed=True)
 
@@ -190,8 +202,6 @@ class DCLR(Method):
             modalities = self._modalities()
             once = "s" in modalities and isinstance(self.encoder, StaticOnceResNet)
             separate_statistics(self.encoder, len(modalities) - once)
-            if self.search is not None:
-                batch_statistics(self.search.slow.encoder)
         if self.search is not None:
             self.search.start_epoch(epoch, self.encoder, self.heads, resumed)
 
@@ -299,6 +309,21 @@ class DCLR(Method):
             losses[name] = (losses[name] + value) / 2 if name in losses else value
         return losses
 
+    def _negatives(
+        self, found: Retrieved, queue: SearchQueue, video_id: Tensor, key: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`exclude`, `stored_key` and `stored_exclude` of a `CrossTerm`."""
+        exclude = non_negative_rows(found.video_id, gather_rows(video_id, dim=0), rank() * len(video_id))
+        if self.config.search.dist == "mean":
+            exclude = exclude.flatten(1)[:, None]
+        if self.config.search.negatives == "batch":
+            return exclude, key, exclude
+        stored, entry_id = queue.spread(len(key))
+        stored_exclude = non_negative_entries(found.video_id, video_id, entry_id)[:, : exclude.shape[1]]
+        width = max(exclude.shape[2], stored_exclude.shape[2])
+        padded = (pad(rows, (0, width - rows.shape[2]), value=-1) for rows in (exclude, stored_exclude))
+        return next(padded), stored, next(padded)
+
     def _cross_video(
         self,
         batch: Batch,
@@ -318,11 +343,9 @@ class DCLR(Method):
             queue = self.search.queues[modality]
             if self.search.ready(modality):
                 found = queue.retrieve(described[:n], self.config.search, batch.video_id)
-                exclude = non_negative_rows(found.video_id, gather_rows(batch.video_id, dim=0), rank() * n)
-                if self.config.search.dist == "mean":
-                    exclude = exclude.flatten(1)[:, None]
+                negatives = self._negatives(found, queue, batch.video_id, gathered[modality])
                 stored = found.rgb_projection, found.modality_projection, found.weight
-                crossing[term] = CrossTerm(projected[term], gathered[modality], *stored, exclude)
+                crossing[term] = CrossTerm(projected[term], gathered[modality], *stored, *negatives)
                 known = (found.video_id >= 0) & (batch.label[:, None] >= 0)
                 hits = (found.label == batch.label[:, None]) & known
                 statistics[f"search/{term}_hit_rate"] = hits.sum() / known.sum().clamp(min=1)

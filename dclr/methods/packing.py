@@ -69,6 +69,7 @@ class CrossTermRows(NamedTuple):
     key: int
     stored_rgb: int
     stored_modality: int
+    stored_key: int
     entries: int
 
 
@@ -126,7 +127,8 @@ def packed_losses(
     exclude, weight = plan.exclude, None
     if crossing:
         weight = torch.cat([plan.weight, *(part for term in crossing for part in _by_group(term.weight))])
-        exclude = torch.cat([exclude, *(part for term in crossing for part in _by_group(term.exclude))])
+        excludes = ((_by_group(term.stored_exclude)[0], _by_group(term.exclude)[1]) for term in crossing)
+        exclude = torch.cat([exclude, *(part for parts in excludes for part in parts)])
     losses = info_nce_ranges(
         packed.rows, plan.ranges, exclude=exclude, weight=weight, temperature=temperature, scale=1 / n
     )
@@ -159,6 +161,7 @@ def _pack(terms: Sequence[Term], crossing: Sequence[CrossTerm], joint: bool) -> 
             *offsets,
             _row_offset(pieces, term.stored_rgb.flatten(0, 1)),
             _row_offset(pieces, term.stored_modality.flatten(0, 1)),
+            _row_offset(pieces, term.stored_key),
             term.weight.shape[1],
         )
         for offsets, term in zip(learned, crossing)
@@ -261,7 +264,7 @@ def _cross_video_groups(number: int, term: CrossTermRows, sizes: Sizes) -> Itera
     n, entries = sizes.videos, term.entries
     entry = torch.arange(n * entries)  # of video `entry // K`
     for k in range(entries):  # v with d~_k
-        yield _Group(term.anchor, term.key, term.stored_modality + entry[k::entries], number)
+        yield _Group(term.anchor, term.stored_key, term.stored_modality + entry[k::entries], number)
     for first in range(0, n * entries, n):  # v~ with d
         own = term.key + sizes.first_video + entry[first : first + n] // entries
         yield _Group(term.stored_rgb + first, term.key, own, number)

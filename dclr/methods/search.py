@@ -40,6 +40,9 @@ class SearchConfig:
     keep_own: bool = True
     """Keep the in-video positive beside the retrieved ones, as Eq. 9 is printed: half of the term is Eq. 7, half is
     Eq. 10. Else Eq. 10 replaces it, as the paper's text has it; a short run then holds on to its first, wrong finds."""
+    negatives: Literal["queue", "batch"] = "queue"
+    """What I(v; d~) of Eq. 10 tells a retrieved entry from. queue: other entries, as old as itself; batch: the batch's,
+    as Eq. 2 has it. An encoder then tells old from new: v turns against all differences of the batch, and forgets."""
     start: int = 10
     """First epoch that may use retrieved entries; before, and until the queue is full, positives are of the batch."""
     refresh: int = 10
@@ -142,6 +145,11 @@ class SearchQueue(nn.Module):
             buffer.index_copy_(0, rows, value.to(buffer.dtype))
         self._set((self.pointer + count) % self.length, min(self.length, self.size + count))
 
+    def spread(self, count: int) -> tuple[Tensor, Tensor]:
+        """Projections of the modality (count, d) and videos (count,) of entries at equal distances, of every age."""
+        step = self.length // count
+        return self.modality_projection[: step * count : step], self.video_id[: step * count : step]
+
     @torch.no_grad()
     def retrieve(self, query: Tensor, config: SearchConfig, video_id: Tensor) -> Retrieved:
         """The K entries whose descriptors have the largest cosines S_k with each query.
@@ -178,17 +186,25 @@ class SearchQueue(nn.Module):
 class SlowEncoder(nn.Module):
     """f~: a copy of the encoder and its heads, in evaluation mode, that changes only with `refresh`.
 
-    Where the encoder is trained with statistics of their own for static clips and differences, f~ describes them by
-    these too (`batch_statistics`).
+    Args:
+        separate: whether the encoder is trained with statistics of their own for static clips and differences. Then the
+            norms of f~ are in training when the method is, and go by what f~ sees: the encoder's running statistics
+            are those of clips.
     """
 
-    def __init__(self, encoder: nn.Module, heads: nn.ModuleDict) -> None:
+    def __init__(self, encoder: nn.Module, heads: nn.ModuleDict, separate: bool = False) -> None:
         super().__init__()
         self.encoder, self.heads = copy.deepcopy(encoder), copy.deepcopy(heads)
+        self.separate = separate
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> SlowEncoder:
-        return super().train(False)
+        super().train(False)
+        if self.separate:
+            for module in self.encoder.modules():
+                if isinstance(module, (nn.BatchNorm3d, nn.SyncBatchNorm)):
+                    module.train(mode)
+        return self
 
     @torch.no_grad()
     def refresh(self, encoder: nn.Module, heads: nn.ModuleDict) -> None:
@@ -222,6 +238,23 @@ def non_negative_rows(found_id: Tensor, key_id: Tensor, first: int) -> Tensor:
     return torch.cat([own.expand(same.shape), same], dim=-1)
 
 
+def non_negative_entries(found_id: Tensor, own_id: Tensor, entry_id: Tensor) -> Tensor:
+    """Entries that are no negatives of what was retrieved: the first and the last of each video of a search.
+
+    Args:
+        found_id: (n, K) int64 videos of the retrieved entries, -1 for none.
+        own_id: (n,) int64 videos that searched.
+        entry_id: (m,) int64 videos of the entries.
+
+    Returns:
+        (n, K, 2K + 2) int64, -1 for none; for each of the K the same, for those of the others are like it.
+    """
+    same = torch.cat([own_id[:, None], found_id], dim=1)[..., None] == entry_id
+    last = len(entry_id) - 1 - same.flip(2).int().argmax(2)
+    rows = torch.where(same.any(2), torch.stack([same.int().argmax(2), last]), -1).permute(1, 2, 0).flatten(1)
+    return rows[:, None].expand(-1, found_id.shape[1], -1)
+
+
 class CrossVideoSearch(nn.Module):
     """Slow encoder, and a queue for each searched modality.
 
@@ -229,6 +262,7 @@ class CrossVideoSearch(nn.Module):
         encoder, heads: copied into the slow encoder.
         head: modality -> name of its projection head in `heads`.
         feature_dim, dim: widths of the encoder's and of the projected features.
+        separate: as of `SlowEncoder`.
     """
 
     def __init__(
@@ -239,17 +273,23 @@ class CrossVideoSearch(nn.Module):
         head: dict[Modality, str],
         feature_dim: int,
         dim: int,
+        separate: bool = False,
     ) -> None:
         super().__init__()
         self.config, self.head = config, head
-        self.slow = SlowEncoder(encoder, heads)
+        self.slow = SlowEncoder(encoder, heads, separate)
         descriptor_dim = dim if config.feat == "proj" else feature_dim
         queues = {modality: SearchQueue(config.queue, descriptor_dim, dim) for modality in config.on}
         self.queues = nn.ModuleDict(queues)
         self.filling = self.allowed = False
 
     def check(self, global_batch: int, steps_per_epoch: int) -> None:
-        """Raise ValueError if every flush would come before the queue is full, so that the search never starts."""
+        """Raise ValueError if a queue is too short for the negatives, or every flush would come before it is full."""
+        if self.config.negatives == "queue" and self.config.queue < 2 * global_batch:
+            raise ValueError(
+                f"search.queue: got {self.config.queue}, expected at least {2 * global_batch}, twice the batch, or "
+                f"search.negatives batch"
+            )
         entries = self.config.refresh * steps_per_epoch * global_batch
         if self.config.on_refresh == "flush" and entries <= self.config.queue:
             raise ValueError(

@@ -45,13 +45,6 @@ class SeparateSyncBatchNorm(nn.SyncBatchNorm):
         return torch.cat(outputs)
 
 
-class BatchStatisticsNorm3d(nn.BatchNorm3d):
-    """BatchNorm by the statistics of each batch on this rank, in evaluation too; the running ones are not used."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-
-
 SEPARATE = {nn.BatchNorm3d: SeparateBatchNorm3d, nn.SyncBatchNorm: SeparateSyncBatchNorm}
 
 
@@ -66,13 +59,3 @@ def separate_statistics(encoder: nn.Module, parts: int) -> None:
             module.__class__ = SEPARATE[type(module)]
         if isinstance(module, tuple(SEPARATE.values())):
             module.parts = parts
-
-
-def batch_statistics(encoder: nn.Module) -> None:
-    """From now on, the encoder normalises static clips and differences as in training, by their own statistics.
-
-    The running ones are those of clips, so that in evaluation it sees what it was not trained on.
-    """
-    for module in encoder.modules():
-        if type(module) in (*SEPARATE, *SEPARATE.values()):
-            module.__class__ = BatchStatisticsNorm3d

@@ -30,22 +30,24 @@ def fitted(config: PretrainConfig, videos: int) -> tuple[PretrainConfig, list[st
         changes.append(f"train.batch {train.batch} -> {batch}, of {videos} videos")
         train = replace(train, batch=batch)
     batch = train.batch // train.accumulate
-    method, resized = _fitted_search(config.method, videos // batch // train.accumulate * train.batch)
+    method, resized = _fitted_search(config.method, videos // batch // train.accumulate * train.batch, train.batch)
     return replace(config, train=train, method=method), changes + resized
 
 
-def _fitted_search(method: Any, entries: int) -> tuple[Any, list[str]]:
+def _fitted_search(method: Any, entries: int, batch: int) -> tuple[Any, list[str]]:
     """The method, with a search queue that the `entries` of each epoch fill before it is flushed.
 
-    A queue of one epoch's entries is full for all but the first epoch between two refreshes of the slow encoder.
+    A queue of one epoch's entries is full for all but the first epoch between two refreshes of the slow encoder. It
+    holds two batches at least, for the negatives.
     """
     search = getattr(method, "search", None)
     if search is None or not search.on or search.on_refresh != "flush":
         return method, []
-    refresh = max(search.refresh, search.k // max(1, entries) + 1)
-    queue = search.queue
+    least = max(search.k, 2 * batch if search.negatives == "queue" else 0)
+    refresh = max(search.refresh, least // max(1, entries) + 1)
+    queue = max(search.queue, least)
     if refresh * entries <= queue:
-        queue = max(search.k, min(entries, refresh * entries // 2))
+        queue = max(least, min(entries, refresh * entries // 2))
     if (queue, refresh) == (search.queue, search.refresh):
         return method, []
     reason = f"an epoch brings {entries} entries"

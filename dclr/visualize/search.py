@@ -31,9 +31,9 @@ class Found:
 
 
 class Descriptor(nn.Module):
-    """Describes clips as the search of a DCLR run does: slow encoder, projected where the run searches by that kind.
+    """Describes clips as the search of a DCLR run does: by the slow encoder, projected, where the run searches by them.
 
-    A run whose slow encoder is not in use, or has none, is described by the encoder itself.
+    Kinds that it does not search by, and all of a run whose slow encoder is not in use, the encoder itself describes.
 
     Args:
         encoder: (B, 3, T, H, W) -> (B, C, T', H', W'), in evaluation mode.
@@ -46,7 +46,7 @@ class Descriptor(nn.Module):
     ) -> None:
         super().__init__()
         self.search = search if isinstance(search, CrossVideoSearch) and search.filling else None
-        self.encoder = self.search.slow.encoder if self.search else encoder
+        self.encoder = encoder
         self.mean, self.std = mean, std
         self.name = "slow encoder" if self.search else "encoder, as this run has no slow one in use"
 

@@ -27,16 +27,17 @@ def info_nce_reference(
 
 def cross_video_reference(
     clip: Tensor, difference: Tensor, found_clip: Tensor, found_difference: Tensor, weight: Tensor,
-    key: Tensor, exclude: Tensor, temperature: float,
+    key: Tensor, exclude: Tensor, entry: Tensor, entry_exclude: Tensor, temperature: float,
 ) -> Tensor:  # fmt: skip
     """DCLR Eq. 10: mean over n of sum over k of p_nk [I(v_n; d~_nk) + I(v~_nk; d_n)].
 
     `clip`, `difference` (n, d) are v and d; `found_clip`, `found_difference` (n, k, d) v~ and d~ of the entries found
-    for each; `weight` (n, k) is p. The negatives of both are the rows of `key` (p, d) but `exclude` (n, k, e).
+    for each; `weight` (n, k) is p. The negatives of d~ are the rows of `entry` (p, d) but `entry_exclude` (n, k, e),
+    those of d the rows of `key` but `exclude`.
     """
     loss = 0
     for k in range(weight.shape[1]):
-        to_found = info_nce_reference(clip, key, found_difference[:, k], exclude[:, k], temperature)
+        to_found = info_nce_reference(clip, entry, found_difference[:, k], entry_exclude[:, k], temperature)
         from_found = info_nce_reference(found_clip[:, k], key, difference, exclude[:, k], temperature)
         loss = loss + weight[:, k] * (to_found + from_found)
     return loss.mean()

@@ -370,9 +370,11 @@ def test_eq_10_is_explicit_positives():
     found_clip, found_difference = torch.randn(2, 4, 3, 5, dtype=torch.float64)
     weight, key = torch.rand(4, 3, dtype=torch.float64), torch.randn(8, 5, dtype=torch.float64)
     exclude = torch.randint(-1, 8, (4, 3, 2))
-    expected = cross_video_reference(clip, difference, found_clip, found_difference, weight, key, exclude, 0.1)
+    entry, entry_exclude = torch.randn(8, 5, dtype=torch.float64), torch.randint(-1, 8, (4, 3, 2))
+    found = found_clip, found_difference, weight
+    expected = cross_video_reference(clip, difference, *found, key, exclude, entry, entry_exclude, 0.1)
     options = {"temperature": 0.1, "reduction": "sum", "scale": 1 / 4}
-    to_found = info_nce(clip, key, positive=found_difference, exclude=exclude, weight=weight, **options)
+    to_found = info_nce(clip, entry, positive=found_difference, exclude=entry_exclude, weight=weight, **options)
     from_found = info_nce(
         found_clip.flatten(0, 1), key, positive=difference.repeat_interleave(3, 0)[:, None],
         exclude=exclude.flatten(0, 1), weight=weight.view(-1, 1), **options,

@@ -236,7 +236,7 @@ def test_search_replaces_the_in_batch_term_once_the_queue_is_full():
 
 def test_a_search_describes_differences_as_the_encoder_was_trained_on_them():
     """By their own batch statistics: the running ones, which evaluation has, are those of clips."""
-    method = build(DCLRConfig(hidden=8, dim=4, search=SearchConfig(queue=8, start=0, refresh=5, k=3)))
+    method = build(DCLRConfig(hidden=8, dim=4, search=SearchConfig(queue=8, start=0, refresh=5, k=3))).train()
     method.start_epoch(0)
     streams = method.augment.streams(batch_of(4).clips, draw_of())
     trained = method._encode(streams)["d"]
@@ -259,14 +259,15 @@ def test_the_own_positive_stays(dist):
 
 
 @pytest.mark.parametrize("keep_own", [True, False])
-def test_a_step_by_the_equations_equals_one_by_the_kernel(keep_own):
+@pytest.mark.parametrize("negatives", ["queue", "batch"])
+def test_a_step_by_the_equations_equals_one_by_the_kernel(negatives, keep_own):
     """Losses and gradients, with terms in the batch and across videos."""
-    search = SearchConfig(on=("d",), queue=4, start=0, refresh=5, k=2, keep_own=keep_own)
+    search = SearchConfig(on=("d",), queue=8, start=0, refresh=5, k=2, keep_own=keep_own, negatives=negatives)
     config = DCLRConfig(hidden=8, dim=4, losses=LossWeights(1, 1, 1, 1), search=search)
     packed, printed = build(config), build(replace(config, reference=True))
     for method in (packed, printed):
         method.start_epoch(0)
-        for step in range(2):
+        for step in range(3):
             method.zero_grad()
             output = method(batch_of(4, seed=step, first_id=4 * step), draw_of(step))
             total(method, output).backward()
@@ -279,10 +280,10 @@ def test_a_step_by_the_equations_equals_one_by_the_kernel(keep_own):
 @pytest.mark.parametrize("on", [("s",), ("s", "d")])
 @pytest.mark.parametrize("feat", ["proj", "backbone"])
 def test_search_on_other_modes(on, feat):
-    config = DCLRConfig(hidden=8, dim=4, search=SearchConfig(on=on, queue=4, start=0, refresh=5, k=2, feat=feat))
+    config = DCLRConfig(hidden=8, dim=4, search=SearchConfig(on=on, queue=8, start=0, refresh=5, k=2, feat=feat))
     method = build(config)
     method.start_epoch(0)
-    for step in range(2):
+    for step in range(3):
         output = method(batch_of(4, seed=step, first_id=4 * step), draw_of(step))
         method.after_step()
     assert {f"search/v{mode}_hit_rate" for mode in on} <= set(output.statistics)
@@ -290,7 +291,7 @@ def test_search_on_other_modes(on, feat):
 
 
 def test_state_dict_holds_queue_and_slow_encoder():
-    config = DCLRConfig(hidden=8, dim=4, search=SearchConfig(queue=6, start=0, refresh=5, k=2))
+    config = DCLRConfig(hidden=8, dim=4, search=SearchConfig(queue=8, start=0, refresh=5, k=2))
     method, other = build(config), build(config, seed=1)
     method.start_epoch(0)
     method(batch_of(4), draw_of())
@@ -384,7 +385,7 @@ def test_table_of_defaults():
     assert (config["temperature"], config["dim"], config["hidden"], config["denominator"]) == (0.07, 128, 512, "others")
     assert config["search"] == {
         "on": ("d",), "k": 5, "dist": "prior", "start": 10, "refresh": 10, "queue": 2048, "on_refresh": "flush",
-        "exclude_same_video": True, "feat": "proj", "keep_own": True,
+        "exclude_same_video": True, "feat": "proj", "keep_own": True, "negatives": "queue",
     }  # fmt: skip
     assert config["alignment"] == {"lambda_": 0.5, "reduction": "mean", "start": 0}
     assert (config["sd_bound"], config["bn"], config["balance"]) == ("anchor", "per_modality", "progress")

@@ -63,9 +63,10 @@ def test_with_a_cross_video_term(device_operations):
     video_id = torch.arange(N)
     rgb, mode = (torch.randn(N, K, DIM) for _ in range(2))
     weight, exclude = torch.rand(N, K), non_negative_rows(torch.randint(N, (N, K)), video_id, 0)
+    entries, entry_exclude = torch.randn(2 * N, DIM), torch.randint(2 * N, exclude.shape)
 
     def losses(vs, vd, s, d):
-        crossing = CrossTerm(vd, d, rgb, mode, weight, exclude)
+        crossing = CrossTerm(vd, d, rgb, mode, weight, exclude, entries, entry_exclude)
         static, apart, difference = packed_losses(
             [Term(vs, s), Term(s, d, same_view=True, bound="anchor")], TAU, crossing=[crossing]
         ).unbind()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from dclr.methods.contrast import CrossTerm, Term, cross_video_loss, reference_losses
+from dclr.methods.contrast import CrossTerm, Term, chance, cross_video_loss, reference_losses
 from dclr.methods.packing import packed_losses
 from dclr.methods.search import (
     CrossVideoSearch,
@@ -15,6 +15,7 @@ from dclr.methods.search import (
     SearchConfig,
     SearchQueue,
     SlowEncoder,
+    non_negative_entries,
     non_negative_rows,
 )
 
@@ -37,7 +38,7 @@ def eq10(anchor, key, video_id, found, compute=reference_losses):
     """For view i of the videos of `anchor`, the first ones of the batch."""
     exclude = non_negative_rows(found.video_id, video_id, 0)
     projections = found.rgb_projection.double(), found.modality_projection.double()
-    term = CrossTerm(anchor, key, *projections, found.weight.double(), exclude)
+    term = CrossTerm(anchor, key, *projections, found.weight.double(), exclude, key, exclude)
     return compute((), TAU, crossing=[term])[0]
 
 
@@ -109,7 +110,9 @@ def test_in_batch_terms_in_the_same_launch(denominator):
     for key, entries in ((d, 2), (s, 4)):
         stored = (torch.randn(n, entries, 5, dtype=torch.float64) for _ in range(2))
         exclude = non_negative_rows(torch.randint(n, (n, entries)), torch.arange(n), 0)
-        crossing.append(CrossTerm(v, key, *stored, torch.rand(n, entries, dtype=torch.float64), exclude))
+        entry, entry_exclude = torch.randn(2 * n, 5, dtype=torch.float64), torch.randint(-1, 2 * n, exclude.shape)
+        weight = torch.rand(n, entries, dtype=torch.float64)
+        crossing.append(CrossTerm(v, key, *stored, weight, exclude, entry, entry_exclude))
     together = packed_losses(terms, TAU, denominator, crossing)
     alone = reference_losses(terms, TAU, denominator, crossing)
     torch.testing.assert_close(alone[2], cross_video_loss(crossing[0], TAU))
@@ -117,6 +120,41 @@ def test_in_batch_terms_in_the_same_launch(denominator):
     weight = torch.tensor([1.0, -1, 2, 0.5], dtype=torch.float64)
     got, expected = (torch.autograd.grad(weight @ losses, (v, s, d)) for losses in (together, alone))
     torch.testing.assert_close(got, expected)
+
+
+def test_own_and_retrieved_videos_are_no_negatives_among_the_entries():
+    entries = torch.tensor([5, 8, 3, 5, 7, 5])
+    rows = non_negative_entries(torch.tensor([[8, 7], [-1, 4]]), torch.tensor([5, 3]), entries)
+    assert rows.shape == (2, 2, 6) and torch.equal(rows[:, 0], rows[:, 1])
+    assert [set(row.tolist()) - {-1} for row in rows[:, 0]] == [{0, 5, 1, 4}, {2}]
+
+
+def test_entries_of_every_age():
+    queue, ids = SearchQueue(11, 1, 1), torch.arange(11)
+    queue.enqueue(Entries(ids[:, None].float(), ids[:, None].float(), ids[:, None].float(), ids, ids))
+    key, video = queue.spread(4)
+    assert video.tolist() == [0, 2, 4, 6] and torch.equal(key[:, 0], video.float())
+
+
+@pytest.mark.parametrize("negatives", ["queue", "batch"])
+def test_a_retrieved_difference_is_not_known_by_its_age(negatives):
+    """What is retrieved is wrong here, so that nothing can be learned from it. Yet from the batch's d it can be told by
+    one more feature, positive in every v and negative in every new d, which turns v against its own motion."""
+    torch.manual_seed(0)
+    n, motion = 16, normalize(torch.randn(16, 8, dtype=torch.float64), dim=1)
+    video, own = torch.arange(n), torch.arange(n)[:, None]
+    exclude, entry_exclude = non_negative_rows(own + n, video, 0), torch.stack([own, own + n], 2)
+
+    def aged(age):
+        return torch.cat([motion.repeat(2, 1), torch.full((2 * n, 1), age, dtype=torch.float64)], 1)
+
+    def loss(age):
+        found, weight = aged(0.0)[:n, None].roll(3, 0), torch.ones(n, 1, dtype=torch.float64)
+        stored = (aged(0.0), entry_exclude) if negatives == "queue" else (aged(-age), exclude)
+        return cross_video_loss(CrossTerm(aged(age), aged(-age), found, found, weight, exclude, *stored), 0.2)
+
+    lowest = min(loss(age) for age in (0.0, 0.5, 1.0, 2.0))
+    assert (lowest < 0.8 * chance(n)) == (negatives == "batch")
 
 
 def test_negative_similarity_has_no_weight():
@@ -211,12 +249,29 @@ def test_queue_that_can_never_fill():
     search.check(global_batch=64, steps_per_epoch=149)
     with pytest.raises(ValueError, match=r"2048 entries can never fill .* 1600"):
         search.check(global_batch=16, steps_per_epoch=10)
+    with pytest.raises(ValueError, match=r"search.queue: got 2048, expected at least 2050, twice the batch"):
+        search.check(global_batch=1025, steps_per_epoch=10)
 
 
 @pytest.mark.parametrize("bad", [{"k": 0}, {"queue": 0}, {"refresh": 0}, {"k": 5, "queue": 4}, {"k": 65}])
 def test_bad_configuration(bad):
     with pytest.raises(ValueError, match=r"search\."):
         SearchConfig(**bad)
+
+
+def test_slow_encoder_goes_by_the_statistics_of_what_it_sees():
+    """In training; in evaluation by their average. A refresh takes the encoder's, which are those of clips."""
+    encoder, heads = encoder_and_heads()
+    encoder(torch.randn(8, 3, 2, 4, 4))
+    slow, clip = SlowEncoder(encoder, heads, separate=True).train(), 3 * torch.randn(8, 3, 2, 4, 4) + 1
+    described = slow(clip, None)
+    torch.testing.assert_close(described, nn.BatchNorm3d(4)(encoder[0](clip)).mean((2, 3, 4)))
+    assert not slow.heads.training and not slow.encoder.training
+    for _ in range(100):
+        slow(clip, None)
+    torch.testing.assert_close(slow.eval()(clip, None), described, rtol=0, atol=2e-2)
+    slow.refresh(encoder, heads)
+    assert torch.equal(slow.encoder[1].running_mean, encoder[1].running_mean)
 
 
 def test_slow_encoder_has_no_gradient():

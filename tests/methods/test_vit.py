@@ -12,7 +12,7 @@ from dclr.models import build_encoder
 from .test_dclr import batch_of, draw_of, total
 
 SETTINGS = {
-    "dclr": {"search": SearchConfig(queue=4, start=0, refresh=5, k=2), "refine": RefineConfig(start=0)},
+    "dclr": {"search": SearchConfig(queue=8, start=0, refresh=5, k=2), "refine": RefineConfig(start=0)},
     "dclr_release": {"queue": 8, "k": 2},
     "moco": {"queue": 8},
     "fame": {"queue": 8},

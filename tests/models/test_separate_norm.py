@@ -8,12 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from dclr.models.separate_norm import (
-    SeparateBatchNorm3d,
-    SeparateSyncBatchNorm,
-    batch_statistics,
-    separate_statistics,
-)
+from dclr.models.separate_norm import SeparateBatchNorm3d, SeparateSyncBatchNorm, separate_statistics
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
@@ -42,22 +37,6 @@ def test_running_statistics_are_of_the_first_part():
     torch.testing.assert_close(dict(norm.named_buffers()), dict(alone.named_buffers()))
     torch.testing.assert_close(norm.eval()(x), alone.eval()(x))
     assert list(norm.state_dict()) == list(alone.state_dict())
-
-
-def test_evaluation_by_the_statistics_of_a_batch():
-    """What a part was normalised by in training; running statistics stay as they are, and loading goes on to work."""
-    encoder = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4))
-    separate_statistics(encoder, 2)
-    slow = copy.deepcopy(encoder).eval()
-    batch_statistics(slow)
-    x = torch.randn(4, 3, 2, 2, 2) * torch.tensor([1.0, 1, 5, 5]).view(-1, 1, 1, 1, 1) + 1
-    trained = encoder(x)
-    torch.testing.assert_close(slow(x[2:]), trained[2:])
-    slow.load_state_dict(encoder.state_dict())
-    torch.testing.assert_close(slow(x[2:]), trained[2:])
-    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(slow)
-    batch_statistics(synchronised)
-    torch.testing.assert_close(synchronised(x[2:]), trained[2:])
 
 
 def test_synchronised_norms_are_switched_too():

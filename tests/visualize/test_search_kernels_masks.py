@@ -54,10 +54,10 @@ def test_the_slow_encoder_describes_once_it_is_in_use(epoch, slow):
     descriptor = Descriptor(method.encoder, method.search, MEAN, STD)
     found = descriptor(clips)
     assert ("slow" in descriptor.name.split()[0]) == slow
-    source = method.search.slow.double() if slow else method.double()
-    expected = by_hand(source.encoder, source.heads["d"] if slow else None, clips)
-    for kind in ("static", "difference"):
-        np.testing.assert_allclose(found[kind], expected[kind], atol=1e-4)
+    searching = method.double().search.slow
+    by_difference = (searching.encoder, searching.heads["d"]) if slow else (method.encoder, None)
+    for kind, source in (("static", (method.encoder, None)), ("difference", by_difference)):
+        np.testing.assert_allclose(found[kind], by_hand(*source, clips)[kind], atol=1e-4)
 
 
 def test_without_a_search_the_encoder_describes():
