@@ -37,13 +37,6 @@ def runs_triton(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda or INTERPRET
 
 
-def define_op(library: torch.library.Library, schema: str, run: Callable) -> None:
-    """Define the op of a schema, `name(...) -> ...`; `run`, for CPUs and GPUs, picks reference or kernel itself."""
-    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for key in ("CPU", "CUDA"):
-        library.impl(schema[: schema.index("(")], run, key)
-
-
 def register_op(
     schema: str,
     empty: Callable,
@@ -59,8 +52,8 @@ def register_op(
         reference: arguments -> results in any layout.
         launch: arguments, then results, which it fills or gives NotImplemented. Results without elements need no
             launch, and where the first argument or result is float64, the reference runs.
-        setup_context, backward: as `torch.library.register_autograd` takes them; `backward` may leave out the None of
-            the last arguments. Without them the results have no gradient.
+        setup_context, backward: as `torch.library.register_autograd` takes them; gradients of results that nobody uses
+            are None, and `backward` may leave out the None of the last arguments. Without them there is no gradient.
     """
     name = schema[: schema.index("(")]
 
@@ -76,7 +69,9 @@ def register_op(
             values = reference(*arguments)
         return _laid_out(values, results) if outs is not results else list(map(_laid_out, values, outs))
 
-    define_op(_library, schema, run)
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, run, key)
     torch.library.register_fake(f"dclr::{name}", empty, lib=_library)
     autograd = _function(name, setup_context, backward).apply if backward else torch.library.fallthrough_kernel
     _library.impl(name, autograd, "Autograd")
@@ -88,7 +83,7 @@ def _laid_out(value: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 
 def _function(name: str, setup_context: Callable, backward: Callable) -> type[torch.autograd.Function]:
-    """The op with its gradients; those of results that nobody uses are None."""
+    """The op with its first derivative; a second, under `create_graph=True`, is an error, not a wrong result."""
     op = getattr(torch.ops.dclr, name)
 
     def forward(ctx, *arguments):
@@ -98,27 +93,15 @@ def _function(name: str, setup_context: Callable, backward: Callable) -> type[to
         setup_context(ctx, arguments, results)
         return results
 
-    @first_derivative
     def gradients(ctx, *grads):
+        if torch.is_grad_enabled():
+            raise RuntimeError(f"{name} of dclr.kernels: got create_graph=True, expected no second derivative")
         unused = grads[0] is None and all(grad is None for grad in grads)
         found = () if unused else backward(ctx, *grads)
         return *found, *[None] * (len(ctx.needs_input_grad) - len(found))
 
     parts = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
     return type(name.title().replace("_", ""), (torch.autograd.Function,), parts)
-
-
-def first_derivative(backward: Callable) -> Callable:
-    """A backward pass that no second one follows: under `create_graph=True` it is an error, not a wrong result."""
-
-    @functools.wraps(backward)
-    def only(ctx, *grads):
-        if torch.is_grad_enabled():
-            name = type(ctx).__name__.removesuffix("Backward").lstrip("_")
-            raise RuntimeError(f"{name} of dclr.kernels: got create_graph=True, expected no second derivative")
-        return backward(ctx, *grads)
-
-    return only
 
 
 def expect(condition: bool, argument: str, got: object, expected: object, error: type = ValueError) -> None:
@@ -157,7 +140,8 @@ def check_kind(
     """A tensor of that dtype and shape, or of any shape; an optional one can be None."""
     if tensor is not None:
         expect(tensor.dtype == dtype, argument, tensor.dtype, lambda: str(dtype).removeprefix("torch."), TypeError)
-        expect(shape is None or tensor.shape == shape, argument, tuple(tensor.shape), shape)
+        if shape is not None:
+            expect(tensor.shape == shape, argument, tuple(tensor.shape), shape)
 
 
 def check_number(argument: str, value: float) -> None:
@@ -229,9 +213,7 @@ class Config:
 
     def options(self, *names: str) -> dict[str, int]:
         """Keyword arguments of a launch: those constants, and Triton's options."""
-        given = {
-            name: getattr(self, name) for name in (*names, "num_warps", "num_stages", "maxnreg") if hasattr(self, name)
-        }
+        given = {name: getattr(self, name, None) for name in (*names, "num_warps", "num_stages", "maxnreg")}
         return {name: value for name, value in given.items() if value is not None}
 
 

@@ -36,12 +36,6 @@ def map_alignment_reference(rgb_map: Tensor, target_map: Tensor) -> Tensor:
     return (min_max_reference(rgb_map) - min_max_reference(target_map)).abs().mean((1, 2, 3))
 
 
-def activation_alignment_reference(rgb: Tensor, static: Tensor, difference: Tensor) -> Tensor:
-    """Plain PyTorch form of `activation_alignment` with `reduction="none"`."""
-    target_map = activation_map_reference(static.detach()) + activation_map_reference(difference.detach())
-    return map_alignment_reference(activation_map_reference(rgb), target_map)
-
-
 def map_alignment_slope(rgb_map: Tensor, target_map: Tensor) -> Tensor:
     """Derivative (B, T, H, W) of `map_alignment_reference` with respect to `rgb_map`, ties sharing it evenly."""
     over = (1, 2, 3)
@@ -53,6 +47,13 @@ def map_alignment_slope(rgb_map: Tensor, target_map: Tensor) -> Tensor:
     from_high = (sign * scaled).sum(over, keepdim=True) / highest.sum(over, keepdim=True)
     slope = (sign - lowest * from_low - highest * from_high) / ((high - low) * rgb_map.shape[1:].numel())
     return torch.where(high == low, 0, slope)
+
+
+def activation_alignment_reference(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
+    """Plain PyTorch form of `activation_alignment` with `reduction="none"`, and `map_alignment_slope`."""
+    target_map = activation_map_reference(static.detach()) + activation_map_reference(difference.detach())
+    maps = activation_map_reference(rgb), target_map
+    return map_alignment_reference(*maps), map_alignment_slope(*maps)
 
 
 # Triton
@@ -223,11 +224,6 @@ def _empty_alignment(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[T
     return slope.new_empty(len(rgb)), slope
 
 
-def _alignment_and_slope(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
-    maps = activation_map_reference(rgb), activation_map_reference(static) + activation_map_reference(difference)
-    return map_alignment_reference(*maps), map_alignment_slope(*maps)
-
-
 def keep_last(ctx, arguments, results):
     """Save `rgb` and the last result, which is there for the gradient alone."""
     ctx.save_for_backward(arguments[0], results[-1])
@@ -256,7 +252,7 @@ register_op(
 register_op(
     "activation_alignment(Tensor rgb, Tensor static, Tensor difference) -> (Tensor alignment, Tensor slope)",
     _empty_alignment,
-    _alignment_and_slope,
+    activation_alignment_reference,
     _launch_alignment,
     setup_context=keep_last,
     backward=_alignment_gradients,

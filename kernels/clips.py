@@ -90,17 +90,13 @@ if triton is not None:
     def load_rgb(frame_ptr, stride_c, offset, mask, dtype: tl.constexpr):
         """Red, green and blue of the pixels at `offset`, in `dtype`, as they are stored."""
         stride_c = stride_c.to(tl.int64)
-        r = tl.load(frame_ptr + offset, mask=mask, other=0).to(dtype)
-        g = tl.load(frame_ptr + stride_c + offset, mask=mask, other=0).to(dtype)
-        b = tl.load(frame_ptr + 2 * stride_c + offset, mask=mask, other=0).to(dtype)
-        return r, g, b
+        return [tl.load(frame_ptr + i * stride_c + offset, mask=mask, other=0).to(dtype) for i in (0, 1, 2)]
 
     @triton.jit
-    def store_rgb(frame_ptr, pixel, r, g, b, mask):
+    def store_rgb(frame_ptr, pixel, rgb, mask):
         """Into a frame with channels last; padded to four, so that neighbouring threads write neighbouring elements."""
         c = tl.arange(0, 4)[None, :]
-        dtype = frame_ptr.dtype.element_ty
-        r, g, b = r.to(dtype), g.to(dtype), b.to(dtype)
+        r, g, b = [x.to(frame_ptr.dtype.element_ty) for x in rgb]
         # In the order of memory r, g, b, and a fourth that the mask drops.
         x = tl.reshape(tl.join(tl.join(r, b), tl.join(g, b)), (r.shape[0], 4))
         tl.store(frame_ptr + (pixel[:, None] * 3 + c), x, mask=mask[:, None] & (c < 3))

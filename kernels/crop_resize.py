@@ -133,8 +133,8 @@ if triton is not None:
         total = tl.where(total > 0, total, 1.0)
         y, u, v = y / total, u / total, v / total
         matrix_ptr += b * 12
-        red, green, blue = _byte(matrix_ptr, y, u, v), _byte(matrix_ptr + 4, y, u, v), _byte(matrix_ptr + 8, y, u, v)
-        store_rgb(out_ptr + frame * S * S * 3, p.to(tl.int64), red, green, blue, mask)
+        rgb = [_byte(matrix_ptr + row, y, u, v) for row in (0, 4, 8)]
+        store_rgb(out_ptr + frame * S * S * 3, p.to(tl.int64), rgb, mask)
 
 
 def _launch_crops(planes: Tensor, geometry: Tensor, matrix: Tensor, frames: int, size: int, result: Tensor) -> None:

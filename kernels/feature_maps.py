@@ -82,7 +82,6 @@ if triton is not None:
         return tl.where(total == 0, 1.0 / P, activation / tl.where(total == 0, 1.0, total))
 
 
-@lru_cache
 def vector_sizes(shape_bcp: torch.Size, *strides_bcp: tuple[int, ...]) -> dict[str, int]:
     """Elements that any access may span, along channels and along positions: powers of two up to 16."""
 

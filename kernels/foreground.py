@@ -83,18 +83,17 @@ if triton is not None:
         offset = _source(b, p, W, stride_b, stride_h, stride_w, flip_ptr, True)
         # Sums of bytes are exact, in any order.
         dtype: tl.constexpr = tl.float32 if LEVELS == 1 else tl.int32
-        r, g, c = load_rgb(clip_ptr, stride_c, offset, mask, dtype)
-        sum_r, sum_g, sum_c, moved = r, g, c, tl.zeros((P,), dtype)
+        rgb = load_rgb(clip_ptr, stride_c, offset, mask, dtype)
+        total, moved = rgb, tl.zeros((P,), dtype)
         for t in tl.range(1, T, loop_unroll_factor=4):  # reads of four frames are in flight at once
-            r1, g1, c1 = load_rgb(clip_ptr + t * stride_t.to(tl.int64), stride_c, offset, mask, dtype)
-            moved += tl.abs(r1 - r) + tl.abs(g1 - g) + tl.abs(c1 - c)
-            sum_r, sum_g, sum_c = sum_r + r1, sum_g + g1, sum_c + c1
-            r, g, c = r1, g1, c1
+            after = load_rgb(clip_ptr + t * stride_t.to(tl.int64), stride_c, offset, mask, dtype)
+            moved += tl.abs(after[0] - rgb[0]) + tl.abs(after[1] - rgb[1]) + tl.abs(after[2] - rgb[2])
+            total = [total[i] + after[i] for i in (0, 1, 2)]
+            rgb = after
         tl.store(motion_ptr + b * size + p, _mean(moved, LEVELS * tl.maximum(T - 1, 1)), mask=mask)
         mean_ptr += b * 3 * size
-        tl.store(mean_ptr + p, _mean(sum_r, LEVELS * T), mask=mask)
-        tl.store(mean_ptr + size + p, _mean(sum_g, LEVELS * T), mask=mask)
-        tl.store(mean_ptr + 2 * size + p, _mean(sum_c, LEVELS * T), mask=mask)
+        for i in tl.static_range(3):
+            tl.store(mean_ptr + i * size + p, _mean(total[i], LEVELS * T), mask=mask)
 
     @triton.jit(do_not_specialize=[*CLIP_STRIDES, "B", "N", "T", "H", "W"])
     def merge_kernel(

@@ -36,16 +36,16 @@ if triton is not None:
         return tl.minimum(tl.maximum(x, 0.0), 1.0)
 
     @triton.jit
-    def _luma(r, g, b):
-        return 0.299 * r + 0.587 * g + 0.114 * b
+    def _luma(rgb):
+        return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
 
     @triton.jit
-    def _brightened(r, g, b, row):
-        """Grayscale and brightness, the steps before the contrast."""
+    def _brightened(rgb, row, SCALE: tl.constexpr):
+        """Grayscale and brightness, the steps before the contrast, of stored values."""
         gray, brightness = tl.load(row) > 0, tl.load(row + 1)
-        luma = _luma(r, g, b)
-        r, g, b = tl.where(gray, luma, r), tl.where(gray, luma, g), tl.where(gray, luma, b)
-        return _clamp(r * brightness), _clamp(g * brightness), _clamp(b * brightness)
+        rgb = [x * SCALE for x in rgb]
+        luma = _luma(rgb)
+        return [_clamp(tl.where(gray, luma, x) * brightness) for x in rgb]
 
     @triton.jit
     def _of_hue(hue, offset: tl.constexpr, high, chroma):
@@ -55,20 +55,21 @@ if triton is not None:
         return high + chroma * (_clamp(tl.abs(sixth - 3) - 1) - 1)
 
     @triton.jit
-    def _colored(r, g, b, row, center):
-        """All but the blur; `center` is the luma that the contrast turns about."""
+    def _colored(rgb, row, center, SCALE: tl.constexpr):
+        """All but the blur, of stored values; `center` is the luma that the contrast turns about."""
         contrast, saturation, shift = tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
-        r, g, b = _brightened(r, g, b, row)
-        r = _clamp(center + (r - center) * contrast)
-        g = _clamp(center + (g - center) * contrast)
-        b = _clamp(center + (b - center) * contrast)
+        r, g, b = [_clamp(center + (x - center) * contrast) for x in _brightened(rgb, row, SCALE)]
         high = tl.maximum(r, tl.maximum(g, b))
         span = high - tl.minimum(r, tl.minimum(g, b))
         inverse = 1 / tl.maximum(span, 1e-12)
         of_green = tl.where(high == g, 2 + (b - r) * inverse, 4 + (r - g) * inverse)
         hue = tl.where(high == r, (g - b) * inverse, of_green) + 6 * shift
         chroma = tl.minimum(span * saturation, high)
-        return _of_hue(hue, 0, high, chroma), _of_hue(hue, 4, high, chroma), _of_hue(hue, 2, high, chroma)
+        return [_of_hue(hue, offset, high, chroma) for offset in (0, 4, 2)]
+
+    @triton.jit
+    def _normalized(rgb, mean, factor):
+        return [(rgb[i] - mean[i]) * factor[i] for i in (0, 1, 2)]
 
     @triton.jit
     def _center(luma_ptr, frames, size):
@@ -109,9 +110,8 @@ if triton is not None:
         for start in range(0, size, P):
             p = start + tl.arange(0, P)
             offset = pixel_offset(p // W, p % W, W, False, stride_h, stride_w)
-            red, green, blue = load_rgb(clip_ptr + b * stride_b + t * stride_t, stride_c, offset, p < size, tl.float32)
-            red, green, blue = _brightened(red * SCALE, green * SCALE, blue * SCALE, row)
-            total += _luma(red, green, blue)
+            rgb = load_rgb(clip_ptr + b * stride_b + t * stride_t, stride_c, offset, p < size, tl.float32)
+            total += _luma(_brightened(rgb, row, SCALE))
         tl.store(luma_ptr + b * jobs + job, tl.sum(total))
 
     @triton.jit(do_not_specialize=[*CLIP_STRIDES, "T", "H", "W"])
@@ -122,6 +122,7 @@ if triton is not None:
         SCALE: tl.constexpr, BLUR: tl.constexpr, COLORS: tl.constexpr, P: tl.constexpr,
     ):  # fmt: skip
         STATIC: tl.constexpr = index_ptr is not None
+        mean, factor = (mean_r, mean_g, mean_b), (factor_r, factor_g, factor_b)
         jobs = T + 1 if STATIC else T
         size = H * W
         b, p, mask = pixel_tile(size, P)
@@ -133,29 +134,26 @@ if triton is not None:
         center = _center(luma_ptr + b * jobs, T, size)
         # Without a difference, nothing of a clip that is to be blurred is read here.
         steps = T if STATIC else tl.where(blurred, 0, T)
-        r, g, c = load_rgb(clip_ptr, stride_c, offset, p < tl.where(steps > 0, size, 0), tl.float32)
+        rgb = load_rgb(clip_ptr, stride_c, offset, p < tl.where(steps > 0, size, 0), tl.float32)
         for t in range(steps):
             after_ptr = clip_ptr + (t + 1) * stride_t.to(tl.int64)
-            r1, g1, c1 = load_rgb(after_ptr, stride_c, offset, p < tl.where(t + 1 < jobs, size, 0), tl.float32)
+            after = load_rgb(after_ptr, stride_c, offset, p < tl.where(t + 1 < jobs, size, 0), tl.float32)
             frame = (b * T + t) * size * 3
             if STATIC:  # scaled after the subtraction: equal frames differ by exactly 0
-                d_r, d_g, d_b = SCALE * factor_r, SCALE * factor_g, SCALE * factor_b
-                store_rgb(difference_ptr + frame, p, (r1 - r) * d_r, (g1 - g) * d_g, (c1 - c) * d_b, mask)
+                difference = [(after[i] - rgb[i]) * (SCALE * factor[i]) for i in (0, 1, 2)]
+                store_rgb(difference_ptr + frame, p, difference, mask)
             if not blurred:
-                x, y, z = _colored(r * SCALE, g * SCALE, c * SCALE, row, center)
-                x, y, z = (x - mean_r) * factor_r, (y - mean_g) * factor_g, (z - mean_b) * factor_b
-                store_rgb(rgb_ptr + frame, p, x, y, z, mask)
-            r, g, c = r1, g1, c1
+                colored = _colored(rgb, row, center, SCALE)
+                store_rgb(rgb_ptr + frame, p, _normalized(colored, mean, factor), mask)
+            rgb = after
         if STATIC:
             row, t = static_color_ptr + b * COLORS, tl.load(index_ptr + b).to(tl.int64)
             blurred = tl.load(row + 5) > 0 if BLUR else False
             if not blurred:
                 inside = p < tl.where((t >= 0) & (t < T), size, 0)
-                r, g, c = load_rgb(clip_ptr + t * stride_t, stride_c, offset, inside, tl.float32)
-                center = _center(luma_ptr + b * jobs + T, 1, size)
-                x, y, z = _colored(r * SCALE, g * SCALE, c * SCALE, row, center)
-                x, y, z = (x - mean_r) * factor_r, (y - mean_g) * factor_g, (z - mean_b) * factor_b
-                store_rgb(static_ptr + b * size * 3, p, x, y, z, mask)
+                rgb = load_rgb(clip_ptr + t * stride_t, stride_c, offset, inside, tl.float32)
+                colored = _colored(rgb, row, _center(luma_ptr + b * jobs + T, 1, size), SCALE)
+                store_rgb(static_ptr + b * size * 3, p, _normalized(colored, mean, factor), mask)
 
     @triton.jit
     def _gauss(k, sigma, radius):
@@ -203,22 +201,19 @@ if triton is not None:
             mirrored = tl.load(flip_ptr + b) if flip_ptr is not None else False
             offset = pixel_offset(h[:, None], w[None, :], W, mirrored, stride_h, stride_w)
             frame_ptr = clip_ptr + b * stride_b + t * stride_t
-            r, g, c = load_rgb(frame_ptr, stride_c, offset, inside_h[:, None] & inside_w[None, :], tl.float32)
-            r, g, c = _colored(r * SCALE, g * SCALE, c * SCALE, row, center)
+            rgb = load_rgb(frame_ptr, stride_c, offset, inside_h[:, None] & inside_w[None, :], tl.float32)
             # float16 has 11 bits for values in [0, 1], as many as TF32: an error of a quarter of 1 / 255.
-            r, g, c = r.to(tl.float16), g.to(tl.float16), c.to(tl.float16)
+            rgb = [x.to(tl.float16) for x in _colored(rgb, row, center, SCALE)]
             i, j = top + line, left + line
             a_h = _band(i[:, None], h[None, :], H, sigma, radius, SIDE)
             a_w = _band(j[None, :], w[:, None], W, sigma, radius, SIDE)
-            r = (_blurred(r, a_h, a_w) - mean_r) * factor_r
-            g = (_blurred(g, a_h, a_w) - mean_g) * factor_g
-            c = (_blurred(c, a_h, a_w) - mean_b) * factor_b
+            rgb = [_blurred(x, a_h, a_w) for x in rgb]
+            rgb = _normalized(rgb, (mean_r, mean_g, mean_b), (factor_r, factor_g, factor_b))
             row_inside = (line < tile_h) & (i < H)
             mask = row_inside[:, None] & ((line < tile_w) & (j < W))[None, :]
             pixel = i[:, None] * W + j[None, :]
             N: tl.constexpr = SIDE * SIDE
-            r, g, c = tl.reshape(r, (N,)), tl.reshape(g, (N,)), tl.reshape(c, (N,))
-            store_rgb(out_ptr, tl.reshape(pixel, (N,)), r, g, c, tl.reshape(mask, (N,)))
+            store_rgb(out_ptr, tl.reshape(pixel, (N,)), [tl.reshape(x, (N,)) for x in rgb], tl.reshape(mask, (N,)))
 
 
 def tile_size(length: int, radius: int) -> int:

@@ -1,7 +1,4 @@
-"""Clip, static clip and frame difference: `reference.py` has the formula, `kernel.py` the Triton kernels.
-
-Shape suffixes: b batch, c channels, t frames, h rows, w columns.
-"""
+"""Clip, static clip and frame difference: `reference.py` has the formula, `kernel.py` the Triton kernels."""
 
 from __future__ import annotations
 
@@ -36,12 +33,6 @@ def _keep(ctx, arguments, _):
     ctx.clip = clip.shape, clip.dtype, clip_last
 
 
-def _clip_gradient(*arguments):
-    *grads, static_index, flip, std, size, dtype, _ = arguments
-    zeros = torch.zeros(size, dtype=torch.promote_types(dtype, torch.float32), device=static_index.device)
-    return decouple_backward_reference(grads, static_index, flip, std, zeros)
-
-
 register_op(
     "decouple(Tensor clip, Tensor static_index, Tensor? flip, Tensor? mean, Tensor? std, ScalarType dtype, "
     "bool channels_last) -> (Tensor, Tensor, Tensor)",
@@ -56,7 +47,7 @@ register_op(
     "decouple_backward(Tensor? rgb, Tensor? static, Tensor? difference, Tensor static_index, Tensor? flip, "
     "Tensor? std, SymInt[] size, ScalarType dtype, bool channels_last) -> Tensor",
     lambda *arguments: _empty(arguments[3], *arguments[-3:]),
-    _clip_gradient,
+    decouple_backward_reference,
     launch_backward,
 )
 

@@ -11,9 +11,6 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-import torch
-from torch import Tensor
-
 from .._common import cdiv, device_row, next_power_of_2, strided, tl, triton
 from ..clips import CLIP_STRIDES, ClipTile, dense, levels
 
@@ -65,14 +62,11 @@ if triton is not None:
             return b * stride_b + c.to(tl.int64) * stride_c + pixel
 
     @triton.jit
-    def _load_frame(
-        ptr, t, stride_t, offset, mirrored, mask,
-        FLIP: tl.constexpr, LAST: tl.constexpr, V: tl.constexpr, RUN: tl.constexpr,
-    ):  # fmt: skip
+    def _load_frame(ptr, t, stride_t, offset, mirrored, mask, LAST: tl.constexpr, V: tl.constexpr, RUN: tl.constexpr):
         """A tile of frame `t` in float32."""
         stride_t = stride_t.to(tl.int64) // V * V if RUN else stride_t.to(tl.int64)
         x = tl.load(ptr + t * stride_t + offset, mask=mask, other=0)
-        if RUN and FLIP and not LAST:
+        if RUN and not LAST:
             x = tl.where(mirrored, tl.flip(x, 2), x)
         return x.to(tl.float32)
 
@@ -94,18 +88,17 @@ if triton is not None:
         rgb_ptr, static_ptr, difference_ptr, C, T, H, W, SCALE: tl.constexpr, RUN: tl.constexpr,
         LAST: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, RUNS: tl.constexpr,
     ):  # fmt: skip
-        FLIP: tl.constexpr = flip_ptr is not None
         b, c, run, mask, length = _tile(C, H, W, LAST, V, ROWS, RUNS)
-        mirrored = tl.load(flip_ptr + b) if FLIP else False
+        mirrored = tl.load(flip_ptr + b) if flip_ptr is not None else False
         still_t = tl.load(index_ptr + b)
         mean, factor = _per_channel(mean_ptr, c, C, 0.0, LAST), 1.0 / _per_channel(std_ptr, c, C, 1.0, LAST)
         source = _source(b, c, run, mirrored, C, W, (stride_b, stride_c, stride_h, stride_w), LAST, V, RUN)
         out = (b if LAST else b * C + c) * T * length + run * V + tl.arange(0, V)[None, None, :]
         dtype = rgb_ptr.dtype.element_ty
         still = tl.zeros(mask.shape, dtype)
-        x = _load_frame(clip_ptr, 0, stride_t, source, mirrored, mask, FLIP, LAST, V, RUN)
+        x = _load_frame(clip_ptr, 0, stride_t, source, mirrored, mask, LAST, V, RUN)
         for t in range(T):
-            after = _load_frame(clip_ptr, t + 1, stride_t, source, mirrored, mask, FLIP, LAST, V, RUN)
+            after = _load_frame(clip_ptr, t + 1, stride_t, source, mirrored, mask, LAST, V, RUN)
             rgb = ((x * SCALE - mean) * factor).to(dtype)
             # Scaled after the subtraction: equal frames differ by exactly 0, fused multiply-add or not.
             difference = ((after - x) * (SCALE * factor)).to(dtype)
@@ -126,41 +119,32 @@ if triton is not None:
         LAST: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, RUNS: tl.constexpr,
     ):  # fmt: skip
         """Gradient of the clip from those of the three results; an absent one is 0."""
-        FLIP: tl.constexpr = flip_ptr is not None
         b, c, run, mask, length = _tile(C, H, W, LAST, V, ROWS, RUNS)
-        mirrored = tl.load(flip_ptr + b) if FLIP else False
+        mirrored = tl.load(flip_ptr + b) if flip_ptr is not None else False
         still_t = tl.load(index_ptr + b)
         factor = 1.0 / _per_channel(std_ptr, c, C, 1.0, LAST)
-        rgb_source = _source(
-            b, c, run, mirrored, C, W, (rgb_stride_b, rgb_stride_c, rgb_stride_h, rgb_stride_w), LAST, V, RGB_RUN
-        )
-        static_source = _source(
-            b, c, run, mirrored, C, W, (static_stride_b, static_stride_c, static_stride_h, static_stride_w),
-            LAST, V, STATIC_RUN,
-        )  # fmt: skip
-        difference_source = _source(
-            b, c, run, mirrored, C, W,
+        strides = (
+            (rgb_stride_b, rgb_stride_c, rgb_stride_h, rgb_stride_w),
+            (static_stride_b, static_stride_c, static_stride_h, static_stride_w),
             (difference_stride_b, difference_stride_c, difference_stride_h, difference_stride_w),
-            LAST, V, DIFFERENCE_RUN,
-        )  # fmt: skip
+        )
+        runs = (RGB_RUN, STATIC_RUN, DIFFERENCE_RUN)
+        source = [_source(b, c, run, mirrored, C, W, strides[i], LAST, V, runs[i]) for i in (0, 1, 2)]
         out = (b if LAST else b * C + c) * (T + 1) * length + run * V + tl.arange(0, V)[None, None, :]
         still = tl.zeros(mask.shape, tl.float32)
         if static_ptr is not None:
             for t in range(T):
-                still += _load_frame(
-                    static_ptr, t, static_stride_t, static_source, mirrored, mask, FLIP, LAST, V, STATIC_RUN
-                )
+                still += _load_frame(static_ptr, t, static_stride_t, source[1], mirrored, mask, LAST, V, STATIC_RUN)
         before = tl.zeros(mask.shape, tl.float32)
         dtype = out_ptr.dtype.element_ty
         for t in range(T):
             grad = before + tl.where(t == still_t, still, 0.0)
             if rgb_ptr is not None:
-                grad += _load_frame(rgb_ptr, t, rgb_stride_t, rgb_source, mirrored, mask, FLIP, LAST, V, RGB_RUN)
+                grad += _load_frame(rgb_ptr, t, rgb_stride_t, source[0], mirrored, mask, LAST, V, RGB_RUN)
             if difference_ptr is not None:
                 before = _load_frame(
-                    difference_ptr, t, difference_stride_t, difference_source, mirrored, mask,
-                    FLIP, LAST, V, DIFFERENCE_RUN,
-                )  # fmt: skip
+                    difference_ptr, t, difference_stride_t, source[2], mirrored, mask, LAST, V, DIFFERENCE_RUN
+                )
                 grad -= before
             tl.store(out_ptr + t * length + out, (grad * factor).to(dtype), mask=mask)
         tl.store(out_ptr + T * length + out, (before * factor).to(dtype), mask=mask)
@@ -197,11 +181,9 @@ def frame_plan(
     return grid, (height, width), [in_runs(stride) for stride in strides], constants
 
 
-def launch_forward(
-    clip: Tensor, index: Tensor, flip: Tensor | None, mean: Tensor | None, std: Tensor | None, dtype: torch.dtype,
-    last: bool, *outs: Tensor,
-) -> None:  # fmt: skip
-    """Fill `outs`, dense in the order that `last` says."""
+def launch_forward(*arguments) -> None:
+    """Fill the last three, dense in the order that `last` says, from the arguments of `dclr::decouple`."""
+    clip, index, flip, mean, std, dtype, last, *outs = arguments
     config, flipped = device_row(CONFIGS, clip.device)["walk"], flip is not None
     grid, size, (run,), constants = frame_plan(config, clip.shape, dtype.itemsize, last, flipped, clip.stride())
     decouple_kernel[grid](
@@ -211,7 +193,7 @@ def launch_forward(
 
 
 def launch_backward(*arguments) -> None:
-    """Fill the last argument (B, C, T+1, H, W), dense, from gradients with any strides."""
+    """Fill the last (B, C, T+1, H, W), dense, from the arguments of `dclr::decouple_backward`, of any strides."""
     *grads, index, flip, std, (batch, channels, frames, *size), dtype, last, out = arguments
     config, shape = device_row(CONFIGS, out.device)["walk"], (batch, channels, frames - 1, *size)
     strides = (None if grad is None else grad.stride() for grad in grads)

@@ -9,7 +9,6 @@ Shape suffixes: b batch, c channels, t frames, h rows, w columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,11 +37,10 @@ def decouple_reference(
     return Decoupled(rgb, still[:, :, None].expand_as(rgb), difference)
 
 
-def decouple_backward_reference(
-    grads: Sequence[Tensor | None], static_index: Tensor, flip: Tensor | None, std: Tensor | None, to_clip: Tensor
-) -> Tensor:
-    """Gradient of the clip from those of rgb, static and difference, added to zeros `to_clip` (B, C, T+1, H, W)."""
-    rgb, static, difference = grads
+def decouple_backward_reference(*arguments) -> Tensor:
+    """Gradient of the clip (B, C, T+1, H, W), from the arguments of `dclr::decouple_backward`; in float32 at least."""
+    rgb, static, difference, static_index, flip, std, size, dtype, _ = arguments
+    to_clip = torch.zeros(size, dtype=torch.promote_types(dtype, torch.float32), device=static_index.device)
     if rgb is not None:
         to_clip[:, :, :-1] += rgb
     if static is not None:

@@ -1,7 +1,6 @@
 """Pools weighted by an activation map, and the whole head over the three feature maps in one pass.
 
 `reference.py` has the formulas; the Triton kernels stand in `weighted.py` and `decoupled.py`.
-Shape suffixes: b batch, c channels, t, h, w frame, row and column of the map, p = t * h * w positions.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from .._common import check_float, check_tensors, expect, register_op, wide_dtyp
 from ..activation import activation_map_reference, check_feature_maps, keep_last, map_alignment_slope
 from ..feature_maps import empty_gradient
 from .decoupled import launch_head, launch_head_backward
-from .reference import DecoupledPool, pool_by_maps, pool_weights_reference, weighted_pool_reference
+from .reference import DecoupledPool, decoupled_pool_reference, pool_weights_reference, weighted_pool_reference
 from .weighted import launch_pool, launch_pool_backward
 
 # Ops
@@ -44,11 +43,10 @@ def _empty_head(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor
 
 
 def _head(rgb: Tensor, static: Tensor, difference: Tensor) -> tuple[Tensor, ...]:
-    maps = [activation_map_reference(features) for features in (rgb, static, difference)]
-    rgb_map, static_map, difference_map = maps
+    maps = rgb_map, static_map, difference_map = [*map(activation_map_reference, (rgb, static, difference))]
     slope = map_alignment_slope(rgb_map, static_map + difference_map)
     saved = torch.stack([pool_weights_reference(static_map), pool_weights_reference(difference_map), slope], 1)
-    return *pool_by_maps(rgb, static, difference, *maps), saved
+    return *decoupled_pool_reference(rgb, static, difference, maps), saved
 
 
 def _head_gradients(rgb: Tensor, saved: Tensor, *grads: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,8 +120,7 @@ def weighted_pool(features: Tensor, activation: Tensor) -> Tensor:
     check_tensors(features=features, activation=activation)
     check_feature_maps(features=features)
     check_float("activation", activation, 4)
-    batch, _, *positions = features.shape
-    expected = (batch, *positions)
+    expected = (features.shape[0], *features.shape[2:])
     expect(activation.shape == expected, "activation", tuple(activation.shape), lambda: f"{expected} as features")
     return torch.ops.dclr.weighted_pool(features, activation)
 

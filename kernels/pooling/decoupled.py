@@ -13,6 +13,7 @@ The sums of |F| stay in a thread.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -226,39 +227,45 @@ if triton is not None:
         tl.store(to_rgb_ptr + out_offset, to_rgb.to(dtype), mask=mask)
 
 
-def read_tile(*features_bcp: Tensor) -> dict[str, int]:
-    """Constants of the reading kernel: order and width of accesses, tile sizes, warps, stages."""
-    features = features_bcp[0]
-    _, channels, positions = features.shape
-    tile = device_row(CONFIGS, features.device)["read"][features.element_size()]
-    vectors = vector_sizes(features.shape, *(features.stride() for features in features_bcp))
+@lru_cache
+def head_plan(
+    tile: FeatureMapTile, split: Split, dtype: torch.dtype, shape_bcp: torch.Size, *strides_bcp: tuple[int, ...]
+) -> tuple[tuple[int, int, int], int, dict[str, int]]:
+    """Grid (samples, chunks of channels, tiles of positions), channels of a chunk, a multiple of the block, constants.
+
+    The constants are the order and the width of accesses, pieces of a weight, tile sizes, warps and stages.
+    """
+    batch, channels, positions = shape_bcp
     block_p = max(16, min(tile.positions, next_power_of_2(positions)))
-    return {
-        "LAST": all(features.stride(1) == 1 for features in features_bcp),
-        "VEC": max(vectors.values()),
-        "PIECES": 0 if INTERPRET and features.dtype != torch.float16 else PIECES[features.dtype],
-        "BLOCK_C": max(16, min(tile.elements // block_p, next_power_of_2(channels))),
+    block_c = max(16, min(tile.elements // block_p, next_power_of_2(channels)))
+    blocks = cdiv(channels, block_c)
+    chunk_size = cdiv(blocks, max(1, min(blocks, split.chunks, split.programs // batch))) * block_c
+    constants = {
+        "LAST": all(stride[1] == 1 for stride in strides_bcp),
+        "VEC": max(vector_sizes(shape_bcp, *strides_bcp).values()),
+        "PIECES": 0 if INTERPRET and dtype != torch.float16 else PIECES[dtype],
+        "BLOCK_C": block_c,
         "BLOCK_P": block_p,
         **tile.options("STAGES"),
     }
+    return (batch, cdiv(channels, chunk_size), cdiv(positions, block_p)), chunk_size, constants
 
 
 def launch_head(rgb: Tensor, static: Tensor, difference: Tensor, *results: Tensor) -> None:
     """Fill the fields of `DecoupledPool`, then (B, 3, T, H, W): both weight maps and the slope of the alignment."""
     *pools, alignment, saved = results
     maps_bcp = [features.flatten(2) for features in (rgb, static, difference)]
-    batch, channels, positions = maps_bcp[0].shape
-    sizes = read_tile(*maps_bcp)
-    tiles = cdiv(positions, sizes["BLOCK_P"])
-    chunk_size, chunks = _chunks(batch, channels, sizes["BLOCK_C"], rgb.device)
+    _, channels, positions = shape = maps_bcp[0].shape
+    row = device_row(CONFIGS, rgb.device)
+    strides = (features.stride() for features in maps_bcp)
+    grid, chunk_size, sizes = head_plan(row["read"][rgb.element_size()], row["split"], rgb.dtype, shape, *strides)
+    batch, chunks, tiles = grid
     whole = chunks == tiles == 1
     partial_pools = pools if tiles == 1 else saved.new_empty((len(pools), tiles, batch, channels)).unbind()
     partial_maps = None if whole else saved.new_empty((batch, chunks, 3, positions))
     arguments = *strided(*maps_bcp), *partial_pools, alignment, saved, partial_maps
     for masks, of_rgb in [(True, True)] if whole else [(True, False), (False, True)]:
-        _head_kernel[batch, chunks, tiles](
-            *arguments, channels, positions, chunk_size, chunks, MASKS=masks, RGB=of_rgb, **sizes
-        )
+        _head_kernel[grid](*arguments, channels, positions, chunk_size, chunks, MASKS=masks, RGB=of_rgb, **sizes)
     if not whole:
         launch_align(partial_maps, alignment, saved[:, 2])
     if tiles > 1:
@@ -275,12 +282,3 @@ def launch_head_backward(rgb: Tensor, saved: Tensor, *grads_and_outs: Tensor | N
         *strided(rgb_bcp), saved, *outs_bcp, *outs_bcp[0].stride(), *strided(*grads, rank=2),
         *strided(to_alignment, rank=1),
     )  # fmt: skip
-
-
-def _chunks(batch: int, channels: int, block_c: int, device: torch.device) -> tuple[int, int]:
-    """Channels of a chunk, a multiple of the block, and how many chunks that makes."""
-    split = device_row(CONFIGS, device)["split"]
-    blocks = cdiv(channels, block_c)
-    wanted = max(1, min(blocks, split.chunks, split.programs // batch))
-    chunk_size = cdiv(blocks, wanted) * block_c
-    return chunk_size, cdiv(channels, chunk_size)

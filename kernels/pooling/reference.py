@@ -8,6 +8,7 @@ Shape suffixes: b batch, c channels, t, h, w frame, row and column of the map, p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,13 +47,12 @@ def average_pool_reference(features: Tensor) -> Tensor:
     return features.mean((2, 3, 4), dtype=wide_dtype(features))
 
 
-def decoupled_pool_reference(rgb: Tensor, static: Tensor, difference: Tensor) -> DecoupledPool:
-    """Plain PyTorch form of `decoupled_pool`."""
-    masks = activation_map_reference(static.detach()), activation_map_reference(difference.detach())
-    return pool_by_maps(rgb, static, difference, activation_map_reference(rgb), *masks)
-
-
-def pool_by_maps(rgb, static, difference, rgb_map, static_map, difference_map) -> DecoupledPool:
+def decoupled_pool_reference(
+    rgb: Tensor, static: Tensor, difference: Tensor, maps: Sequence[Tensor] | None = None
+) -> DecoupledPool:
+    """Plain PyTorch form of `decoupled_pool`; `maps`: the three activation maps, where they are known."""
+    maps = maps or map(activation_map_reference, (rgb, static.detach(), difference.detach()))
+    rgb_map, static_map, difference_map = maps
     return DecoupledPool(
         average_pool_reference(rgb),
         weighted_pool_reference(rgb, static_map),

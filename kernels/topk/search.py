@@ -137,6 +137,7 @@ if triton is not None:
         for first in range(start, tl.minimum(start + part_tiles * BLOCK_L, limit), BLOCK_L):
             l = first + tl.arange(0, BLOCK_L)
             product = tl.zeros((BLOCK_M, BLOCK_L), tl.float32)
+            square, scale = tl.zeros((BLOCK_L,), tl.float32), tl.full((BLOCK_L,), FIRST_SCALE, tl.float32)
             if query_id_ptr is not None:
                 queue_id = tl.load(queue_id_ptr + l.to(tl.int64) * queue_id_stride, mask=l < limit, other=0)
             if WHOLE:
@@ -154,7 +155,6 @@ if triton is not None:
                     odd = odd | long_ids | (queue_id.to(tl.int32) != queue_id)
                 special = (first + BLOCK_L > limit) | _any(odd)
             else:
-                square, scale = tl.zeros((BLOCK_L,), tl.float32), tl.full((BLOCK_L,), FIRST_SCALE, tl.float32)
                 for first_d in range(0, D, BLOCK_D):
                     queue = load_rows(queue_ptr, l, l < L, queue_stride_l, first_d + d, D, queue_stride_d)
                     query = _load_query(
@@ -167,9 +167,7 @@ if triton is not None:
             score = product * inverse[None, :]
             if special:
                 if WHOLE:
-                    square, scale = _add_squares(
-                        tl.zeros((BLOCK_L,), tl.float32), tl.full((BLOCK_L,), FIRST_SCALE, tl.float32), queue
-                    )
+                    square, scale = _add_squares(square, scale, queue)
                     exact = inverse_norm(square, scale >= ZERO_SCALE) * scale
                     score = product * tl.where(inverse == inverse, inverse, exact)[None, :]
                 found = (l < limit)[None, :]

@@ -28,7 +28,7 @@ def test_against_float64(kernel, shape, layout, dtype):
 
 def test_the_op_and_its_gradient(kernel):
     clip = torch.randn(3, 2, 3, 2, 2, requires_grad=True)
-    torch.library.opcheck(torch.ops.dclr_guide.motion_energy.default, (clip,))
+    torch.library.opcheck(torch.ops.dclr.motion_energy.default, (clip,))
     torch.autograd.gradcheck(kernel.motion_energy, clip.detach().double().requires_grad_())
 
 
