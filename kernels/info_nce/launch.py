@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -326,14 +326,13 @@ def _gradient_parts(
     tile, pad = score_tile("gradient", copy, groups, queries, keys), copy.shape[1]
     if pad > LONGEST:  # Chunks of both sides take registers beside the scores.
         tile = replace(tile, BLOCK_B=max(16, tile.BLOCK_B // 2))
-    constants = tile_options(tile, pad)
-    query_tiles, key_tiles = cdiv(queries, tile.BLOCK_A) * to_query, cdiv(keys, tile.BLOCK_A) * to_key
+    constants = {**tile_options(tile, pad), "PRECISION": options.precision, "SHARED": shared}
+    tiles = cdiv(queries, tile.BLOCK_A) * to_query, cdiv(keys, tile.BLOCK_A) * to_key
     blocks = cdiv(queries, tile.BLOCK_B)
     slopes = state.new_empty(4 * groups * queries + BEYOND)
     spans = state.new_empty(groups, blocks, 4, dtype=torch.int32)
     weight = None if inputs.weight is None else inputs.weight.contiguous()
     marks, excluded = _marks(inputs)
-    constants |= {"PRECISION": options.precision, "SHARED": shared}
     one_exp = shared and 2 / options.temperature < BOUND
     sizes = groups, queries, keys
 
@@ -348,21 +347,29 @@ def _gradient_parts(
         grad, *grad.stride(), inputs.loss, weight, size, scale, state[3:], *marks, slopes, spans,
         *sizes, E=excluded, SHARED=shared, ONE_EXP=one_exp, BLOCK=tile.BLOCK_B,
     )  # fmt: skip
-    if pad <= LONGEST:
-        tiles = query_tiles + key_tiles
-        splits = split_count(groups * tiles, max(queries, keys), tile.BLOCK_B, tile.programs, copy.device)
-        partial = state.new_empty(splits, groups, queries + (0 if shared else keys), pad)
-        gradient(partial, 0, tiles, splits, to_query, to_key)
-        return partial, slopes
-    partial = state.new_empty(1, groups, queries + (0 if shared else keys), pad)
-    for of_keys, tiles, others in ((False, query_tiles, keys), (True, key_tiles, queries)):
-        most = max(1, COEFFICIENTS // (groups * tile.BLOCK_A * others))
-        for first in range(0, tiles, most):
-            count = min(most, tiles - first)
-            coefficients = copy.new_empty(groups * count, tile.BLOCK_A, others)
-            splits = split_count(groups * count, others, tile.BLOCK_B, tile.programs, copy.device)
-            gradient(coefficients, first, count, splits, not of_keys, of_keys)
-            product_kernel[(groups * count, pad // constants["BLOCK_D"])](
-                coefficients, copy, inputs.first, partial, *sizes, first, count, KEY=of_keys, **constants
-            )
+    whole = pad <= LONGEST
+    splits = split_count(groups * sum(tiles), max(queries, keys), tile.BLOCK_B, tile.programs, copy.device)
+    partial = state.new_empty(splits if whole else 1, groups, queries + (0 if shared else keys), pad)
+    if whole:
+        gradient(partial, 0, sum(tiles), splits, to_query, to_key)
+    else:
+        _multiply_coefficients(gradient, copy, inputs.first, partial, sizes, tiles, tile, constants)
     return partial, slopes
+
+
+def _multiply_coefficients(
+    gradient: Callable, copy: Tensor, first_rows: Tensor | None, partial: Tensor, sizes: tuple[int, int, int],
+    tiles: tuple[int, int], tile: ScoreTile, constants: dict[str, int | bool],
+) -> None:  # fmt: skip
+    """Fill `partial` for long rows: some tiles at a time, `gradient` writes their coefficients."""
+    groups, queries, keys = sizes
+    for of_keys, count, others in ((False, tiles[0], keys), (True, tiles[1], queries)):
+        most = max(1, COEFFICIENTS // (groups * tile.BLOCK_A * others))
+        for first in range(0, count, most):
+            some = min(most, count - first)
+            coefficients = copy.new_empty(groups * some, tile.BLOCK_A, others)
+            splits = split_count(groups * some, others, tile.BLOCK_B, tile.programs, copy.device)
+            gradient(coefficients, first, some, splits, not of_keys, of_keys)
+            product_kernel[(groups * some, copy.shape[1] // constants["BLOCK_D"])](
+                coefficients, copy, first_rows, partial, *sizes, first, some, KEY=of_keys, **constants
+            )

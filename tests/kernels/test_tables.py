@@ -74,6 +74,14 @@ def test_rows_that_pass_by_come_through_a_descriptor(dtype, shared, monkeypatch)
     assert len(made) == 4
 
 
+def test_both_passes_may_have_the_same_tile(monkeypatch):
+    launch = importlib.import_module("dclr.kernels.info_nce.launch")
+    row = dict(launch.CONFIGS["default"])
+    monkeypatch.setitem(launch.CONFIGS, "default", {**row, "forward": row["gradient"]})
+    for _ in range(2):
+        compare(lambda query: info_nce(query, query, temperature=0.5, reduction="none"), [normal(50, 20)], SIZES)
+
+
 def test_small_losses_have_small_tiles(target, monkeypatch):
     launch = importlib.import_module("dclr.kernels.info_nce.launch")
     monkeypatch.setattr(launch, "processors", lambda _: 132)
