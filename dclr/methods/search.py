@@ -39,7 +39,7 @@ class SearchConfig:
     mean: one positive, which is the mean of their projections, as Table 6's caption describes the uniform form."""
     keep_own: bool = True
     """Keep the in-video positive beside the retrieved ones, as Eq. 9 is printed: half of the term is Eq. 7, half is
-    Eq. 10. Else Eq. 10 replaces it, as the paper's text has it; a short run then holds on to its first, wrong finds."""
+    Eq. 10. Else Eq. 10 replaces it, as the paper's text has it; a short run then learns less of the motion."""
     negatives: Literal["queue", "batch"] = "queue"
     """What I(v; d~) of Eq. 10 tells a retrieved entry from. queue: other entries, as old as itself; batch: the batch's,
     as Eq. 2 has it. An encoder then tells old from new: v turns against all differences of the batch, and forgets."""
