@@ -84,7 +84,7 @@ def train(config, data: Rings, steps: int, seed: int = 0, batch: int = 32, lr: f
     """Train an objective, as the demo is trained.
 
     Returns:
-        The method, and name -> value of each loss at each step.
+        The method, and name -> value of each loss and of each similarity at each step.
     """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -103,7 +103,7 @@ def train(config, data: Rings, steps: int, seed: int = 0, batch: int = 32, lr: f
         optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 20) * (0.1 if step >= 0.75 * steps else 1)
         optimizer.step()
         method.after_step()
-        for name, value in output.losses.items():
+        for name, value in [*output.losses.items(), *output.statistics.items()]:
             losses[name].append(value.item())
     return method, losses
 

@@ -52,7 +52,7 @@ def test_the_separation_as_printed_destroys_what_it_is_added_to(data):
     assert last(losses["sd"]) > 2 * CHANCE and last(losses["vs"]) + last(losses["vd"]) > 2 * CHANCE - 1
 
 
-@pytest.mark.parametrize("preset", ["T4.6", "T4.10", "T7.2", "dclr_ucf101"])
+@pytest.mark.parametrize("preset", ["T4.6", "T4.10", "T7.2", "T5.3", "dclr_ucf101"])
 def test_objectives_with_the_bounded_separation_learn(preset, data):
     """Search and refinement, where the preset has them, from the third epoch on."""
     method = PRESETS[preset]().method
@@ -63,3 +63,16 @@ def test_objectives_with_the_bounded_separation_learn(preset, data):
     assert last(losses["sd"]) <= CHANCE and last(losses["vs"]) < CHANCE - 0.5
     if "d" not in search.on:  # Eq. 10 takes longer than this
         assert last(losses["vd"]) < CHANCE - 0.5
+
+
+@pytest.mark.parametrize("negatives", ["queue", "batch"])
+def test_a_search_leaves_clips_beside_their_own_motion(negatives, data):
+    """Started once the motion is known, with Eq. 10 in the place of L_VD. From differences of the batch, those of the
+    queue are told by their age: clips turn against the differences of their own videos."""
+    search = SearchConfig(queue=256, start=4, refresh=4, keep_own=False, negatives=negatives)
+    config = DCLRConfig(losses=LossWeights(sd=0), **{**OFF, "search": search}, **SHORT)
+    _, values = train(config, data, steps=256)
+    if negatives == "queue":
+        assert last(values["similarity/vd_positive"]) > 0.2 and last(values["vd"]) < CHANCE - 1
+    else:
+        assert last(values["similarity/vd_positive"]) < -0.2
