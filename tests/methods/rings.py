@@ -34,19 +34,22 @@ class Rings(NamedTuple):
     scene: np.ndarray
 
 
-def rings(number: int, seed: int) -> Rings:
+def rings(number: int, seed: int, turning: bool = False) -> Rings:
+    """Where `turning`, the second half of each video has a motion drawn anew; its label is the first half's."""
     rng = np.random.default_rng(seed)
     motion, scene = np.arange(number) % 8, rng.integers(8, size=number)
-    return Rings(np.stack([_ring(m, s, rng) for m, s in zip(motion, scene)]), motion, scene)
+    return Rings(np.stack([_ring(m, s, rng, turning) for m, s in zip(motion, scene)]), motion, scene)
 
 
-def _ring(motion: int, scene: int, rng: np.random.Generator) -> np.ndarray:
-    velocity = VELOCITIES[motion] + rng.uniform(-0.12, 0.12)
+def _ring(motion: int, scene: int, rng: np.random.Generator, turning: bool) -> np.ndarray:
+    velocity = np.full(FRAMES, VELOCITIES[motion] + rng.uniform(-0.12, 0.12))
+    if turning:
+        velocity[FRAMES // 2 :] = VELOCITIES[rng.integers(8)] + rng.uniform(-0.12, 0.12)
     look = np.zeros(7)
     while not 2 <= look.sum() <= 5:
         look = (rng.random(7) < 0.5).astype(float)
     fine = np.convolve(np.repeat(look, 20), np.full(12, 1 / 12), "same")  # ten values a pixel, soft edges
-    start = rng.uniform(0, PIXELS, 3) + velocity * np.arange(FRAMES)[:, None]
+    start = rng.uniform(0, PIXELS, 3) + (velocity.cumsum() - velocity[0])[:, None]
     place = (np.arange(PIXELS) - start[:, :, None]) % PIXELS  # (frames, objects, pixels)
     objects = np.interp(place * 10, np.arange(len(fine)), fine, right=0).sum(1).clip(0, 1)
     return np.round(255 * np.clip(_texture(scene, rng) + 0.2 * objects[..., None], 0, 1)).astype(np.uint8)
