@@ -29,7 +29,7 @@ OBJECTIVES = {
 }
 
 
-def run(objective: str, turning: bool, seed: int, steps: int) -> dict:
+def pretrained_figures(objective: str, turning: bool, seed: int, steps: int) -> dict:
     """Figures of one run, in percent; a search has its queue of a quarter of the videos from 3/8 of the steps on."""
     start = max(1, steps * 3 // 8 * 32 // VIDEOS)
     search = SearchConfig(**{**vars(OBJECTIVES[objective]), "queue": VIDEOS // 4, "start": start, "refresh": start})
@@ -67,7 +67,7 @@ def main() -> None:
     for turning in (True, False):
         for seed in options.seeds:
             for objective in OBJECTIVES:
-                runs.append(run(objective, turning, seed, options.steps))
+                runs.append(pretrained_figures(objective, turning, seed, options.steps))
                 print(runs[-1], flush=True)
                 results = {"environment": environment(torch.device("cpu")), "steps": options.steps, "runs": runs}
                 options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
