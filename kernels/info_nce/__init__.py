@@ -56,15 +56,14 @@ def _launch_losses(*arguments) -> None:
 def _empty_gradients(grad: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor]:
     """To query, key and explicit positives; empty where not asked for. Those of a `key` None are the query's."""
     inputs = Inputs(*arguments[:INPUTS])
-    like = zip((inputs.query, inputs.key, inputs.positive), _wanted(*arguments))
+    like = zip((inputs.query, inputs.key, inputs.positive), _wanted(inputs, *arguments[-2:]))
     return tuple(
         torch.empty_like(x, memory_format=torch.contiguous_format) if asked else inputs.query.new_empty(0)
         for x, asked in like
     )
 
 
-def _wanted(*arguments) -> tuple[bool, bool, bool]:
-    inputs, (to_query, to_key) = Inputs(*arguments[:INPUTS]), arguments[-2:]
+def _wanted(inputs: Inputs, to_query: bool, to_key: bool) -> tuple[bool, bool, bool]:
     return to_query, to_key and inputs.key is not None, inputs.positive is not None
 
 
@@ -80,7 +79,7 @@ def _reference_gradients(grad: Tensor, *arguments) -> list[Tensor]:
             loss = info_nce_reference(*compared, options.temperature)
             grad = torch.where(loss > _bounds(inputs, loss), 0, grad)
         found = info_nce_gradient_reference(grad, *compared, options.temperature)
-    given_back, wanted = _given_back(inputs, found), _wanted(*arguments)
+    given_back, wanted = _given_back(inputs, found), _wanted(inputs, *arguments[-2:])
     return [value if asked else inputs.query.new_empty(0) for value, asked in zip(given_back, wanted)]
 
 

@@ -193,13 +193,14 @@ def _descriptor(tile: ScoreTile, copy: Tensor) -> TensorDescriptor | None:
     return TensorDescriptor.from_tensor(copy, [tile.BLOCK_B, copy.shape[1]]) if whole else None
 
 
-def split_count(tiles: int, count: int, block: int, programs: int, device: torch.device) -> int:
+@lru_cache
+def split_count(tiles: int, count: int, block: int, places: int) -> int:
     """Programs that share `count` rows, none of them without a block of its own.
 
-    So many that few tiles fill the device once, with `programs` to a multiprocessor, and that the rounds of many are
-    nearly full.
+    So many that few tiles fill the `places` for programs on the device once, and that the rounds of many are nearly
+    full.
     """
-    blocks, places = max(1, cdiv(count, block)), programs * processors(device)
+    blocks = max(1, cdiv(count, block))
     full = (splits for splits in (1, 2, 3) if tiles * splits >= 0.9 * places * cdiv(tiles * splits, places))
     splits = min(blocks, next(full, 1) if tiles >= places else places // max(1, tiles))
     return cdiv(blocks, cdiv(blocks, splits))
@@ -233,7 +234,7 @@ def launch_losses(inputs: Inputs, options: Options, loss: Tensor, copy: Tensor, 
     tile, pad = score_tile("forward", query, groups, queries, keys), copy.shape[1]
     constants = tile_options(tile, pad)
     tiles = groups * cdiv(queries, tile.BLOCK_A)
-    splits = split_count(tiles, keys, tile.BLOCK_B, tile.programs, query.device)
+    splits = split_count(tiles, keys, tile.BLOCK_B, tile.programs * processors(query.device))
     programs = cdiv(longest, BLOCK_LOSSES)
     partial = state.new_empty(splits, 2, groups, queries)
     parts = state.new_empty(sums, programs) if options.total and programs > 1 else loss
@@ -348,7 +349,8 @@ def _gradient_parts(
         *sizes, E=excluded, SHARED=shared, ONE_EXP=one_exp, BLOCK=tile.BLOCK_B,
     )  # fmt: skip
     whole = pad <= LONGEST
-    splits = split_count(groups * sum(tiles), max(queries, keys), tile.BLOCK_B, tile.programs, copy.device)
+    places = tile.programs * processors(copy.device)
+    splits = split_count(groups * sum(tiles), max(queries, keys), tile.BLOCK_B, places)
     partial = state.new_empty(splits if whole else 1, groups, queries + (0 if shared else keys), pad)
     if whole:
         gradient(partial, 0, sum(tiles), splits, to_query, to_key)
@@ -368,7 +370,7 @@ def _multiply_coefficients(
         for first in range(0, count, most):
             some = min(most, count - first)
             coefficients = copy.new_empty(groups * some, tile.BLOCK_A, others)
-            splits = split_count(groups * some, others, tile.BLOCK_B, tile.programs, copy.device)
+            splits = split_count(groups * some, others, tile.BLOCK_B, tile.programs * processors(copy.device))
             gradient(coefficients, first, some, splits, not of_keys, of_keys)
             product_kernel[(groups * some, copy.shape[1] // constants["BLOCK_D"])](
                 coefficients, copy, first_rows, partial, *sizes, first, some, KEY=of_keys, **constants
