@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dclr.commands.bench import run_under
 from dclr.kernels import info_nce
-from dclr.kernels._common import device_class
+from dclr.kernels._common import device_class, device_row
 from dclr.kernels.info_nce.launch import CONFIGS
 
 from .harness import COMPILED, OURS, REFERENCE, Problem, Run, compiled, missing, with_gradients
@@ -100,11 +100,10 @@ def problem(size: Size, device: torch.device, measuring: bool, backward: bool = 
 
 def through_descriptors(run: Run, device: torch.device) -> Run:
     """The same, with the rows that pass by through tensor descriptors, whatever the table of the card says."""
-    name = device_class(device)
-    row = dict(CONFIGS.get(name, CONFIGS["default"]))
+    row = dict(device_row(CONFIGS, device))
     for kind in row.keys() - {"finish"}:
         row[kind] = {size: replace(tile, descriptor=True) for size, tile in row[kind].items()}
-    return lambda: run_under(CONFIGS, name, row, run)
+    return lambda: run_under(CONFIGS, device_class(device), row, run)
 
 
 def chunked(leaves: list[Tensor], positive: Tensor, exclude: Tensor | None, backward: bool) -> tuple[Tensor, ...]:

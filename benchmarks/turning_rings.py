@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -21,7 +22,7 @@ from dclr.methods.search import SearchConfig
 from dclr.training.metrics import environment
 from tests.methods.rings import figures, rings, train
 
-VIDEOS, TEST_VIDEOS = 1024, 200
+VIDEOS, TEST_VIDEOS, BATCH = 1024, 200, 32
 OBJECTIVES = {
     "no search": SearchConfig(on=()),
     "Eq. 10": SearchConfig(keep_own=False),
@@ -31,13 +32,13 @@ OBJECTIVES = {
 
 def pretrained_figures(objective: str, turning: bool, seed: int, steps: int) -> dict:
     """Figures of one run, in percent; a search has its queue of a quarter of the videos from 3/8 of the steps on."""
-    start = max(1, steps * 3 // 8 * 32 // VIDEOS)
-    search = SearchConfig(**{**vars(OBJECTIVES[objective]), "queue": VIDEOS // 4, "start": start, "refresh": start})
+    start = max(1, steps * 3 // 8 * BATCH // VIDEOS)  # an epoch
+    search = replace(OBJECTIVES[objective], queue=VIDEOS // 4, start=start, refresh=start)
     config = DCLRConfig(
         losses=LossWeights(sd=0), search=search, alignment=AlignmentConfig(0), refine=RefineConfig(False, False),
         temperature=0.1, dim=64, hidden=96, center=True,
     )  # fmt: skip
-    method, _ = train(config, rings(VIDEOS, seed=seed, turning=turning), steps=steps, seed=seed)
+    method, _ = train(config, rings(VIDEOS, seed=seed, turning=turning), steps=steps, seed=seed, batch=BATCH)
     found = figures(method.encoder, rings(VIDEOS, seed=1000 + seed), rings(TEST_VIDEOS, seed=2000 + seed))
     return {"objective": objective, "turning": turning, "seed": seed, **found}
 

@@ -321,8 +321,10 @@ class DCLR(Method):
         stored, entry_id = queue.spread(len(key))
         stored_exclude = non_negative_entries(found.video_id, video_id, entry_id)[:, : exclude.shape[1]]
         width = max(exclude.shape[2], stored_exclude.shape[2])
-        padded = (pad(rows, (0, width - rows.shape[2]), value=-1) for rows in (exclude, stored_exclude))
-        return next(padded), stored, next(padded)
+        exclude, stored_exclude = (
+            pad(rows, (0, width - rows.shape[2]), value=-1) for rows in (exclude, stored_exclude)
+        )
+        return exclude, stored, stored_exclude
 
     def _cross_video(
         self,

@@ -239,6 +239,7 @@ def _new_plan(
 def _bounds_of_terms(
     terms: Sequence[TermRows], crossing: Sequence[CrossTermRows], denominator: Denominator, total: int
 ) -> list[float] | None:
+    """What an anchor of each term counts for at most: chance, or anything. None where nothing is bounded."""
     if not any(term.bounded for term in terms):
         return None
     end = chance(total, denominator) / 2

@@ -161,8 +161,8 @@ def source_commit() -> str | None:
 
     DCLR_COMMIT, of the environment, is the commit of a copy, whose own checkout may be of another or none.
     """
-    if "DCLR_COMMIT" in os.environ:
-        return os.environ["DCLR_COMMIT"]
+    if copied := os.environ.get("DCLR_COMMIT"):
+        return copied
     source = Path(dclr.__file__).parents[1]
     if not (source / ".git").exists():
         return None

@@ -48,7 +48,9 @@ class Descriptor(nn.Module):
         self.search = search if isinstance(search, CrossVideoSearch) and search.filling else None
         self.encoder = encoder
         self.mean, self.std = mean, std
-        self.name = "slow encoder" if self.search else "encoder, as this run has no slow one in use"
+        of_both = self.search is not None and {"s", "d"} <= set(self.search.queues)
+        slow = "slow encoder" if of_both else "slow encoder where the run searches, else by the encoder"
+        self.name = slow if self.search else "encoder, as this run has no slow one in use"
 
     @torch.inference_mode()
     def forward(self, clips: Tensor) -> dict[str, Tensor]:

@@ -228,8 +228,8 @@ def launch_augment(
     clip: Tensor, color: Tensor, index: Tensor | None, static_color: Tensor | None, flip: Tensor | None,
     mean: Sequence[float], std: Sequence[float], blur_size: int, dtype: torch.dtype,
     rgb: Tensor, static: Tensor | None = None, difference: Tensor | None = None,
-) -> None:  # fmt: skip
-    """Fill `rgb` and, with `index`, `static` and `difference`, all channels_last_3d; a wide blur is not implemented."""
+) -> object:  # fmt: skip
+    """Fill `rgb` and, with `index`, `static` and `difference`, all channels_last_3d; NotImplemented for a wide blur."""
     if blur_size // 2 > MAX_RADIUS:
         return NotImplemented
     batch, _, frames, height, width = rgb.shape

@@ -9,7 +9,11 @@ where its layout allows (RUN), turned round in registers where the sample is mir
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+
+import torch
+from torch import Tensor
 
 from .._common import cdiv, device_row, next_power_of_2, strided, tl, triton
 from ..clips import CLIP_STRIDES, ClipTile, dense, levels
@@ -181,9 +185,11 @@ def frame_plan(
     return grid, (height, width), [in_runs(stride) for stride in strides], constants
 
 
-def launch_forward(*arguments) -> None:
-    """Fill the last three, dense in the order that `last` says, from the arguments of `dclr::decouple`."""
-    clip, index, flip, mean, std, dtype, last, *outs = arguments
+def launch_forward(
+    clip: Tensor, index: Tensor, flip: Tensor | None, mean: Tensor | None, std: Tensor | None, dtype: torch.dtype,
+    last: bool, *outs: Tensor,
+) -> None:  # fmt: skip
+    """Fill clip, static clip and difference, dense in the order that `last` says."""
     config, flipped = device_row(CONFIGS, clip.device)["walk"], flip is not None
     grid, size, (run,), constants = frame_plan(config, clip.shape, dtype.itemsize, last, flipped, clip.stride())
     decouple_kernel[grid](
@@ -192,9 +198,12 @@ def launch_forward(*arguments) -> None:
     )  # fmt: skip
 
 
-def launch_backward(*arguments) -> None:
-    """Fill the last (B, C, T+1, H, W), dense, from the arguments of `dclr::decouple_backward`, of any strides."""
-    *grads, index, flip, std, (batch, channels, frames, *size), dtype, last, out = arguments
+def launch_backward(
+    rgb: Tensor | None, static: Tensor | None, difference: Tensor | None, index: Tensor, flip: Tensor | None,
+    std: Tensor | None, clip_shape: Sequence[int], dtype: torch.dtype, last: bool, out: Tensor,
+) -> None:  # fmt: skip
+    """Fill the gradient of the clip (B, C, T+1, H, W), dense, from those of its parts, of any strides."""
+    grads, (batch, channels, frames, *size) = (rgb, static, difference), clip_shape
     config, shape = device_row(CONFIGS, out.device)["walk"], (batch, channels, frames - 1, *size)
     strides = (None if grad is None else grad.stride() for grad in grads)
     grid, size, runs, constants = frame_plan(config, shape, dtype.itemsize, last, flip is not None, *strides)

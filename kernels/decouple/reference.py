@@ -9,6 +9,7 @@ Shape suffixes: b batch, c channels, t frames, h rows, w columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,9 +38,11 @@ def decouple_reference(
     return Decoupled(rgb, still[:, :, None].expand_as(rgb), difference)
 
 
-def decouple_backward_reference(*arguments) -> Tensor:
-    """Gradient of the clip (B, C, T+1, H, W), from the arguments of `dclr::decouple_backward`; in float32 at least."""
-    rgb, static, difference, static_index, flip, std, size, dtype, _ = arguments
+def decouple_backward_reference(
+    rgb: Tensor | None, static: Tensor | None, difference: Tensor | None, static_index: Tensor, flip: Tensor | None,
+    std: Tensor | None, size: Sequence[int], dtype: torch.dtype, channels_last: bool,
+) -> Tensor:  # fmt: skip
+    """Gradient of the clip (B, C, T+1, H, W), in float32 at least and in any layout, from those of its parts."""
     to_clip = torch.zeros(size, dtype=torch.promote_types(dtype, torch.float32), device=static_index.device)
     if rgb is not None:
         to_clip[:, :, :-1] += rgb

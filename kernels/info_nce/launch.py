@@ -194,13 +194,12 @@ def _descriptor(tile: ScoreTile, copy: Tensor) -> TensorDescriptor | None:
 
 
 @lru_cache
-def split_count(tiles: int, count: int, block: int, places: int) -> int:
-    """Programs that share `count` rows, none of them without a block of its own.
+def split_count(tiles: int, count: int, tile: ScoreTile, multiprocessors: int) -> int:
+    """Programs that share the `count` rows that pass by, none of them without a block of its own.
 
-    So many that few tiles fill the `places` for programs on the device once, and that the rounds of many are nearly
-    full.
+    So many that few tiles fill the device once, and that the rounds of many are nearly full.
     """
-    blocks = max(1, cdiv(count, block))
+    blocks, places = max(1, cdiv(count, tile.BLOCK_B)), tile.programs * multiprocessors
     full = (splits for splits in (1, 2, 3) if tiles * splits >= 0.9 * places * cdiv(tiles * splits, places))
     splits = min(blocks, next(full, 1) if tiles >= places else places // max(1, tiles))
     return cdiv(blocks, cdiv(blocks, splits))
@@ -234,7 +233,7 @@ def launch_losses(inputs: Inputs, options: Options, loss: Tensor, copy: Tensor, 
     tile, pad = score_tile("forward", query, groups, queries, keys), copy.shape[1]
     constants = tile_options(tile, pad)
     tiles = groups * cdiv(queries, tile.BLOCK_A)
-    splits = split_count(tiles, keys, tile.BLOCK_B, tile.programs * processors(query.device))
+    splits = split_count(tiles, keys, tile, processors(query.device))
     programs = cdiv(longest, BLOCK_LOSSES)
     partial = state.new_empty(splits, 2, groups, queries)
     parts = state.new_empty(sums, programs) if options.total and programs > 1 else loss
@@ -337,10 +336,10 @@ def _gradient_parts(
     one_exp = shared and 2 / options.temperature < BOUND
     sizes = groups, queries, keys
 
-    def gradient(out: Tensor, first: int, tiles: int, splits: int, to_query: bool, to_key: bool) -> None:
-        gradient_kernel[(groups * tiles, splits)](
+    def gradient(out: Tensor, first: int, count: int, splits: int, to_query: bool, to_key: bool) -> None:
+        gradient_kernel[(groups * count, splits)](
             copy, _descriptor(tile, copy), scale, slopes, spans, *marks, out, options.sharpness, *sizes,
-            _part(keys, tile.BLOCK_B, splits), _part(queries, tile.BLOCK_B, splits), first, tiles,
+            _part(keys, tile.BLOCK_B, splits), _part(queries, tile.BLOCK_B, splits), first, count,
             E=excluded, ONE_EXP=one_exp, QUERY=to_query, KEY=to_key, **constants,
         )  # fmt: skip
 
@@ -348,13 +347,13 @@ def _gradient_parts(
         grad, *grad.stride(), inputs.loss, weight, size, scale, state[3:], *marks, slopes, spans,
         *sizes, E=excluded, SHARED=shared, ONE_EXP=one_exp, BLOCK=tile.BLOCK_B,
     )  # fmt: skip
-    whole = pad <= LONGEST
-    places = tile.programs * processors(copy.device)
-    splits = split_count(groups * sum(tiles), max(queries, keys), tile.BLOCK_B, places)
-    partial = state.new_empty(splits if whole else 1, groups, queries + (0 if shared else keys), pad)
-    if whole:
+    rows = groups, queries + (0 if shared else keys), pad
+    if pad <= LONGEST:
+        splits = split_count(groups * sum(tiles), max(queries, keys), tile, processors(copy.device))
+        partial = state.new_empty(splits, *rows)
         gradient(partial, 0, sum(tiles), splits, to_query, to_key)
     else:
+        partial = state.new_empty(1, *rows)
         _multiply_coefficients(gradient, copy, inputs.first, partial, sizes, tiles, tile, constants)
     return partial, slopes
 
@@ -370,7 +369,7 @@ def _multiply_coefficients(
         for first in range(0, count, most):
             some = min(most, count - first)
             coefficients = copy.new_empty(groups * some, tile.BLOCK_A, others)
-            splits = split_count(groups * some, others, tile.BLOCK_B, tile.programs * processors(copy.device))
+            splits = split_count(groups * some, others, tile, processors(copy.device))
             gradient(coefficients, first, some, splits, not of_keys, of_keys)
             product_kernel[(groups * some, copy.shape[1] // constants["BLOCK_D"])](
                 coefficients, copy, first_rows, partial, *sizes, first, some, KEY=of_keys, **constants

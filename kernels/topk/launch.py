@@ -41,9 +41,11 @@ CONFIGS = {
 MOST = 8192
 
 
-def launch_search(*arguments) -> None:
-    """Fill the last two, values and indices (M, k), from those of `dclr::topk_similarity`."""
-    query, queue, k, limit, size, query_id, queue_id, values, indices = arguments
+def launch_search(
+    query: Tensor, queue: Tensor, k: int, limit: int, size: Tensor | None, query_id: Tensor | None,
+    queue_id: Tensor | None, values: Tensor, indices: Tensor,
+) -> None:  # fmt: skip
+    """Fill values and indices (M, k) of the nearest of the first `size`, or `limit`, rows."""
     rows, length = len(query), len(queue)
     config = device_row(CONFIGS, query.device)[query.element_size()]
     tile = tile_sizes(config, query, queue, query_id is not None)

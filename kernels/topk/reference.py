@@ -19,10 +19,10 @@ class TopK(NamedTuple):
 
 
 def topk_similarity_reference(
-    query: Tensor, queue: Tensor, k: int, limit: int, size: Tensor | None, *ids: Tensor | None
-) -> TopK:
-    """Plain PyTorch form of `topk_similarity`; `ids` of queries and queue. Without a `size`, `limit` rows count."""
-    query_id, queue_id = ids
+    query: Tensor, queue: Tensor, k: int, limit: int, size: Tensor | None, query_id: Tensor | None,
+    queue_id: Tensor | None,
+) -> TopK:  # fmt: skip
+    """Plain PyTorch form of `topk_similarity`. Without a `size`, `limit` rows count."""
     size = limit if size is None else size
     # In float64 and normalised last, so that equal cosines tie once rounded to float32.
     query, queue = query.double(), queue.double()

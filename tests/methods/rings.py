@@ -93,7 +93,7 @@ def train(config, data: Rings, steps: int, seed: int = 0, batch: int = 32, lr: f
     torch.manual_seed(seed)
     method = build_method(config, RingEncoder(), AUGMENT).train()
     optimizer = torch.optim.AdamW(method.parameters(), lr, weight_decay=1e-4)
-    losses: dict[str, list[float]] = defaultdict(list)
+    values: dict[str, list[float]] = defaultdict(list)
     per_epoch = len(data.videos) // batch
     for step in range(steps):
         if step % per_epoch == 0:
@@ -107,8 +107,8 @@ def train(config, data: Rings, steps: int, seed: int = 0, batch: int = 32, lr: f
         optimizer.step()
         method.after_step()
         for name, value in [*output.losses.items(), *output.statistics.items()]:
-            losses[name].append(value.item())
-    return method, losses
+            values[name].append(value.item())
+    return method, values
 
 
 def _batch(data: Rings, chosen: np.ndarray, rng: np.random.Generator) -> Batch:
