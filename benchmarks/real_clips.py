@@ -138,7 +138,7 @@ def _clip_features(encoder: nn.Module, root: Path, subset: str, column: str) -> 
         encoder, clips, device="cpu", mean=augment.mean, std=augment.std, batch_videos=8, progress=False
     )
     folds = _table_column(root, column)
-    return features, [folds[os.path.abspath(videos.paths[number])] for number in features.video_id.tolist()]
+    return features, [folds[os.path.abspath(path)] for path in features.paths]
 
 
 def _table_column(root: Path, name: str) -> dict[str, str]:

@@ -39,8 +39,8 @@ def extract(config: ExtractConfig) -> Path | None:
         f"{found.protocol}; features of {found.subject.name} in evaluation mode, averaged over time "
         f"and space, not normalised; {found.subject.words}"
     )
-    for name, features, paths in (("train", found.train, found.train_paths), ("test", found.test, found.test_paths)):
-        write_or_explain(folder / f"{name}.npz", _archive(features, paths, found.classes, protocol))
+    for name, features in (("train", found.train), ("test", found.test)):
+        write_or_explain(folder / f"{name}.npz", _archive(features, found.classes, protocol))
         videos, clips, dim = features.clips.shape
         print(f"{folder / name}.npz: {videos} videos x {clips} clips x {dim} features")
         if features.failures:
@@ -49,13 +49,13 @@ def extract(config: ExtractConfig) -> Path | None:
     return folder
 
 
-def _archive(features: Features, paths: Sequence[str], classes: Sequence[str], protocol: str) -> memoryview:
+def _archive(features: Features, classes: Sequence[str], protocol: str) -> memoryview:
     buffer = io.BytesIO()
     np.savez(
         buffer,
         clips=features.clips.numpy(),
         labels=features.labels.numpy(),
-        paths=np.array(paths, dtype=np.str_),
+        paths=np.array(features.paths, dtype=np.str_),
         classes=np.array(classes, dtype=np.str_),
         protocol=np.array(protocol),
     )

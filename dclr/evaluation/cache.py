@@ -132,9 +132,8 @@ class FeatureCache:
         found = [places[key] for key in keys]
         failures = [VideoError(clips.dataset.paths[n], place.reason) for n, place in enumerate(found) if place.reason]
         require_few(failures, len(keys), max_failures)
-        video_id = torch.tensor([number for number, place in enumerate(found) if not place.reason])
-        labels = torch.tensor(clips.dataset.labels, dtype=torch.int64)[video_id]
-        return Features(_cached_rows([place for place in found if not place.reason]), labels, tuple(failures), video_id)
+        read = [number for number, place in enumerate(found) if not place.reason]
+        return Features.of(clips.dataset, read, _cached_rows([found[number] for number in read]), failures)
 
 
 def _cached_rows(places: Sequence[_Place]) -> Tensor:

@@ -22,7 +22,7 @@ from dclr.evaluation.dataset import (
     load_subsets,
     require_labels,
 )
-from dclr.evaluation.features import Encoding, Features
+from dclr.evaluation.features import Encoding, Features, own_rows
 from dclr.models import read_encoder
 from dclr.models.weights import split_source
 
@@ -89,7 +89,6 @@ class Evaluated:
 
     Attributes:
         videos: both subsets.
-        train_paths, test_paths: the path of each row's video.
         own: (Q,) int64, the training row that a test row's own video is; -1 none.
     """
 
@@ -98,8 +97,6 @@ class Evaluated:
     videos: tuple[VideoDataset, VideoDataset]
     data: EvaluationDataConfig
     subject: Subject
-    train_paths: tuple[str, ...]
-    test_paths: tuple[str, ...]
     own: Tensor
     config: EvaluationConfig
 
@@ -170,12 +167,7 @@ def features_of(
         test = train if leave_one_out else encode(videos[1])
     if train is None or test is None:
         return None
-    train_paths, test_paths = (
-        tuple(subset.paths[index] for index in features.video_id.tolist())
-        for subset, features in zip(videos, (train, test))
-    )
-    own = same_file_rows(train_paths, test_paths)
-    return Evaluated(train, test, videos, data, subject, train_paths, test_paths, own, config)
+    return Evaluated(train, test, videos, data, subject, own_rows(train, test), config)
 
 
 def cached_encoder(
@@ -203,12 +195,6 @@ def cached_encoder(
         )
 
     return encode
-
-
-def same_file_rows(train_paths: tuple[str, ...], test_paths: tuple[str, ...]) -> Tensor:
-    """(Q,) int64: which of the training paths is each test path's file, -1 none; links are followed."""
-    rows = {os.path.realpath(path): row for row, path in enumerate(train_paths)}
-    return torch.tensor([rows.get(os.path.realpath(path), -1) for path in test_paths], dtype=torch.int64)
 
 
 def _union(train: VideoDataset, test: VideoDataset) -> VideoDataset:

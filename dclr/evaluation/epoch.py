@@ -12,9 +12,8 @@ from torch import nn
 from dclr.config import ConfigError, PretrainConfig
 from dclr.data import VideoDataset, build_evaluation_loader
 from dclr.distributed import gather_objects, is_first, rank, world
-from dclr.evaluation.checkpoint import same_file_rows
 from dclr.evaluation.dataset import EvaluationDataConfig, evaluation_clips, load_subsets
-from dclr.evaluation.features import Encoded, Encoding, Features
+from dclr.evaluation.features import Encoded, Encoding, Features, own_rows
 from dclr.evaluation.knn import classify_by_neighbours
 from dclr.evaluation.retrieval import retrieval
 
@@ -50,7 +49,7 @@ class EpochEvaluation:
         train, test = self._features(encoder, self.train), self._features(encoder, self.test)
         if not is_first() or not len(train.labels) or not len(test.labels):
             return {}
-        own = same_file_rows(_paths(self.train, train), _paths(self.test, test))
+        own = own_rows(train, test)
         voters = min(VOTERS, len(train.labels))
         voted = classify_by_neighbours(train, test, classes=self.classes, k=voters, own=own).figures
         found = retrieval(train.clips, train.labels, test.clips, test.labels, (1,), own=own)
@@ -72,17 +71,12 @@ class EpochEvaluation:
         Encoding(encoder, self.device, augment.mean, augment.std, precision).run(loader, found.append, progress=False)
         rows = [row for part in gather_objects(_encoded_rows(found)) for row in part]
         rows.sort(key=lambda row: row[0])
-        numbers = torch.tensor([number for number, _ in rows], dtype=torch.int64)
-        labels = torch.tensor(videos.labels, dtype=torch.int64)[numbers]
-        return Features(torch.stack([row for _, row in rows]) if rows else torch.empty(0), labels, (), numbers)
+        clips = torch.stack([row for _, row in rows]) if rows else torch.empty(0)
+        return Features.of(videos, [number for number, _ in rows], clips)
 
 
 def _encoded_rows(found: Sequence[Encoded]) -> list[tuple[int, torch.Tensor]]:
     return [row for batch in found for row in zip(batch.video_id.tolist(), batch.clips.clone())]
-
-
-def _paths(videos: VideoDataset, features: Features) -> tuple[str, ...]:
-    return tuple(videos.paths[number] for number in features.video_id.tolist())
 
 
 def _some_labelled(videos: VideoDataset, count: int) -> VideoDataset:

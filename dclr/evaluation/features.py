@@ -3,6 +3,9 @@
 Shapes: V videos, n clips a video, T frames, H x W pixels, D = `encoder.feature_dim`.
 """
 
+from __future__ import annotations
+
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dclr.data import Batch, EvaluationClips, VideoError, build_evaluation_loader
+from dclr.data import Batch, EvaluationClips, VideoDataset, VideoError, build_evaluation_loader
 from dclr.models import average_pool
 
 
@@ -23,21 +26,28 @@ class Features(NamedTuple):
         clips: (V, n, D) float32 on the CPU, average-pooled over time and space, not normalised.
         labels: (V,) int64 class indices, -1 unknown.
         failures: the videos that could not be read, which have no row.
-        video_id: (V,) int64 index in the dataset of each row's video; None where nothing says.
+        paths: of each row's video; empty where nothing says.
     """
 
     clips: Tensor
     labels: Tensor
     failures: Sequence[VideoError] = ()
-    video_id: Tensor | None = None
+    paths: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, videos: VideoDataset, numbers: Sequence[int], clips: Tensor, failures: Sequence[VideoError] = ()
+    ) -> Features:
+        """Features `clips` of the videos with these numbers in a dataset."""
+        labels = torch.tensor([videos.labels[number] for number in numbers], dtype=torch.int64)
+        return cls(clips, labels, tuple(failures), tuple(videos.paths[number] for number in numbers))
 
 
 class Encoded(NamedTuple):
-    """A batch as it was encoded: pooled features (v, n, D), numbers and labels (v,), and what could not be read."""
+    """A batch as it was encoded: pooled features (v, n, D), the videos' numbers (v,), and what could not be read."""
 
     clips: Tensor
     video_id: Tensor
-    label: Tensor
     failures: Sequence[VideoError]
 
 
@@ -77,12 +87,12 @@ class Encoding:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(), _evaluating(self.encoder.to(device)):
             for batch in tqdm(loader, "features", unit="batch", disable=not progress):
                 pooled_vnd = torch.empty(0)
-                if len(batch.label):
+                if len(batch.video_id):
                     with autocast:
                         clips = batch.clips.to(device, non_blocking=True)
                         pooled_vnd = _pooled(self.encoder, clips, self.mean, self.std).cpu()
                     _require_finite(pooled_vnd, batch.video_id)
-                take(Encoded(pooled_vnd, batch.video_id, batch.label, batch.failures))
+                take(Encoded(pooled_vnd, batch.video_id, batch.failures))
 
 
 def check_features(train: Features, test: Features, classes: int | None = None) -> int:
@@ -143,8 +153,14 @@ def extract_features(
     Encoding(encoder, device, mean, std, precision).run(loader, found.append, progress)
     failures = [failure for batch in found for failure in batch.failures]
     require_few(failures, len(dataset), max_failures)
-    clips, video_id, label, _ = zip(*(batch for batch in found if len(batch.clips)))
-    return Features(torch.cat(clips), torch.cat(label), tuple(failures), torch.cat(video_id))
+    clips, video_id, _ = zip(*(batch for batch in found if len(batch.clips)))
+    return Features.of(dataset.dataset, torch.cat(video_id).tolist(), torch.cat(clips), failures)
+
+
+def own_rows(train: Features, test: Features) -> Tensor:
+    """(Q,) int64: the row among the training videos that is each test row's own file, -1 none; links are followed."""
+    rows = {os.path.realpath(path): row for row, path in enumerate(train.paths)}
+    return torch.tensor([rows.get(os.path.realpath(path), -1) for path in test.paths], dtype=torch.int64)
 
 
 def _pooled(encoder: nn.Module, clips_nvthwc: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -17,8 +17,8 @@ from dclr.config import PretrainConfig
 from dclr.data import VideoDataset, count_frames, read_clips
 from dclr.data.clips import centre_crop
 from dclr.evaluation import Features, nearest
-from dclr.evaluation.checkpoint import same_file_rows
 from dclr.evaluation.dataset import EvaluationDataConfig
+from dclr.evaluation.features import own_rows
 from dclr.methods import Method
 from dclr.models import build_encoder
 from dclr.visualize.activation import activation_maps, draw_activation, middle_clip
@@ -42,7 +42,7 @@ class Subset:
     features: Features
 
     def path(self, row: int) -> str:
-        return self.videos.paths[int(self.features.video_id[row])]
+        return self.features.paths[row]
 
     def label(self, row: int) -> int:
         return int(self.features.labels[row])
@@ -79,8 +79,7 @@ class Look:
     @property
     def own(self) -> Tensor:
         """The row of the gallery that is each query's own video, -1 none."""
-        paths = [[part.path(row) for row in range(len(part.features.labels))] for part in (self.gallery, self.queries)]
-        return same_file_rows(*map(tuple, paths))
+        return own_rows(self.gallery.features, self.queries.features)
 
 
 def picture(name: str, figure: Figure, caption: str) -> Picture:

@@ -134,11 +134,9 @@ def test_a_file_that_cannot_be_written_leaves_the_previous(run, tmp_path, monkey
 
 def test_features_of_says_which_video_a_row_is_of(run, videos):
     found = features_of("linear", LinearProbeConfig(str(run), device="cpu", data=config(run).data))
-    assert found.train.video_id.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
-    assert found.train_paths == tuple(
-        str(videos / row["path"]) for i, row in enumerate(rows(videos, "train")) if i != 4
-    )
-    assert len(found.test_paths) == 8
+    readable = [row["path"] for i, row in enumerate(rows(videos, "train")) if i != 4]
+    assert found.train.paths == tuple(str(videos / path) for path in readable)
+    assert len(found.test.paths) == 8
 
 
 def test_command(run, tmp_path, capsys):

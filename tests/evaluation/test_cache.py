@@ -47,7 +47,7 @@ def test_features_are_those_of_the_encoder_in_the_dataset_s_order(run, data, enc
     for found in (again, features(run, shuffled)):
         for mine, theirs in ((first.train, found.train), (first.test, found.test)):
             torch.testing.assert_close(mine.clips, theirs.clips, rtol=1e-4, atol=1e-6)
-            assert torch.equal(mine.labels, theirs.labels) and torch.equal(mine.video_id, theirs.video_id)
+            assert torch.equal(mine.labels, theirs.labels) and mine.paths == theirs.paths
     scene = features(run, replace(data, dataset="folder", root=str(first.data.root), label="scene"))
     assert torch.equal(scene.train.clips, first.train.clips) and not torch.equal(scene.train.labels, first.train.labels)
     assert sum(encoded) == 2 * ALL
@@ -160,7 +160,7 @@ def test_unreadable_videos_are_remembered(run, data, encoded, videos, tmp_path):
         assert sum(encoded) == 28 * CLIPS
         (failure,) = found.train.failures
         assert failure.path == str(root / "videos" / "000003.mp4") and failure.reason
-        assert found.train.video_id.tolist() == [n for n in range(18) if n != 3]
+        assert found.train.paths == tuple(str(root / "videos" / f"{n:06d}.mp4") for n in range(18) if n != 3)
     with pytest.raises(ValueError, match="1 of 18 videos could not be read, more than"):
         features(run, replace(data, max_failed_share=0.01))
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from dclr.data import VideoError
+from dclr.data import VideoDataset, VideoError
 from dclr.data.clips import Sample
 from dclr.evaluation import extract_features, linear_probe
 from dclr.models import build_encoder
@@ -17,17 +17,19 @@ class Clips(Dataset):
     """Videos of three clips, made from their index; the `broken` ones cannot be read."""
 
     def __init__(self, videos=7, broken=()):
-        self.videos, self.broken = videos, broken
+        self.broken = broken
+        paths, labels = zip(*((f"{index}.avi", index % 3) for index in range(videos))) if videos else ((), ())
+        self.dataset = VideoDataset("clips", paths, labels, ("0", "1", "2"))
 
     def __len__(self):
-        return self.videos
+        return len(self.dataset)
 
     def __getitem__(self, index):
         generator = torch.Generator().manual_seed(index)
         clips = torch.randint(256, (3, 4, 16, 18, 3), generator=generator, dtype=torch.uint8)
         if index in self.broken:
             return Sample(clips, -1, -1, (VideoError(f"{index}.avi", "truncated"),))
-        return Sample(clips, index, index % 3)
+        return Sample(clips, index, self.dataset.labels[index])
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,7 @@ def test_unreadable_videos_are_left_out_and_named(encoder):
         features = extract(encoder, dataset, batch_videos=batch_videos, max_failures=0.3)
         kept = [0, 2, 3, 4, 6]
         assert torch.equal(features.labels, every.labels[kept])
+        assert features.paths == tuple(f"{index}.avi" for index in kept)
         torch.testing.assert_close(features.clips, every.clips[kept], rtol=1e-4, atol=1e-6)
         assert [str(failure) for failure in features.failures] == ["1.avi: truncated", "5.avi: truncated"]
 
