@@ -30,7 +30,7 @@ from torch import nn
 from dclr.commands.pretrain import pretrain
 from dclr.config import PretrainConfig
 from dclr.data import EvaluationClips, load_dataset
-from dclr.evaluation import Features, classify_by_layer, classify_by_neighbours, extract_features
+from dclr.evaluation import Features, extract_features, knn_classification, linear_probe
 from dclr.evaluation.classification import Classified, class_accuracy, confusion
 from dclr.methods.base import MethodConfig
 from dclr.methods.dualvar import DualVarConfig
@@ -105,11 +105,11 @@ def figures(encoder: nn.Module, root: Path, column: str) -> dict[str, Any]:
 
 
 def _neighbours(train: Features, test: Features, classes: int, k: int = 5) -> Classified:
-    return classify_by_neighbours(train, test, classes=classes, k=k)
+    return knn_classification(train, test, classes=classes, k=k)
 
 
 def _layer(train: Features, test: Features, classes: int) -> Classified:
-    return classify_by_layer(train, test, classes=classes)
+    return linear_probe(train, test, classes=classes)
 
 
 def cross_validated(

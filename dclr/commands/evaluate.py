@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dclr.config import ConfigError
 from dclr.distributed import choose_device
-from dclr.evaluation import LinearConfig, classify_by_layer, classify_by_neighbours, retrieval
+from dclr.evaluation import LinearConfig, knn_classification, linear_probe, retrieval
 from dclr.evaluation.checkpoint import Evaluated, EvaluationConfig, features_of
 from dclr.evaluation.recipes import RECIPES
 from dclr.evaluation.records import add_record, add_summary
@@ -215,7 +215,7 @@ def _linear_protocol(options: LinearOptions, device: str) -> Protocol:
         for seed in options.seeds:
             settings = {"classes": classes, "seed": seed, "device": where}
             found, second = (
-                classify_by_layer(features.train, features.test, each, **settings) for each in (options.linear, other)
+                linear_probe(features.train, features.test, each, **settings) for each in (options.linear, other)
             )
             trained_on = int((features.own >= 0).sum())
             overlap = f"; {trained_on} of the {len(features.own)} test videos were trained on" if trained_on else ""
@@ -247,7 +247,7 @@ def _knn_protocol(options: KnnOptions) -> Protocol:
         others = _gallery_size(features)
         k = options.k or min(VOTERS, others)
         _require_at_most(others, "k", k)
-        found = classify_by_neighbours(
+        found = knn_classification(
             features.train,
             features.test,
             classes=len(features.classes),

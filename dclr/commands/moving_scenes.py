@@ -58,7 +58,7 @@ def motion_and_scene(encoder: Any, run: PretrainConfig, root: Path) -> dict[str,
     for label in ("motion", "scene"):
         train, test = (_labelled(features[subset], root, label, subset) for subset in ("train", "test"))
         found = retrieval(train.clips, train.labels, test.clips, test.labels, ks=(1,))
-        probe = linear_probe(train, test)
+        probe = linear_probe(train, test).figures
         figures[f"{label} R@1"], figures[f"{label} linear"] = found["R@1"], probe["top1"]
     return {**figures, "protocol": f"{found['protocol']}; {probe['protocol']}"}
 

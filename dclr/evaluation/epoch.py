@@ -14,7 +14,7 @@ from dclr.data import VideoDataset, build_evaluation_loader
 from dclr.distributed import gather_objects, is_first, rank, world
 from dclr.evaluation.dataset import EvaluationDataConfig, evaluation_clips, load_subsets
 from dclr.evaluation.features import Encoded, Encoding, Features, own_rows
-from dclr.evaluation.knn import classify_by_neighbours
+from dclr.evaluation.knn import knn_classification
 from dclr.evaluation.retrieval import retrieval
 
 # Few, as they are decoded anew each time.
@@ -51,7 +51,7 @@ class EpochEvaluation:
             return {}
         own = own_rows(train, test)
         voters = min(VOTERS, len(train.labels))
-        voted = classify_by_neighbours(train, test, classes=self.classes, k=voters, own=own).figures
+        voted = knn_classification(train, test, classes=self.classes, k=voters, own=own).figures
         found = retrieval(train.clips, train.labels, test.clips, test.labels, (1,), own=own)
         return {
             "eval/knn": voted["top1"],

@@ -4,8 +4,6 @@ G training videos, Q test videos, n clips a video, D features, k neighbours, C c
 those of `nearest`.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,22 +13,6 @@ from dclr.evaluation.retrieval import CENTERINGS, Center, nearest, overlap_in_wo
 
 
 def knn_classification(
-    train: Features,
-    test: Features,
-    *,
-    classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
-    clip_l2: bool = True,
-    center: Center = "none",
-    own: Tensor | None = None,
-) -> dict[str, Any]:
-    """As `classify_by_neighbours`, the figures alone."""
-    options = {"classes": classes, "k": k, "temperature": temperature, "clip_l2": clip_l2, "center": center}
-    return classify_by_neighbours(train, test, own=own, **options).figures
-
-
-def classify_by_neighbours(
     train: Features,
     test: Features,
     *,

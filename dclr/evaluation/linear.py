@@ -4,7 +4,7 @@ V videos, n clips a video, D features, K classes. Hyper-parameters are those of 
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,19 +45,6 @@ class LinearConfig:
 
 
 def linear_probe(
-    train: Features,
-    test: Features,
-    config: LinearConfig | None = None,
-    *,
-    classes: int | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> dict[str, Any]:
-    """As `classify_by_layer`, the figures alone."""
-    return classify_by_layer(train, test, config, classes=classes, seed=seed, device=device).figures
-
-
-def classify_by_layer(
     train: Features,
     test: Features,
     config: LinearConfig | None = None,

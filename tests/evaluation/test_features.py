@@ -138,4 +138,4 @@ def test_progress_bar(encoder, capfd):
 def test_features_can_be_trained_on(encoder):
     features = extract(encoder)
     assert not features.clips.is_inference() and not features.labels.is_inference()
-    assert linear_probe(features, features)["top1"] > 0
+    assert linear_probe(features, features).figures["top1"] > 0

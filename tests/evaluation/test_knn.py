@@ -53,15 +53,15 @@ def test_equals_votes_counted_one_by_one(center, clip_l2, k, temperature):
     similarity = cosines(train, test, clip_l2, center)
     expected = counted(similarity, train.labels, test.labels, k, temperature)
     options = {"classes": 9, "k": k, "temperature": temperature, "clip_l2": clip_l2, "center": center}
-    result = knn_classification(train, test, **options)
+    result = knn_classification(train, test, **options).figures
     assert {key: result[key] for key in ("top1", "top5")} == pytest.approx(expected, abs=1e-9)
     assert 20 < result["top1"] < 80 and result["top1"] <= result["top5"]
 
 
 def test_defaults_are_those_of_the_literature():
     train, test = random_features(61, seed=1), random_features(150, seed=2)
-    expected = knn_classification(train, test, classes=9, k=20, temperature=0.07, clip_l2=True, center="none")
-    assert knn_classification(train, test, classes=9) == expected
+    expected = knn_classification(train, test, classes=9, k=20, temperature=0.07, clip_l2=True, center="none").figures
+    assert knn_classification(train, test, classes=9).figures == expected
 
 
 def test_ties_of_neighbours_and_of_votes():
@@ -73,7 +73,7 @@ def test_ties_of_neighbours_and_of_votes():
     similarity = (test_axis[:, None] == train_axis).double().numpy()
     for k in (1, 4, 13, 40):
         expected = counted(similarity, train.labels, test.labels, k, 0.5)
-        result = knn_classification(train, test, classes=7, k=k, temperature=0.5)
+        result = knn_classification(train, test, classes=7, k=k, temperature=0.5).figures
         assert {key: result[key] for key in ("top1", "top5")} == pytest.approx(expected)
 
 
@@ -81,35 +81,35 @@ def test_equal_votes_go_to_the_lower_class():
     train = Features(torch.ones(4, 1, 2), torch.tensor([3, 1, 3, 1]))
     for label, right in ((1, 100.0), (3, 0.0)):
         test = Features(torch.ones(1, 1, 2), torch.tensor([label]))
-        assert knn_classification(train, test, classes=4)["top1"] == right
+        assert knn_classification(train, test, classes=4).figures["top1"] == right
 
 
 def test_a_class_without_a_vote_is_not_a_guess():
     train = Features(torch.ones(3, 1, 2), torch.tensor([5, 5, 6]))
     test = Features(torch.ones(4, 1, 2), torch.tensor([0, 1, 5, 6]))
-    result = knn_classification(train, test, classes=7)
+    result = knn_classification(train, test, classes=7).figures
     assert (result["top1"], result["top5"]) == (25.0, 50.0)
 
 
 def test_few_classes_have_no_top5():
     for classes, keys in ((5, {"top1", "chance", "protocol"}), (6, {"top1", "top5", "chance", "protocol"})):
         features = random_features(30, seed=4, classes=classes)
-        assert knn_classification(features, features, classes=classes).keys() == keys
+        assert knn_classification(features, features, classes=classes).figures.keys() == keys
 
 
 def test_a_tiny_temperature_leaves_it_to_the_nearest():
     train, test = random_features(61, seed=1), random_features(150, seed=2)
-    nearest = knn_classification(train, test, classes=9, k=1)["top1"]
-    assert knn_classification(train, test, classes=9, temperature=1e-9)["top1"] == nearest
+    nearest = knn_classification(train, test, classes=9, k=1).figures["top1"]
+    assert knn_classification(train, test, classes=9, temperature=1e-9).figures["top1"] == nearest
 
 
 def test_protocol_says_what_was_done():
     train, test = random_features(12, seed=8), random_features(5, seed=9)
-    protocol = knn_classification(train, test, classes=9)["protocol"]
+    protocol = knn_classification(train, test, classes=9).figures["protocol"]
     for part in ("5 test videos", "12 training videos", "9 classes", "3 clips", "each l2-normalised", "not centred"):
         assert part in protocol
     assert protocol.endswith("exp(cosine / 0.07) of the 12 nearest")
-    changed = knn_classification(train, test, classes=9, k=4, temperature=0.1, clip_l2=False, center="train")
+    changed = knn_classification(train, test, classes=9, k=4, temperature=0.1, clip_l2=False, center="train").figures
     assert changed["protocol"].endswith("exp(cosine / 0.1) of the 4 nearest")
     assert "each l2" not in changed["protocol"] and "gallery's mean" in changed["protocol"]
 

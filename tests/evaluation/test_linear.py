@@ -16,7 +16,7 @@ def separable(videos, seed, clips=4, dim=16, classes=5, noise=0.3):
 
 
 def test_separable_features_are_learned():
-    result = linear_probe(separable(100, 0), separable(50, 1))
+    result = linear_probe(separable(100, 0), separable(50, 1)).figures
     assert result["top1"] > 98 and result["clip_top1"] > 90 and result["train_clip_top1"] > 90
     assert result["top1"] >= result["clip_top1"]
 
@@ -28,17 +28,17 @@ def test_random_labels_stay_at_chance():
         features._replace(labels=torch.randint(5, features.labels.shape, generator=generator))
         for features in (train, test)
     )
-    assert 10 < linear_probe(train, test)["top1"] < 30
+    assert 10 < linear_probe(train, test).figures["top1"] < 30
 
 
 def test_same_seed_same_figures_and_global_generator_untouched():
     # Noisy, so that figures of other seeds differ.
     train, test = separable(60, 0, noise=1.5), separable(211, 1, noise=1.5)
     state = torch.get_rng_state()
-    first = linear_probe(train, test, seed=3)
+    first = linear_probe(train, test, seed=3).figures
     assert torch.equal(state, torch.get_rng_state())
-    assert linear_probe(train, test, seed=3) == first
-    assert linear_probe(train, test, seed=4)["clip_top1"] != first["clip_top1"]
+    assert linear_probe(train, test, seed=3).figures == first
+    assert linear_probe(train, test, seed=4).figures["clip_top1"] != first["clip_top1"]
 
 
 def reference_layer(clips_vnd, labels, config, seed, classes):
@@ -82,7 +82,7 @@ def test_equals_sgd_written_out(config):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_figures_are_those_of_the_layer(config):
     train, test = separable(61, 0, noise=1.0), separable(203, 1, noise=1.0)
-    result = linear_probe(train, test, config, seed=7)
+    result = linear_probe(train, test, config, seed=7).figures
     x, y = (f.clips.double().numpy() for f in (train, test))
     if config.l2:
         x, y = (z / np.linalg.norm(z, axis=2, keepdims=True) for z in (x, y))
@@ -104,7 +104,7 @@ def test_averages_of_logits_and_of_probabilities_differ():
 def test_protocol_says_what_was_done():
     train, test = separable(20, 0, clips=3), separable(10, 1)
     config = LinearConfig(average="prob", epochs=2, milestones=())
-    protocol = linear_probe(train, test, config, seed=5)["protocol"]
+    protocol = linear_probe(train, test, config, seed=5).figures["protocol"]
     assert "20 training videos x 3 clips" in protocol and "10 test videos" in protocol
     assert "lr 5 wd 0 m 0.9 batch 128, 2 epochs" in protocol and "seed 5" in protocol
     assert "mean softmax probabilities of 4 clips" in protocol and "l2-normalised" in protocol
@@ -148,5 +148,5 @@ def test_one_clip_of_each_video_in_an_epoch():
                 expected.append(clip)
         assert chosen == expected
     train, test = separable(40, 0, noise=1.0), separable(30, 1)
-    protocol = linear_probe(train, test, LinearConfig(clips=1))["protocol"]
+    protocol = linear_probe(train, test, LinearConfig(clips=1)).figures["protocol"]
     assert "10 epochs of 1 random clips a video" in protocol
