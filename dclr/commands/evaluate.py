@@ -15,7 +15,7 @@ from dclr.evaluation import LinearConfig, knn_classification, linear_probe, retr
 from dclr.evaluation.checkpoint import Evaluated, EvaluationConfig, features_of
 from dclr.evaluation.recipes import RECIPES
 from dclr.evaluation.records import add_record, add_summary
-from dclr.evaluation.targets import in_words, targets_of
+from dclr.evaluation.targets import published
 from dclr.suggest import did_you_mean
 from dclr.visualize.confusion import write_confusion
 
@@ -314,7 +314,6 @@ def _features_of_splits(config: SplitsConfig, names: list[str]) -> Iterator[tupl
 def _split_record(name: str, features: Evaluated, result: Result, split: int | None) -> dict[str, Any]:
     """One result as a record of the folder's metrics.jsonl, with the published figures of its setting."""
     place = {} if split is None else {"split": split}
-    targets = targets_of(name, features.data.dataset, features.subject.pretrained_on)
-    published = {"published": [in_words(target) for target in targets]} if targets else {}
-    record = {**place, **result.record, **features.subject.record, **published}
+    beside = published(name, features.data.dataset, features.subject.pretrained_on)
+    record = {**place, **result.record, **features.subject.record, **beside}
     return add_record(features.folder(name), name, features.protocol, record, features.train, features.test)

@@ -20,7 +20,7 @@ from dclr.evaluation.classification import classified
 from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, evaluation_clips, load_subsets, require_labels
 from dclr.evaluation.linear import top1, video_scores
 from dclr.evaluation.records import add_record, add_summary
-from dclr.evaluation.targets import in_words, targets_of
+from dclr.evaluation.targets import published
 from dclr.methods import ClassifierConfig
 from dclr.models.weights import absolute
 from dclr.training import find_checkpoint, load_method, ready_trainer
@@ -264,13 +264,12 @@ def _test(
     scores, clip_top1 = video_scores(logits, config.average), top1(logits, features.labels[:, None])
     found = classified(scores, features.labels, _finetuning_protocol(config, run, features), clip_top1=clip_top1)
     write_confusion(folder, "finetune", found.guesses, features.labels, videos[1].classes)
-    targets = targets_of("finetune", config.data.dataset, pretrained_on)
     record = {
         **found.figures,
         "checkpoint": str(find_checkpoint(folder)),
         "epoch": position["epoch"],
         "encoder": run.encoder,
-        **({"published": [in_words(target) for target in targets]} if targets else {}),
+        **published("finetune", config.data.dataset, pretrained_on),
     }
     return add_record(folder, "finetune", clip_protocol(config.data, *videos), record, features)
 
@@ -285,11 +284,10 @@ def _finetuning_protocol(config: FinetuneConfig, run: PretrainConfig, features: 
     schedule = f"x0.1 at {steps}" if optim.schedule == "step" else optim.schedule
     rate = base_rate(optim, train.batch)
     averaged = "logits" if config.average == "logits" else "softmax probabilities"
-    rate = base_rate(optim, train.batch)
     return (
         f"finetuned whole from {_starting_weights(config)}: {optim.optimizer} lr {rate:g} wd {optim.weight_decay:g} "
         f"m {optim.momentum:g} batch {train.batch}, {train.epochs} epochs of one random clip a video, "
-        f"{data.scale[0]:g} to {data.scale[1]:g} of the frame, {schedule}, dropout {run.method.dropout:g}, seed "
-        f"{train.seed}; "
+        f"{data.scale[0]:g} to {data.scale[1]:g} of the frame, {schedule}, dropout {run.method.dropout:g}, "
+        f"seed {train.seed}; "
         f"top-1 of {len(features.clips)} test videos by the mean {averaged} of {features.clips.shape[1]} clips"
     )

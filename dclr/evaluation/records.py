@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +51,8 @@ def add_summary(folder: Path, records: Sequence[dict[str, Any]]) -> dict[str, An
 
 
 def print_record(record: dict[str, Any]) -> None:
-    """The figures of a record in percent with their chance and spread, its protocol, and of what it is."""
-    chance, spread = record.get("chance", {}), record.get("spread", {})
-    figures = []
-    for key, value in record.items():
-        if isinstance(value, float):
-            more = f" ± {spread[key]:.2f}" if key in spread else ""
-            figures.append(f"{key} {value:.2f}%{more}" + (f" (chance {chance[key]:.2f}%)" if key in chance else ""))
-    print(f"{record['evaluation']}: {'  '.join(figures)}")
+    """The figures of a record, its protocol, and of what it is."""
+    print(f"{record['evaluation']}: {'  '.join(figures_in_words(record, '%'))}")
     print(f"protocol: {record['protocol']}")
     length = "" if record["epoch"] is None else f", {record['epoch']} epochs"
     print(f"checkpoint: {record['checkpoint']}{length}, {record['encoder']}")
@@ -66,3 +60,15 @@ def print_record(record: dict[str, Any]) -> None:
         print(line)
     if record["unreadable_videos"]:
         print(f"left out, unreadable: {'; '.join(record['unreadable_videos'])}")
+
+
+def figures_in_words(record: Mapping[str, Any], unit: str = "") -> list[str]:
+    """Each figure of a record in percent, with its spread over runs and with chance where the record has them."""
+    spread, chance = record.get("spread", {}), record.get("chance", {})
+    words = []
+    for name, value in record.items():
+        if isinstance(value, float):
+            more = f" ± {spread[name]:.2f}" if name in spread else ""
+            more += f" (chance {chance[name]:.2f}{unit})" if name in chance else ""
+            words.append(f"{name} {value:.2f}{unit}{more}")
+    return words

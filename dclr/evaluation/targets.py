@@ -70,13 +70,13 @@ TARGETS: tuple[Target, ...] = (
 )
 
 
-def targets_of(evaluation: str, dataset: str, pretrained: str) -> list[Target]:
-    """The published rows of an evaluation on a dataset after pretraining on another."""
+def published(evaluation: str, dataset: str, pretrained: str) -> dict[str, list[str]]:
+    """For a record of an evaluation after pretraining on another dataset: published rows of its setting, if any."""
     wanted = evaluation, dataset, pretrained
-    return [target for target in TARGETS if target[:3] == wanted]
+    lines = [_in_words(target) for target in TARGETS if target[:3] == wanted]
+    return {"published": lines} if lines else {}
 
 
-def in_words(target: Target) -> str:
-    """A row as it is printed beside ours."""
+def _in_words(target: Target) -> str:
     figures = "  ".join(f"{name} {value:.1f}%" for name, value in target.figures.items())
     return f"published: {figures}  {target.method}, {target.setting}, pretrained on {target.pretrained}"

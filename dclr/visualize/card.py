@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from dclr.config import to_dict
 from dclr.evaluation.checkpoint import Subject
+from dclr.evaluation.records import figures_in_words
 from dclr.methods import method_name
 from dclr.visualize.report import cost_line
 from dclr.visualize.run import Run, read_run
@@ -64,18 +63,10 @@ def _card_evaluations(run: Run) -> list[str]:
     if not run.evaluations:
         return []
     rows = [
-        f"| {number} | {record.get('evaluation', 'evaluation')} | {_card_figures(record)} | {record.get('epoch', '')} |"
+        f"| {number} | {record.get('evaluation', 'evaluation')} | {', '.join(figures_in_words(record))} "
+        f"| {record.get('epoch', '')} |"
         for number, (_, record) in enumerate(run.evaluations, start=1)
     ]
     protocols = [f"{number}. {record['protocol']}" for number, (_, record) in enumerate(run.evaluations, start=1)]
     table = "\n".join(["| | evaluation | figures, % | epoch |", "|---|---|---|---|", *rows])
     return [table, "Protocols:", "\n".join(protocols)]
-
-
-def _card_figures(record: Mapping[str, Any]) -> str:
-    chance = record.get("chance") or {}
-    return ", ".join(
-        f"{name} {value:.2f}" + (f" (chance {chance[name]:.2f})" if name in chance else "")
-        for name, value in record.items()
-        if isinstance(value, float)
-    )

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from dclr.evaluation.records import figures_in_words
 from dclr.visualize.drawing import inline
 from dclr.visualize.run import Run
 from dclr.visualize.style import STYLE
@@ -150,7 +151,7 @@ def _evaluations(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         name = str(record.get("evaluation") or record.get("row") or "evaluation")
         place = f"epoch {record['epoch']}" if "epoch" in record else f"step {record.get('step', '?')}"
         source = f"{place}, {record['checkpoint']}" if "checkpoint" in record else place
-        last[folder, name, str(record["protocol"]), source] = _figures(record)
+        last[folder, name, str(record["protocol"]), source] = "\n".join(figures_in_words(record))
     rows = [
         f'<tr><td data-name="evaluation, folder">{escape(name)}<br>{escape(folder)}</td>'
         f'<td data-name="percent" class="figures">{escape(figures)}</td>'
@@ -161,23 +162,12 @@ def _evaluations(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     return f'<table class="cards">\n{head}\n' + "\n".join(rows) + "\n</table>" if rows else ""
 
 
-def _figures(record: Mapping[str, Any]) -> str:
-    """A line for each figure in percent, with its spread over runs and with chance where the record has them."""
-    spread, chance = record.get("spread", {}), record.get("chance", {})
-    lines = []
-    for name, value in record.items():
-        if isinstance(value, float):
-            more = f" ± {spread[name]:.2f}" if name in spread else ""
-            lines.append(f"{name} {value:.2f}{more}" + (f" (chance {chance[name]:.2f})" if name in chance else ""))
-    return "\n".join(lines)
-
-
 def _retrieval(report: Report) -> str:
     """Figures of the neighbours shown, where they do not stand among the evaluations already."""
     result = report.retrieval
     if not result or any(_agree(record, result) for _, record in report.run.evaluations):
         return ""
-    figures = escape(_figures(result).replace("\n", ", "))
+    figures = escape(", ".join(figures_in_words(result)))
     return f'<p>{figures} (percent)</p>\n<p class="protocol">{escape(result["protocol"])}</p>\n'
 
 
