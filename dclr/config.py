@@ -305,24 +305,34 @@ def _converted(value: Any, hint: Any, path: str) -> Any:
     return value
 
 
-def save(config: PretrainConfig, path: Path, **extra: Any) -> None:
+def save(config: Any, path: Path, **extra: Any) -> None:
     """Write the resolved configuration as YAML; `extra` (versions, commit) goes under `run`, which loading ignores."""
     write_or_explain(Path(path), yaml.safe_dump({**to_dict(config), "run": extra}, sort_keys=False).encode())
 
 
-def load(path: str | Path, base: PretrainConfig | None = None) -> PretrainConfig:
-    """Configuration of a YAML file over `base` (default: the defaults)."""
+def load(path: str | Path, base: Any = None) -> Any:
+    """Configuration of a YAML file over `base` (default: the defaults of `PretrainConfig`)."""
+    values = read_values(Path(path).expanduser())
+    if values.pop("run", None) is not None:
+        values = of_saved_run(values)
+    return update(base or PretrainConfig(), values)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
     try:
-        values = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except RecursionError:
         raise ConfigError(f"{path}: cannot be read as a configuration: it is nested too deeply") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: got {type(values).__name__}, expected keys and values")
-    if values.pop("run", None) is not None:
-        values = of_saved_run(values)
-    return update(base or PretrainConfig(), values)
+    return values
 
 
 def of_saved_run(values: dict[str, Any]) -> dict[str, Any]:

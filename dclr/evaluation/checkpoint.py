@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dclr.config import ConfigError, PretrainConfig, update
+from dclr.config import ConfigError, PretrainConfig, of_saved_run, update
 from dclr.data import VideoDataset
 from dclr.distributed import choose_device, is_first, process_group
 from dclr.evaluation.cache import FeatureCache, weights_digest
@@ -127,7 +127,7 @@ def load_subject(checkpoint: str) -> Subject:
     pretraining = PretrainConfig(encoder=file.name)
     if values:
         try:
-            pretraining = update(PretrainConfig(), values)
+            pretraining = update(PretrainConfig(), of_saved_run(values))
         except ConfigError as error:
             raise ConfigError(f"{file.path}: {error}") from error
     seen = file.preprocessing

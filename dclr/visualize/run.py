@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dclr.config import ConfigError
+from dclr.config import ConfigError, read_values
 from dclr.training import read_metrics
+from dclr.training.metrics import METRICS
 
-METRICS, CONFIG, FINETUNE = "metrics.jsonl", "config.yaml", "finetune.yaml"
+CONFIG, FINETUNE = "config.yaml", "finetune.yaml"
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,7 @@ def _start(settings: dict[str, Any]) -> str:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as a configuration: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: got {type(values).__name__}, expected keys and values")
-    return values
+    return read_values(path) if path.exists() else {}
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:

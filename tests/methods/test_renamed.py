@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dclr.config import ConfigError, OptimConfig, PretrainConfig, load, to_dict, update
+from dclr.evaluation.checkpoint import load_subject
 from dclr.methods import DCLRConfig, DCLRReleaseConfig, DualVarConfig, build_method
 from dclr.methods.dclr import AlignmentConfig, RefineConfig
 from dclr.methods.renamed import BUFFERS
@@ -100,6 +101,7 @@ def test_an_old_checkpoint_is_read(tmp_path):
     save_checkpoint(tmp_path / "last.pt", {"config": saved, "method": state, "position": {"epoch": 1, "step": 0}})
     loaded = load_method(tmp_path / "last.pt")
     assert loaded.config == replace(config, optim=replace(config.optim, scale_lr=True))
+    assert load_subject(str(tmp_path / "last.pt")).pretraining == loaded.config
     for key, value in method.state_dict().items():
         other = loaded.method.state_dict()[key]
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, key
