@@ -84,9 +84,11 @@ class FakeMethod(Method):
         lives = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ.get("MACHINE_IS_BACK")
         first_life = lives == ("0", None)
         if self.forwards == self.config.kill_at and rank() == self.config.signal_rank and first_life:
-            if self.config.agent_signal:
-                os.kill(os.getppid(), self.config.agent_signal)
-            if self.config.agent_signal != signal.SIGTERM:
+            if self.config.agent_signal == signal.SIGTERM:
+                be_terminated_by_agent()
+            else:
+                if self.config.agent_signal:
+                    os.kill(os.getppid(), self.config.agent_signal)
                 os.kill(os.getpid(), signal.SIGKILL)
         n = batch.clips.shape[1]
         clip = batch.clips.flatten(0, 1).permute(0, 4, 1, 2, 3).float() / 255
@@ -109,6 +111,21 @@ class FakeMethod(Method):
             self.queue[rows] = keys
             self.pointer.add_(len(keys)).remainder_(len(self.queue))
         self.pending.clear()
+
+
+def be_terminated_by_agent():
+    """Send the agent of torchrun a SIGTERM, and wait for its own to arrive: it can take longer than the steps left."""
+    arrived, heed = [], signal.getsignal(signal.SIGTERM)
+
+    def note(number, frame):
+        arrived.append(number)
+        heed(number, frame)
+
+    signal.signal(signal.SIGTERM, note)
+    os.kill(os.getppid(), signal.SIGTERM)
+    while not arrived:
+        time.sleep(0.01)
+    signal.signal(signal.SIGTERM, heed)
 
 
 class FakeClips(Dataset):
