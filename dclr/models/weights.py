@@ -20,12 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dclr.augment.draws import IMAGENET_MEAN, IMAGENET_STD
+from dclr.augment.draws import IMAGENET_MEAN, IMAGENET_STD, KINETICS_MEAN, KINETICS_STD
 from dclr.files import damaged_zip
 from dclr.models.encoders import ENCODERS, build_encoder
 from dclr.models.layouts import LAYOUTS, PREFIXES, renaming
 
-KINETICS_MEAN, KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 # Entries under which checkpoints keep their tensors, ours first.
 STATES = ("method", "state_dict", "model", "model_state_dict", "module", "encoder")
 

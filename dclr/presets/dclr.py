@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from dclr.augment import AugmentConfig
 from dclr.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig
@@ -99,15 +100,14 @@ TABLES_5_TO_7 = {
 }
 
 
+def terms_alone(losses: LossWeights, **settings: Any) -> DCLRConfig:
+    """DCLR with these losses and nothing else: no search, alignment or refinement."""
+    off = {"search": SearchConfig(on=()), "alignment": AlignmentConfig(0), "refine": RefineConfig(False, False)}
+    return DCLRConfig(losses=losses, **off, **settings)
+
+
 def _table_4_row(losses: tuple[float, ...], same_view: bool) -> PretrainConfig:
-    method = DCLRConfig(
-        losses=LossWeights(*losses),
-        same_view=same_view,
-        search=SearchConfig(on=()),
-        alignment=AlignmentConfig(0),
-        refine=RefineConfig(False, False),
-    )
-    return _ucf101(method)
+    return _ucf101(terms_alone(LossWeights(*losses), same_view=same_view))
 
 
 def _t4_4_printed() -> PretrainConfig:

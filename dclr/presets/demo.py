@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dclr.augment import AugmentConfig
 from dclr.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig
 from dclr.methods.base import ContrastiveConfig
-from dclr.methods.dclr import AlignmentConfig, DCLRConfig, LossWeights, RefineConfig
-from dclr.methods.search import SearchConfig
+from dclr.methods.dclr import LossWeights
 from dclr.methods.simclr import SimCLRConfig
+from dclr.presets.dclr import terms_alone
 
 # What a short run with a narrow encoder needs of any contrastive method.
 SHORT = {"temperature": 0.1, "dim": 64, "hidden": 96, "center": True}
@@ -32,8 +32,7 @@ def demo_run(method: ContrastiveConfig) -> PretrainConfig:
 
 
 def _demo_terms(vs: float, vd: float) -> PretrainConfig:
-    off = {"search": SearchConfig(on=()), "alignment": AlignmentConfig(0), "refine": RefineConfig(False, False)}
-    return demo_run(DCLRConfig(losses=LossWeights(vs=vs, vd=vd, sd=0), **off, **SHORT))
+    return demo_run(terms_alone(LossWeights(vs=vs, vd=vd, sd=0), **SHORT))
 
 
 def demo_dclr() -> PretrainConfig:

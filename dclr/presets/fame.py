@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from dclr.augment import AugmentConfig, ForegroundConfig
+from dclr.augment.draws import KINETICS_MEAN, KINETICS_STD
 from dclr.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig
 from dclr.methods.fame import FAMEConfig
 
@@ -20,7 +21,7 @@ def _fame(dataset: str = "ucf101", encoder: str = "r2plus1d_18", size: int = 112
     return PretrainConfig(
         encoder=encoder,
         data=DataConfig(dataset=dataset, size=size),
-        augment=AugmentConfig(mean=(0.43216, 0.394666, 0.37645), std=(0.22803, 0.22145, 0.216989)),
+        augment=AugmentConfig(mean=KINETICS_MEAN, std=KINETICS_STD),
         optim=OptimConfig(schedule="cosine"),
         # Statistics over all GPUs would leave the shuffled BatchNorm nothing to do.
         train=TrainConfig(sync_bn=False),
