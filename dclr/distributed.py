@@ -135,13 +135,13 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     return total / world()
 
 
-def largest_over_ranks(*values: int) -> list[int]:
-    """Largest of each number over the processes; exchanged through CPU memory, no device waits."""
+def largest_over_ranks(value: int) -> int:
+    """Largest of a number over the processes; exchanged through CPU memory, no device waits."""
     if world() == 1:
-        return list(values)
-    largest = torch.tensor(values)
+        return value
+    largest = torch.tensor(value)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return largest.tolist()
+    return int(largest)
 
 
 def note_step(step: int) -> None:

@@ -194,7 +194,7 @@ class _Videos:
     cache: None or "memory".
     """
 
-    def __init__(self, paths: Sequence[str], cache: str | None):
+    def __init__(self, paths: Sequence[str], cache: str | None = None):
         if cache not in (None, "memory"):
             raise ValueError(f'cache must be None or "memory", got {cache!r}')
         self.paths, self.index = paths, FrameIndex(paths)
@@ -341,14 +341,13 @@ class EvaluationClips(Dataset):
         size: int = 112,
         clips: int = 10,
         test_crop: str = "square_resize",
-        cache: str | None = None,
     ):
         if test_crop not in TEST_CROPS:
             raise ValueError(f"test_crop must be one of {', '.join(TEST_CROPS)}, got {test_crop!r}")
         self.dataset = dataset
         self.frames, self.stride, self.size, self.clips = frames, stride, size, clips
         self.test_crop = test_crop
-        self.videos = _Videos(dataset.paths, cache)
+        self.videos = _Videos(dataset.paths)
 
     def __len__(self) -> int:
         return len(self.dataset)

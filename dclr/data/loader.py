@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Sampler
 from dclr.data.clips import REPLACEMENTS, Batch, EvaluationClips, PretrainClips, collate
 from dclr.data.planes import PackedCrops
 
-# They reach the whole process group; the trainer finishes its step and saves before it stops.
+# They reach the whole process group; the trainer finishes its step and saves before it stops. Windows has two of them.
 STOP_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
 
 

@@ -24,7 +24,6 @@ from dclr.kernels import crop_resize_yuv
 BT601, BT709 = (0.299, 0.114), (0.2126, 0.0722)
 LUMA_SHARES = {0: BT601, 1: BT709, 2: BT601, 4: BT601, 5: BT601, 6: BT601, 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
 
-
 # Crops of larger frames would be most of a machine's memory: 4 views of 17 frames of 8192 x 8192 are 7 GB.
 MAX_SHORT_SIDE = 1088
 
@@ -84,7 +83,7 @@ def _view(plane: av.video.plane.VideoPlane) -> np.ndarray:
 
 @cache
 def rgb_matrix(red: float, blue: float, full: bool) -> np.ndarray:
-    """`PlanarClips.matrix` of these shares in the luma (ITU-T H.273), for values of full or of limited range."""
+    """`ToPlanes.matrix` for these shares in the luma (ITU-T H.273), for values of full or of limited range."""
     green = 1 - red - blue
     linear = np.array([
         [1, 0, 2 - 2 * red],

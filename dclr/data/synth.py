@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 MOTIONS = ("right", "down_right", "down", "down_left", "left", "up_left", "up", "up_right")
 LABELS_FILE = "labels.csv"
+FPS = 25
 
 
 @dataclass
@@ -239,12 +240,12 @@ def _over(scenery: np.ndarray, moving: np.ndarray, config: SynthConfig) -> np.nd
     return under + config.brightness * moving
 
 
-def write_video(path: Path, frames: np.ndarray, fps: int = 25) -> None:
+def write_video(path: Path, frames: np.ndarray) -> None:
     """Encode (t, h, w, 3) uint8 RGB as near-lossless h264 in MP4: the frame difference is then motion, not noise."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "10", "preset": "ultrafast"})
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "10", "preset": "ultrafast"})
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, fps)
+        stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, FPS)
         for rgb in frames:
             # x264's slower presets do not give the same bytes every time for pictures this small.
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="yuv420p")

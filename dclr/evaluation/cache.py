@@ -70,7 +70,6 @@ class FeatureCache:
         batch_videos: int = 4,
         workers: int = 0,
         max_failures: float = 0.01,
-        progress: bool = True,
     ) -> Features | None:
         """Features of the videos of `clips`, those that are not there encoded now; all processes share the work.
 
@@ -99,7 +98,7 @@ class FeatureCache:
                     if other != self.folder and _is_left_over(other):
                         shutil.rmtree(other, ignore_errors=True)
             try:
-                encoding.run(loader, writer.take, progress and is_first())
+                encoding.run(loader, writer.take, is_first())
             finally:
                 writer.flush()
         gather_objects(None)  # until all have written

@@ -6,9 +6,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+from dclr.data.loader import STOP_SIGNALS
 from dclr.errors import RunError
-
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # on Windows two
 
 
 class Stopped(RunError):
@@ -30,7 +29,7 @@ class StopRequest:
         self.signal = 0
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
-            heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
             self._previous = {number: signal.signal(number, self._note) for number in heeded}
         return self
 

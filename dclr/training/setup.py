@@ -62,14 +62,16 @@ def ready_trainer(
     return trainer
 
 
-def build_trainer(config: PretrainConfig, device: torch.device, encoder: nn.Module | None = None) -> Trainer:
+def build_trainer(config: PretrainConfig, device: torch.device) -> Trainer:
     """The trainer of a run, at its start, as `pretrain`; sets what torch keeps for the whole process."""
     videos = configured_videos(config.data)
     config, _ = fitted(config, len(videos))
-    return _trainer(config, videos, device, encoder)
+    return _trainer(config, videos, device)
 
 
-def _trainer(config: PretrainConfig, videos: VideoDataset, device: torch.device, encoder: nn.Module | None) -> Trainer:
+def _trainer(
+    config: PretrainConfig, videos: VideoDataset, device: torch.device, encoder: nn.Module | None = None
+) -> Trainer:
     train = config.train
     if train.threads:
         torch.set_num_threads(train.threads)
@@ -104,7 +106,7 @@ def _saved_state(folder: Path, resume: Resume) -> dict[str, Any] | None:
     there = path.exists()
     if there and not resume:
         raise ConfigError(f"{folder} already holds a run; expected --resume to go on with it, or another --output")
-    if not there and largest_over_ranks(int(there))[0]:
+    if not there and largest_over_ranks(int(there)):
         raise CheckpointError(f"{path}: other processes find it, this one does not; it must be on a shared file system")
     if not there and resume is True:
         raise ConfigError(
@@ -121,7 +123,7 @@ def _locked(folder: Path) -> RunLock | None:
             lock = RunLock(folder)
         except FolderTaken as error:
             refusal = error
-    if largest_over_ranks(int(refusal is not None))[0]:
+    if largest_over_ranks(int(refusal is not None)):
         raise refusal or FolderTaken(f"{folder}: another run is writing there")
     return lock
 

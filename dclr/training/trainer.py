@@ -113,19 +113,20 @@ class Trainer:
                 self.lock.release()
 
     def _run(self) -> None:
-        if self.epoch >= self.config.train.epochs:
+        train = self.config.train
+        if self.epoch >= train.epochs:
             print(f"{self.folder}: all {self.epoch} epochs are done")
             return
+        self.log = None
         if is_first():
             self._note_start()
-        train = self.config.train
-        wanted = self.global_step, train.tensorboard, train.trackers, to_dict(self.config)
-        self.log = MetricsLog(self.folder, *wanted) if is_first() else None
-        epochs = self.config.train.epochs
-        self.pace = Pace(self.global_step, epochs * self.steps_per_epoch, self.device)
+            settings = to_dict(self.config)
+            self.log = MetricsLog(self.folder, self.global_step, train.tensorboard, train.trackers, settings)
+        steps = train.epochs * self.steps_per_epoch
+        self.pace = Pace(self.global_step, steps, self.device)
         self.bar = tqdm(
             desc=self.folder.name,
-            total=epochs * self.steps_per_epoch,
+            total=steps,
             initial=self.global_step,
             unit="step",
             disable=not is_first(),
@@ -133,11 +134,11 @@ class Trainer:
         )
         try:
             with StopRequest() as self.request, self.bar:
-                while self.epoch < epochs:
+                while self.epoch < train.epochs:
                     self._run_epoch()
                     self.epoch, self.step_in_epoch = self.epoch + 1, 0
                     self._evaluate_if_due()
-                    self.save(keep=self.epoch % self.config.train.checkpoint_every == 0 or self.epoch == epochs)
+                    self.save(keep=self.epoch % train.checkpoint_every == 0 or self.epoch == train.epochs)
                     self._stop_if_asked()
             self._report()
         finally:
@@ -236,7 +237,7 @@ class Trainer:
 
     def _check_finite(self) -> None:
         """Stop at the first loss that was no number, before a checkpoint can take it in."""
-        step = -largest_over_ranks(-int(self.bad_step))[0]
+        step = -largest_over_ranks(-int(self.bad_step))
         if step < NEVER:
             path = self.checkpoints / LAST
             last = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
@@ -244,13 +245,13 @@ class Trainer:
 
     def _check_failures(self) -> None:
         known = len(self.failures.reasons)
-        if largest_over_ranks(known - self.known_failures)[0]:
+        if largest_over_ranks(known - self.known_failures):
             self.failures.merged().check()
         self.known_failures = known
 
     def _stop_if_asked(self) -> None:
         """Save and raise `Stopped` on all processes where one got a signal, but not after the last step."""
-        signal = largest_over_ranks(self.request.signal)[0]
+        signal = largest_over_ranks(self.request.signal)
         if signal and self.epoch < self.config.train.epochs:
             self._check_finite()
             self.save()

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from dclr.augment.color import GRAY_WEIGHTS
 from dclr.data import count_frames, read_clips
 from dclr.data.clips import centre_crop
 from dclr.evaluation.dataset import EvaluationDataConfig
@@ -22,7 +23,6 @@ from dclr.visualize.drawing import WIDTH, bare, short
 
 STREAMS = ("rgb", "static", "difference")
 COLUMNS = 3
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 CLEAR = 0.55  # of an overlay: the picture below stays visible
 
 
@@ -87,7 +87,7 @@ def draw_activation(clip: Tensor, maps: Tensor, title: str) -> Figure:
 
 def _grey(frames_thwc: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Luma (T, H, W) in [0, 1] of what the encoder sees as rgb, static and difference, whose zero is mid-grey."""
-    luma_thw = frames_thwc.astype(np.float32) @ LUMA / 255
+    luma_thw = frames_thwc.astype(np.float32) @ np.array(GRAY_WEIGHTS, np.float32) / 255
     rgb, difference = luma_thw[:-1], np.diff(luma_thw, axis=0)
     static = np.broadcast_to(rgb[len(rgb) // 2], rgb.shape)
     largest = np.abs(difference).max() or 1

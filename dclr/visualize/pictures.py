@@ -164,10 +164,10 @@ def kernels(encoder: nn.Module, pretraining: PretrainConfig, beside: Mapping[str
     return [picture("kernels", figure, f"Temporal kernel weights of {pretraining.encoder}, from input to output")]
 
 
-def masks(look: Look, videos: int = 2) -> Iterator[Picture]:
-    """FAME's masks of the first chosen videos, each merged onto the next one."""
+def masks(look: Look) -> Iterator[Picture]:
+    """FAME's masks of the first two chosen videos, each merged onto the other."""
     foreground = getattr(look.pretraining.method, "foreground", look.pretraining.augment.foreground)
-    rows = look.chosen[:videos]
+    rows = look.chosen[:2]
     clips = [middle_clip(look.queries.path(row), look.data, look.data.frames) for row in rows]
     for number, row in enumerate(rows):
         weights = foreground_masks(clips[number], foreground.beta, foreground.hue)

@@ -275,10 +275,9 @@ def test_a_video_that_must_be_counted_is_decoded_once(files, monkeypatch, tmp_pa
     assert torch.equal(clips[0].clips, first) and len(looks) == 30
 
 
-@pytest.mark.parametrize("cache", [None, "memory"])
-def test_evaluation_decodes_and_converts_each_frame_once(files, monkeypatch, cache):
+def test_evaluation_decodes_and_converts_each_frame_once(files, monkeypatch):
     """Ten clips that overlap."""
-    videos = EvaluationClips(dataset_of(files["h264"]), frames=8, stride=2, size=32, clips=10, cache=cache)
+    videos = EvaluationClips(dataset_of(files["h264"]), frames=8, stride=2, size=32, clips=10)
     videos[0]
     converted = []
     convert = clips_module.ToRGB.__call__
@@ -291,10 +290,9 @@ def test_evaluation_decodes_and_converts_each_frame_once(files, monkeypatch, cac
     assert len(converted) == len(wanted)
 
 
-@pytest.mark.parametrize("cache", [None, "memory"])
-def test_evaluation_sample(files, cache):
+def test_evaluation_sample(files):
     videos = dataset_of(files["avi"], files["h264"], labels=(2, 1))
-    sample = EvaluationClips(videos, frames=4, stride=3, size=32, clips=4, cache=cache)[0]
+    sample = EvaluationClips(videos, frames=4, stride=3, size=32, clips=4)[0]
     assert (sample.video_id, sample.label, sample.failures) == (0, 2, ())
     starts = [0, 6, 12, 18]
     raw = torch.from_numpy(read_clips(files["avi"], starts, 4, 3))
