@@ -17,11 +17,20 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from dclr.commands.moving_scenes import CHANCE, check_runs, claim, generated_videos, motion_and_scene
+from dclr.commands.moving_scenes import (
+    CHANCE,
+    FIGURES,
+    check_runs,
+    claim,
+    generated_videos,
+    markdown_table,
+    motion_and_scene,
+)
 from dclr.commands.pretrain import pretrain
 from dclr.config import ConfigError, PretrainConfig
 from dclr.data.synth import SynthConfig
 from dclr.distributed import choose_device
+from dclr.files import write_or_explain
 from dclr.methods.dclr_release import DCLRReleaseConfig
 from dclr.presets import PRESETS
 from dclr.presets.demo import demo_vanilla
@@ -29,7 +38,6 @@ from dclr.suggest import did_you_mean
 from dclr.training import load_method
 from dclr.training.metrics import environment
 
-FIGURES = ("motion R@1", "motion linear", "scene R@1", "scene linear")
 SETTINGS, RESULT = "ablation.json", "result.json"
 
 
@@ -135,8 +143,8 @@ def _adapted(preset: PretrainConfig, size: AblationSize, epochs: int, batch: int
     Heads of the size's widths standardise their input, and the temperature is 0.1: else every cosine starts near 1 and
     a short run stays there. A queue holds a quarter of the videos (2048 is about a fifth of UCF-101). Search and
     refinement start, and the slow encoder is refreshed, after a quarter of the epochs: the paper's twentieth would be
-    over before features mean anything. The released
-    recipe of DCLR has no standardised heads and keeps its momentum of 0.999.
+    over before features mean anything. The released recipe of DCLR has no standardised heads and keeps its momentum of
+    0.999.
     """
     method = preset.method
     changes = {
@@ -212,9 +220,8 @@ def ablate_row(row: str, seed: int, config: AblateConfig) -> dict[str, Any]:
     pretrain(run, resume="or_start")
     if synth.turn:
         root = generated_videos(folder / f"straight_{seed}", dataclasses.replace(synth, turn=0.0))
-    result = motion_and_scene(load_method(output).method.encoder, run, root)
-    finished.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    finished.with_suffix(".tmp").replace(finished)
+    result = motion_and_scene(load_method(output).encoder, run, root)
+    write_or_explain(finished, (json.dumps(result, indent=1) + "\n").encode())
     return result
 
 
@@ -250,12 +257,11 @@ def _mean_and_spread(values: list[float]) -> dict[str, float | None]:
 
 def ablation_table(results: dict[str, Any]) -> str:
     """Markdown: a line for each row, and under it what the figures are."""
-    head = ["row", "what", "seeds", *FIGURES, "published"]
-    lines = [head, ["---"] * len(head)]
-    for row in results["rows"]:
-        figures = [_figure_cell(row[figure]) for figure in FIGURES]
-        lines.append([row["row"], row["shows"], str(row["seeds"]), *figures, row["published"]])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    rows = [
+        [row["row"], row["shows"], str(row["seeds"]), *(_figure_cell(row[name]) for name in FIGURES), row["published"]]
+        for row in results["rows"]
+    ]
+    table = markdown_table(["row", "what", "seeds", *FIGURES, "published"], rows)
     return (
         f"{table}\n\nPercent: mean ± sample standard deviation over seeds; chance is {CHANCE}. The published figures "
         f"are of other data. Protocol: {results['protocol']}"

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dclr.commands.moving_scenes import CHANCE, check_runs, claim, generated_videos, motion_and_scene
+from dclr.commands.moving_scenes import (
+    CHANCE,
+    FIGURES,
+    check_runs,
+    claim,
+    generated_videos,
+    markdown_table,
+    motion_and_scene,
+)
 from dclr.commands.pretrain import pretrain
 from dclr.config import ConfigError, PretrainConfig
 from dclr.data.synth import SynthConfig
@@ -106,12 +114,10 @@ def _demo_run(row: str, epochs: int | None) -> PretrainConfig:
 
 def format_table(results: list[dict[str, Any]]) -> str:
     """Markdown table, a line for each seed and row, each loss of its last step with its weight."""
-    columns = ("motion R@1", "motion linear", "scene R@1", "scene linear")
-    head = ["objective", "seed", "steps", *columns, "weight x last loss"]
-    lines = [head, ["---"] * len(head)]
+    rows = []
     for result in results:
         weights = result["weights"]
         losses = ", ".join(f"{weights[name]:g} x {name} {value:.2f}" for name, value in result["losses"].items())
-        figures = [f"{result[column]:.1f}" for column in columns]
-        lines.append([result["row"], str(result["seed"]), str(result["step"]), *figures, losses])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        figures = [f"{result[figure]:.1f}" for figure in FIGURES]
+        rows.append([result["row"], str(result["seed"]), str(result["step"]), *figures, losses])
+    return markdown_table(["objective", "seed", "steps", *FIGURES, "weight x last loss"], rows)

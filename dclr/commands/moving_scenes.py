@@ -14,6 +14,8 @@ from dclr.data.synth import SynthConfig, synthesize
 from dclr.distributed import choose_device
 from dclr.evaluation import Features, extract_features, linear_probe, retrieval
 
+# What `motion_and_scene` gives, in percent.
+FIGURES = ("motion R@1", "motion linear", "scene R@1", "scene linear")
 CHANCE = 100 / 8
 CLIPS = 10  # of each video, as in the paper's protocol
 
@@ -52,7 +54,7 @@ def generated_videos(root: Path, config: SynthConfig) -> Path:
 
 
 def motion_and_scene(encoder: Any, run: PretrainConfig, root: Path) -> dict[str, Any]:
-    """Retrieval and linear probe, for motion and for scene, from the same features."""
+    """`FIGURES` by retrieval and linear probe, for motion and for scene, from the same features; and the protocol."""
     features = {subset: _features(encoder, run, root, subset) for subset in ("train", "test")}
     figures: dict[str, Any] = {}
     for label in ("motion", "scene"):
@@ -61,6 +63,11 @@ def motion_and_scene(encoder: Any, run: PretrainConfig, root: Path) -> dict[str,
         probe = linear_probe(train, test).figures
         figures[f"{label} R@1"], figures[f"{label} linear"] = found["R@1"], probe["top1"]
     return {**figures, "protocol": f"{found['protocol']}; {probe['protocol']}"}
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The table of these cells in Markdown."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
 
 
 def _features(encoder: Any, run: PretrainConfig, root: Path, subset: str) -> Features:
