@@ -13,19 +13,19 @@ from dclr.config import ConfigError, to_dict
 from dclr.distributed import choose_device
 from dclr.evaluation import retrieval
 from dclr.evaluation.checkpoint import (
+    Evaluated,
     EvaluationConfig,
-    Subject,
-    cached_encoder,
+    features_of,
     load_subject,
     run_folder,
     usable_folder,
 )
-from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, load_subsets
+from dclr.evaluation.dataset import EvaluationDataConfig
 from dclr.files import write_or_explain
 from dclr.methods import Method
 from dclr.training import CheckpointError, load_method
 from dclr.visualize import pictures
-from dclr.visualize.pictures import Look, Subset
+from dclr.visualize.pictures import Look
 from dclr.visualize.report import Picture, Report, page
 from dclr.visualize.retrieval import choose
 from dclr.visualize.run import Run, read_run
@@ -56,11 +56,11 @@ class VisualizeConfig(EvaluationConfig):
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected at least 1")
 
 
-def visualize(config: VisualizeConfig) -> Path:
+def visualize(config: VisualizeConfig) -> Path | None:
     """Write report.html, and its pictures as files of the folder report/ beside it.
 
     Returns:
-        The page.
+        The page; None on other processes of torchrun than the first.
 
     Raises:
         ConfigError: no run there, or no dataset (`curves_only` goes without).
@@ -68,9 +68,8 @@ def visualize(config: VisualizeConfig) -> Path:
     """
     run = read_run(run_folder(config.checkpoint))
     folder = usable_folder(config.output or run.folder)
-    return _write_page(
-        _report_of_folder(config, run) if config.curves_only else _report_of_encoder(config, run), folder
-    )
+    report = _report_of_folder(config, run) if config.curves_only else _report_of_encoder(config, run)
+    return None if report is None else _write_page(report, folder)
 
 
 def _report_of_folder(config: VisualizeConfig, run: Run) -> Report:
@@ -85,10 +84,13 @@ def _report_of_folder(config: VisualizeConfig, run: Run) -> Report:
     return Report(run, run.configuration, position, curves, left_out=left_out + _of_records(run))
 
 
-def _report_of_encoder(config: VisualizeConfig, run: Run) -> Report:
-    device = choose_device(config.device)
+def _report_of_encoder(config: VisualizeConfig, run: Run) -> Report | None:
     subject = load_subject(config.checkpoint)
-    look = _look_at(config, subject, device)
+    _require_root(config.data.completed(subject.pretraining.data))
+    evaluated = features_of(["visualize"], config, subject=subject)
+    if evaluated is None:
+        return None
+    look = _look_at(config, evaluated)
     beside = {run_folder(other).resolve().name: load_subject(other).encoder for other in config.beside}
     shown, left_out = _curves(run)
     shown["activation"] = list(pictures.activations(look))
@@ -96,25 +98,19 @@ def _report_of_encoder(config: VisualizeConfig, run: Run) -> Report:
     shown["search"] = list(pictures.searches(look))
     shown["kernels"] = pictures.kernels(look.encoder, look.pretraining, beside)
     shown["masks"] = list(pictures.masks(look))
-    result, unlabelled = _retrieval_figures(look)
-    for name, part in (("training", look.gallery), ("test", look.queries)):
-        left_out += [f"Unreadable {name} video: {failure}" for failure in part.features.failures]
-        left_out += [f"Missing {name} video: {path}" for path in part.videos.missing]
+    result, unlabelled = _retrieval_figures(evaluated)
+    for name, features, videos in zip(("training", "test"), (evaluated.train, evaluated.test), evaluated.videos):
+        left_out += [f"Unreadable {name} video: {failure}" for failure in features.failures]
+        left_out += [f"Missing {name} video: {path}" for path in videos.missing]
     configuration = run.configuration or to_dict(look.pretraining)
     return Report(run, configuration, subject.words, shown, result, [*left_out, *unlabelled, *_of_records(run)])
 
 
-def _look_at(config: VisualizeConfig, subject: Subject, device: torch.device) -> Look:
-    """What the pictures are made from: encoder, features, and the videos to show."""
-    data = config.data.completed(subject.pretraining.data)
-    _require_root(data)
-    videos = load_subsets(data)
-    encoder = subject.encoder.to(device).eval()
-    encode = cached_encoder(subject, config, data, device)
-    gallery, queries = (Subset(part, encode(part)) for part in videos)
-    chosen = choose(queries.features.labels, config.videos)
-    method = _method(config.checkpoint, device)
-    return Look(encoder, method, subject.pretraining, data, gallery, queries, chosen)
+def _look_at(config: VisualizeConfig, evaluated: Evaluated) -> Look:
+    """What the pictures are made from: encoder, method, features, and the videos to show."""
+    device = choose_device(config.device)
+    encoder = evaluated.subject.encoder.to(device).eval()
+    return Look(encoder, _method(config.checkpoint, device), evaluated, choose(evaluated.test.labels, config.videos))
 
 
 def _method(checkpoint: str, device: torch.device) -> Method | None:
@@ -142,14 +138,13 @@ def _curves(run: Run) -> tuple[dict[str, Sequence[Picture]], list[str]]:
     return {"curves": pictures.curves(run.steps)}, []
 
 
-def _retrieval_figures(look: Look) -> tuple[Mapping, list[str]]:
+def _retrieval_figures(evaluated: Evaluated) -> tuple[Mapping, list[str]]:
     """Figures and protocol of `dclr retrieve`, and why there are none."""
-    searched, asked = look.gallery.features, look.queries.features
-    if (searched.labels < 0).any() or (asked.labels < 0).any():
+    train, test = evaluated.train, evaluated.test
+    if (train.labels < 0).any() or (test.labels < 0).any():
         return {}, ["R@k: there are videos without a label."]
-    result = retrieval(searched.clips, searched.labels, asked.clips, asked.labels, own=look.own)
-    protocol = clip_protocol(look.data, look.gallery.videos, look.queries.videos)
-    return {**result, "protocol": f"{protocol}; {result['protocol']}"}, []
+    result = retrieval(train.clips, train.labels, test.clips, test.labels, own=evaluated.own)
+    return {**result, "protocol": f"{evaluated.protocol}; {result['protocol']}"}, []
 
 
 def _of_records(run: Run) -> list[str]:

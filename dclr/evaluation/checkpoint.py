@@ -141,7 +141,12 @@ def load_subject(checkpoint: str) -> Subject:
 
 
 def features_of(
-    names: Sequence[str], config: EvaluationConfig, *, labelled: bool = False, leave_one_out: bool = False
+    names: Sequence[str],
+    config: EvaluationConfig,
+    *,
+    labelled: bool = False,
+    leave_one_out: bool = False,
+    subject: Subject | None = None,
 ) -> Evaluated | None:
     """Features of the training and the test videos of the evaluations `names`, by the encoder of their checkpoint.
 
@@ -150,10 +155,11 @@ def features_of(
     Args:
         labelled: whether every video must have a label.
         leave_one_out: the videos of both subsets are the training and the test videos.
+        subject: of the checkpoint, where it is loaded already.
     """
     device = choose_device(config.device)
     with process_group(device):
-        subject = load_subject(config.checkpoint)
+        subject = subject or load_subject(config.checkpoint)
         data = config.data.completed(subject.pretraining.data)
         videos = load_subsets(data)
         for subset in videos if labelled else ():
@@ -162,7 +168,7 @@ def features_of(
             videos = (_union(*videos),) * 2
         for name in names:
             output_folder(name, config.checkpoint, config.output, data)  # refused before what takes long
-        encode = cached_encoder(subject, config, data, device)
+        encode = _cached_encoder(subject, config, data, device)
         train = encode(videos[0])
         test = train if leave_one_out else encode(videos[1])
     if train is None or test is None:
@@ -170,7 +176,7 @@ def features_of(
     return Evaluated(train, test, videos, data, subject, own_rows(train, test), config)
 
 
-def cached_encoder(
+def _cached_encoder(
     subject: Subject, config: EvaluationConfig, data: EvaluationDataConfig, device: torch.device
 ) -> Callable[[VideoDataset], Features | None]:
     """The function from videos to their features, which are kept in the cache of the run; None off the first process.

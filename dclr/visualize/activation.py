@@ -26,13 +26,16 @@ COLUMNS = 3
 CLEAR = 0.55  # of an overlay: the picture below stays visible
 
 
-def middle_clip(path: str, data: EvaluationDataConfig, frames: int) -> Tensor:
-    """The clip in the middle of a video, cropped as in evaluation: uint8 (frames, size, size, 3).
+def evaluation_clip(path: str, data: EvaluationDataConfig, frames: int, share: float = 0.5) -> Tensor:
+    """A clip of a video, cropped as in evaluation: uint8 (frames, size, size, 3).
+
+    Args:
+        share: where it begins, of where a clip can begin; by default the clip lies in the middle.
 
     Raises:
         VideoError: the video cannot be read.
     """
-    start = max(count_frames(path) - frames * data.stride, 0) // 2
+    start = int(share * max(count_frames(path) - frames * data.stride, 0))
     clip_thwc = torch.from_numpy(read_clips(path, [start], frames, data.stride)[0])
     return centre_crop(clip_thwc, data.size, data.test_crop)
 

@@ -14,14 +14,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from dclr.config import PretrainConfig
-from dclr.data import VideoDataset, count_frames, read_clips
-from dclr.data.clips import centre_crop
 from dclr.evaluation import Features, nearest
+from dclr.evaluation.checkpoint import Evaluated
 from dclr.evaluation.dataset import EvaluationDataConfig
-from dclr.evaluation.features import own_rows
 from dclr.methods import Method
 from dclr.models import build_encoder
-from dclr.visualize.activation import activation_maps, draw_activation, middle_clip
+from dclr.visualize.activation import activation_maps, draw_activation, evaluation_clip
 from dclr.visualize.curves import curves_of, draw_curve
 from dclr.visualize.drawing import class_name, svg
 from dclr.visualize.kernels import draw_kernels, temporal_weights
@@ -35,51 +33,46 @@ SEARCHED, BATCH = 200, 16
 
 
 @dataclass(frozen=True)
-class Subset:
-    """Videos of a subset, and the features of those that could be read."""
-
-    videos: VideoDataset
-    features: Features
-
-    def path(self, row: int) -> str:
-        return self.features.paths[row]
-
-    def label(self, row: int) -> int:
-        return int(self.features.labels[row])
-
-    def class_name(self, row: int) -> str:
-        return class_name(self.videos.classes, self.label(row))
-
-
-@dataclass(frozen=True)
 class Look:
     """What the pictures of an encoder are made from.
 
     Attributes:
+        encoder: on its device, in evaluation mode.
         method: of the run that the encoder is of, with its last epoch started; None of weights alone.
-        gallery, queries: videos to search in, and to ask for.
+        evaluated: features of the gallery, its training videos, and of the queries, its test videos.
         chosen: rows of the queries that are shown.
     """
 
     encoder: nn.Module
     method: Method | None
-    pretraining: PretrainConfig
-    data: EvaluationDataConfig
-    gallery: Subset
-    queries: Subset
+    evaluated: Evaluated
     chosen: Sequence[int]
 
-    def caption(self, row: int) -> str:
-        return f"{self.queries.class_name(row)}: {self.queries.path(row)}"
+    @property
+    def gallery(self) -> Features:
+        return self.evaluated.train
+
+    @property
+    def queries(self) -> Features:
+        return self.evaluated.test
+
+    @property
+    def data(self) -> EvaluationDataConfig:
+        return self.evaluated.data
+
+    @property
+    def pretraining(self) -> PretrainConfig:
+        return self.evaluated.subject.pretraining
 
     @property
     def device(self) -> torch.device:
         return next(self.encoder.parameters()).device
 
-    @property
-    def own(self) -> Tensor:
-        """The row of the gallery that is each query's own video, -1 none."""
-        return own_rows(self.gallery.features, self.queries.features)
+    def class_name(self, features: Features, row: int) -> str:
+        return class_name(self.evaluated.classes, int(features.labels[row]))
+
+    def caption(self, row: int) -> str:
+        return f"{self.class_name(self.queries, row)}: {self.queries.paths[row]}"
 
 
 def picture(name: str, figure: Figure, caption: str) -> Picture:
@@ -97,23 +90,25 @@ def activations(look: Look) -> Iterator[Picture]:
     """Activation maps of each chosen video."""
     augment = look.pretraining.augment
     for number, row in enumerate(look.chosen):
-        clip = middle_clip(look.queries.path(row), look.data, look.data.frames + 1)
+        path = look.queries.paths[row]
+        clip = evaluation_clip(path, look.data, look.data.frames + 1)
         maps = activation_maps(look.encoder, clip.to(look.device), augment.mean, augment.std)
-        title = f"{look.queries.class_name(row)}, {Path(look.queries.path(row)).name}"
+        title = f"{look.class_name(look.queries, row)}, {Path(path).name}"
         yield picture(f"activation_{number}", draw_activation(clip, maps, title), look.caption(row))
 
 
 def neighbours(look: Look, k: int) -> Iterator[Picture]:
     """Each chosen video beside the k nearest of the gallery."""
     # Of all queries, as their mean is part of the protocol.
-    cosines_qk, rows_qk = nearest(look.gallery.features.clips, look.queries.features.clips, k, own=look.own)
+    cosines_qk, rows_qk = nearest(look.gallery.clips, look.queries.clips, k, own=look.evaluated.own)
 
-    def shown(part: Subset, row: int, cosine: float = 1.0) -> Shown:
-        return Shown(middle_clip(part.path(row), look.data, 1)[0].numpy(), part.label(row), cosine)
+    def shown(features: Features, row: int, cosine: float = 1.0) -> Shown:
+        frame = evaluation_clip(features.paths[row], look.data, 1)[0].numpy()
+        return Shown(frame, int(features.labels[row]), cosine)
 
     for number, row in enumerate(look.chosen):
         found = [shown(look.gallery, *pair) for pair in zip(rows_qk[row].tolist(), cosines_qk[row].tolist())]
-        figure = draw_retrieval(shown(look.queries, row), found, look.gallery.videos.classes)
+        figure = draw_retrieval(shown(look.queries, row), found, look.evaluated.classes)
         yield picture(f"retrieval_{number}", figure, look.caption(row))
 
 
@@ -121,19 +116,19 @@ def searches(look: Look) -> Iterator[Picture]:
     """Two views of each chosen video, and the gallery clip nearest to each by static clip and by difference."""
     augment, frames = look.pretraining.augment, look.data.frames + 1
     descriptor = Descriptor(look.encoder, getattr(look.method, "search", None), augment.mean, augment.std)
-    rows = np.unique(np.linspace(0, len(look.gallery.features.clips) - 1, SEARCHED).round().astype(int)).tolist()
-    paths = [look.gallery.path(row) for row in rows]
-    clips = torch.stack([middle_clip(path, look.data, frames) for path in paths])
+    rows = np.unique(np.linspace(0, len(look.gallery.clips) - 1, SEARCHED).round().astype(int)).tolist()
+    paths = [look.gallery.paths[row] for row in rows]
+    clips = torch.stack([evaluation_clip(path, look.data, frames) for path in paths])
     described = _described(descriptor, clips, look.device)
     for number, row in enumerate(look.chosen):
-        path = look.queries.path(row)
+        path = look.queries.paths[row]
         others = [place for place, other in enumerate(paths) if other != path]
-        views = torch.stack([_clip(path, look.data, frames, share) for share in (0.25, 0.75)])
+        views = torch.stack([evaluation_clip(path, look.data, frames, share) for share in (0.25, 0.75)])
         nearest_of = {}
         for kind, query in _described(descriptor, views, look.device).items():
             cosines, places = (query @ described[kind][others].T).max(1)
             hits = [(others[place], cosine) for place, cosine in zip(places.tolist(), cosines.tolist())]
-            nearest_of[kind] = [Found(clips[i].numpy(), look.gallery.class_name(rows[i]), c) for i, c in hits]
+            nearest_of[kind] = [Found(clips[i].numpy(), look.class_name(look.gallery, rows[i]), c) for i, c in hits]
         figure = draw_search([Found(view.numpy(), "") for view in views], nearest_of)
         caption = f"{look.caption(row)}; among {len(others)} videos, by the {descriptor.name}"
         yield picture(f"search_{number}", figure, caption)
@@ -142,13 +137,6 @@ def searches(look: Look) -> Iterator[Picture]:
 def _described(descriptor: Descriptor, clips: Tensor, device: torch.device) -> dict[str, Tensor]:
     parts = [descriptor(part.to(device)) for part in clips.split(BATCH)]
     return {kind: torch.cat([part[kind] for part in parts]) for kind in parts[0]}
-
-
-def _clip(path: str, data: EvaluationDataConfig, frames: int, share: float) -> Tensor:
-    """The clip that begins at a share of what a video's clips can begin at: uint8 (frames, size, size, 3)."""
-    start = int(share * max(count_frames(path) - frames * data.stride, 0))
-    clip_thwc = torch.from_numpy(read_clips(path, [start], frames, data.stride)[0])
-    return centre_crop(clip_thwc, data.size, data.test_crop)
 
 
 def kernels(encoder: nn.Module, pretraining: PretrainConfig, beside: Mapping[str, nn.Module]) -> list[Picture]:
@@ -168,7 +156,7 @@ def masks(look: Look) -> Iterator[Picture]:
     """FAME's masks of the first two chosen videos, each merged onto the other."""
     foreground = getattr(look.pretraining.method, "foreground", look.pretraining.augment.foreground)
     rows = look.chosen[:2]
-    clips = [middle_clip(look.queries.path(row), look.data, look.data.frames) for row in rows]
+    clips = [evaluation_clip(look.queries.paths[row], look.data, look.data.frames) for row in rows]
     for number, row in enumerate(rows):
         weights = foreground_masks(clips[number], foreground.beta, foreground.hue)
         figure = draw_masks(clips[number], clips[(number + 1) % len(clips)], weights)

@@ -129,26 +129,21 @@ def test_twice_the_same_bytes_and_no_picture_of_an_earlier_call(run):
 
 
 def test_neighbours_are_those_of_nearest(run, videos, monkeypatch):
-    panels, features = [], []
-    cached_encoder = dclr.commands.visualize.cached_encoder
+    panels, seen = [], []
+    features_of = dclr.commands.visualize.features_of
 
-    def encoder_of(*arguments):
-        encode = cached_encoder(*arguments)
-
-        def encoded(videos):
-            features.append(encode(videos))
-            return features[-1]
-
-        return encoded
+    def evaluated(*arguments, **options):
+        seen.append(features_of(*arguments, **options))
+        return seen[-1]
 
     def drawn(*arguments):
         panels.append(arguments)
         return draw_retrieval(*arguments)
 
-    monkeypatch.setattr(dclr.commands.visualize, "cached_encoder", encoder_of)
+    monkeypatch.setattr(dclr.commands.visualize, "features_of", evaluated)
     monkeypatch.setattr(dclr.visualize.pictures, "draw_retrieval", drawn)
     visualize(config(run, videos=20, neighbours=30))
-    gallery, query = features
+    gallery, query = seen[0].train, seen[0].test
     cosines, indices = nearest(gallery.clips, query.clips, 30)
     train, test = (load_dataset("folder", videos, label="motion", subset=subset) for subset in ("train", "test"))
     assert len(panels) == 9 and all(len(found) == 10 and classes == train.classes for _, found, classes in panels)
