@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 from collections import Counter
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
 from dclr.config import DataConfig
 from dclr.data.container import VideoError
 from dclr.data.datasets import DATASETS, DatasetError, dataset_spec, load_all
 from dclr.data.folders import walk_videos
 from dclr.data.index import FrameIndex
-from dclr.data.loader import worker_options
+from dclr.data.loader import as_ready
 from dclr.files import write_or_explain
 
 SHOWN = 3
@@ -157,13 +154,8 @@ class _Counting(Dataset):
 
 def _read(found: Check, paths: list[str], workers: int) -> None:
     """Count the frames of every video."""
-    loader = DataLoader(_Counting(paths), batch_size=None, in_order=False, **worker_options(workers))
-    bar = tqdm(total=len(paths), desc="check", unit="video", mininterval=0.1 if sys.stderr.isatty() else 30)
-    results: dict[int, int | str] = {}
-    with closing(bar):
-        for index, result in loader:
-            results[index] = result
-            bar.update()
+    with as_ready(_Counting(paths), workers, "check") as bar:
+        results = dict(bar)
     for index, path in enumerate(paths):
         (found.frames if isinstance(results[index], int) else found.unreadable)[path] = results[index]
 

@@ -4,21 +4,19 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from glob import escape
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
 from dclr.config import default_workers
 from dclr.data.container import VideoError
 from dclr.data.datasets import DatasetError, dataset_spec, load_all
 from dclr.data.index import FrameIndex
-from dclr.data.loader import worker_options
+from dclr.data.loader import as_ready
 from dclr.data.own_videos import all_class_folders
 from dclr.data.prepared import is_prepared, write_prepared
 
@@ -182,12 +180,11 @@ class _Transcoding(Dataset):
 def _transcode_all(videos: list[Path], copies: list[Path], listing: Path, workers: int, progress: bool) -> Prepared:
     """Works through the videos, and lists those that cannot be read as they are met."""
     done = Prepared()
-    loader = DataLoader(_Transcoding(videos, copies), batch_size=None, in_order=False, **worker_options(workers))
-    interval = 0.1 if sys.stderr.isatty() else 30
-    bar = tqdm(total=len(videos), desc="prepare", unit="video", disable=not progress, mininterval=interval)
-    with closing(bar), listing.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as unreadable:
-        for index, frames, reason in loader:
-            bar.update()
+    with (
+        as_ready(_Transcoding(videos, copies), workers, "prepare", progress) as bar,
+        listing.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as unreadable,
+    ):
+        for index, frames, reason in bar:
             if reason is not None:
                 done.failures[str(videos[index])] = reason
                 print(f"{videos[index]}: {reason}", file=unreadable)

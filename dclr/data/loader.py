@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from dclr.data.clips import REPLACEMENTS, Batch, EvaluationClips, PretrainClips, collate
 from dclr.data.planes import PackedCrops
@@ -93,6 +94,12 @@ def build_evaluation_loader(
 ) -> DataLoader:
     """Loader of `Batch`es of up to `batch_size` videos in order; rank r takes every world-th video from r on."""
     return DataLoader(clips, batch_size=batch_size, sampler=range(rank, len(clips), world), **_options(workers))
+
+
+def as_ready(videos: Dataset, workers: int, task: str, progress: bool = True) -> tqdm:
+    """Items of a dataset of videos, under a bar, in the order in which the workers have them ready."""
+    loader = DataLoader(videos, batch_size=None, in_order=False, **worker_options(workers))
+    return tqdm(loader, task, unit="video", disable=not progress, mininterval=0.1 if sys.stderr.isatty() else 30)
 
 
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
