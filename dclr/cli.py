@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _repair_streams() -> None:
-    """What was closed leads nowhere, and a file name that is no text does not stop what prints it."""
+    """Closed standard streams lead nowhere, and file names that are no text are printed with escapes."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -99,7 +99,7 @@ def run(argv: list[str]) -> None:
 
 
 class _Interruptible:
-    """Inside, Ctrl-C ends the process at once; in the midst of an import Python would lose it, or show where it was."""
+    """Inside, Ctrl-C ends the process at once; during an import Python could swallow it, or print a traceback."""
 
     def __enter__(self) -> None:
         self._previous = None

@@ -213,6 +213,7 @@ class PretrainConfig(Generic[AnyMethodConfig]):
 
 
 def at_least(section: str, config: Any, **least: float) -> None:
+    """Raises ConfigError where a setting of a section is below its least value."""
     for name, low in least.items():
         if not getattr(config, name) >= low:
             raise ConfigError(f"{section}.{name}: got {getattr(config, name)}, expected at least {low}")
@@ -336,7 +337,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def of_saved_run(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a saved run, in which what has a key today and had none then is as it then was."""
+    """Settings of a saved run; what had no key when it was saved gets the value that was then built in."""
     optim = values.get("optim")
     if not isinstance(optim, dict):
         return values

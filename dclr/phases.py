@@ -52,7 +52,7 @@ _clock: _Clock | None = None
 
 @contextmanager
 def phase_seconds(device: torch.device) -> Iterator[dict[str, float]]:
-    """Seconds that the phases in the block take, by name; there after the block.
+    """Seconds that the phases in the block take, by name; filled when the block ends.
 
     On a GPU they are the device's, waiting for the host included. Profilers cannot tell them: the kernels of a backward
     pass are launched by a thread of its own, outside of the ranges.

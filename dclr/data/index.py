@@ -101,7 +101,7 @@ class _IndexFile:
         self.lines[self._key(path)] = _index_line(stamp, known)
 
     def _tidy(self, length: int) -> None:
-        """Write the file anew where it has doubled its length; whether or not that can be, not again before it has."""
+        """Write the file anew once it has doubled its length; where it cannot be written, once it has doubled again."""
         self._read_on()
         before = self.lines.pop(TIDIED, b"")
         if before.isdigit() and length <= 2 * int(before):

@@ -196,7 +196,7 @@ def moving_scene(
     start = rng.uniform(0, size, (config.objects, 2))
     look = object_picture(family, config.object_size, rng)
     time = np.arange(config.frames)[:, None, None]
-    # Settings that are off draw nothing, and those that are on draw last: what they do not concern stays as it is.
+    # `turn` and `still` draw random numbers only where they are on, and last: all else is as it is without them.
     change = _second_velocity(motion, velocity, config, rng) - velocity
     path = velocity * time + change * np.maximum(time - config.frames // 2, 0)
     moving = _objects(start + path, look, size)  # (frames, size, size, 1)

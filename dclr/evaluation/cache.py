@@ -1,8 +1,9 @@
 """Features that were computed once: a folder of parts, which every evaluation of an encoder reads and adds to.
 
 A video's entry is found by its path, size and time of change, so splits, subsets and labels share it, and a file that
-was replaced is encoded anew. A folder is of one encoder's weights and one kind of clips, whose digest is its name.
-Whoever adds to one drops the others whose weights no file has any more.
+was replaced is encoded anew; its old entry, some kilobytes, stays as long as the folder. A folder is of one encoder's
+weights and one kind of clips, whose digest is its name. Whoever adds to one drops the others whose weights no file has
+any more.
 """
 
 from __future__ import annotations

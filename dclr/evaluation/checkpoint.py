@@ -102,7 +102,7 @@ class Evaluated:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names."""
+        """Names of the classes."""
         return self.videos[0].classes
 
     @property

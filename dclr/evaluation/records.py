@@ -51,7 +51,7 @@ def add_summary(folder: Path, records: Sequence[dict[str, Any]]) -> dict[str, An
 
 
 def print_record(record: dict[str, Any]) -> None:
-    """The figures of a record, its protocol, and of what it is."""
+    """Print a record: its figures, their protocol, the checkpoint, and what could not be read."""
     print(f"{record['evaluation']}: {'  '.join(figures_in_words(record, '%'))}")
     print(f"protocol: {record['protocol']}")
     length = "" if record["epoch"] is None else f", {record['epoch']} epochs"

@@ -12,7 +12,7 @@ import json
 import os
 import pickle
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from dclr.files import damaged_zip
 from dclr.models.encoders import ENCODERS, build_encoder
 from dclr.models.layouts import LAYOUTS, PREFIXES, renaming
 
+# The last checkpoint of a run, below its folder.
+LAST_CHECKPOINT = Path("checkpoints", "last.pt")
 # Entries under which checkpoints keep their tensors, ours first.
 STATES = ("method", "state_dict", "model", "model_state_dict", "module", "encoder")
 
@@ -46,6 +48,9 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
+
+# Names of what a file can say of its preprocessing.
+SEEN = tuple(each.name for each in fields(Preprocessing))
 
 #: Whose weights a file holds, where it does not say: `SOURCE:FILE`.
 SOURCES: dict[str, Preprocessing] = {
@@ -113,7 +118,7 @@ def split_source(path: str | os.PathLike) -> tuple[Path, str | None]:
     given = source if colon and source in SOURCES else None
     file = Path(rest if given else path).expanduser()
     if file.is_dir():
-        file = file / "checkpoints" / "last.pt"
+        file = file / LAST_CHECKPOINT
     return file, given
 
 
@@ -127,8 +132,7 @@ def _preprocessing(about: Mapping[str, Any], source: str | None, name: str) -> P
     """What the file says of it, or else what is known of its source."""
     config = about.get("config") or {}
     said = {**config.get("data", {}), **config.get("augment", {}), **about.get("preprocessing", {})}
-    fields = ("frames", "stride", "size", "mean", "std")
-    known = {key: tuple(said[key]) if key in ("mean", "std") else said[key] for key in fields if key in said}
+    known = {key: tuple(said[key]) if isinstance(said[key], list) else said[key] for key in SEEN if key in said}
     if known:
         return Preprocessing(**known)
     found = SOURCES[source] if source else Preprocessing()
@@ -161,9 +165,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except SafetensorError as error:
         raise WeightsError(f"{path}: truncated, or not a safetensors file ({error})") from error
     about = {key: metadata[key] for key in ("encoder",) if key in metadata}
-    seen = ("frames", "stride", "size", "mean", "std")
     with contextlib.suppress(json.JSONDecodeError):
-        about["preprocessing"] = {key: json.loads(metadata[key]) for key in seen if key in metadata}
+        about["preprocessing"] = {key: json.loads(metadata[key]) for key in SEEN if key in metadata}
         about["config"] = json.loads(metadata["config"]) if "config" in metadata else {}
         about["epoch"] = int(metadata["epoch"]) if metadata.get("epoch", "").isdecimal() else None
     return tensors, {key: value for key, value in about.items() if value}

@@ -22,8 +22,8 @@ from dclr.files import damaged_zip, intact_zip, write_whole
 from dclr.methods import Method, build_method
 from dclr.methods.renamed import current_state
 from dclr.models import build_encoder
+from dclr.models.weights import LAST_CHECKPOINT
 
-LAST = "last.pt"
 # `PretrainConfig.encoder` of a run whose encoder is no entry of `ENCODERS`, before the name of its class.
 OWN = "own:"
 
@@ -47,7 +47,7 @@ class CheckpointError(RunError):
 def find_checkpoint(path: Path | str) -> Path:
     """The last checkpoint of a run folder; any other path stands for itself."""
     path = Path(path).expanduser()
-    return path / "checkpoints" / LAST if path.is_dir() else path
+    return path / LAST_CHECKPOINT if path.is_dir() else path
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

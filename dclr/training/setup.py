@@ -17,7 +17,8 @@ from dclr.data import PretrainClips, VideoDataset, build_pretrain_loader, load_d
 from dclr.distributed import is_first, largest_over_ranks, rank, world
 from dclr.methods import build_method
 from dclr.models import build_encoder, read_encoder
-from dclr.training.checkpoint import LAST, CheckpointError, load_checkpoint
+from dclr.models.weights import LAST_CHECKPOINT
+from dclr.training.checkpoint import CheckpointError, load_checkpoint
 from dclr.training.faults import explained
 from dclr.training.lock import FolderTaken, RunLock
 from dclr.training.progress import description, say
@@ -102,16 +103,14 @@ def keep_freed_memory() -> None:
 
 def _saved_state(folder: Path, resume: Resume) -> dict[str, Any] | None:
     """The checkpoint to go on from, if there is one."""
-    path = folder / "checkpoints" / LAST
+    path = folder / LAST_CHECKPOINT
     there = path.exists()
     if there and not resume:
         raise ConfigError(f"{folder} already holds a run; expected --resume to go on with it, or another --output")
     if not there and largest_over_ranks(int(there)):
         raise CheckpointError(f"{path}: other processes find it, this one does not; it must be on a shared file system")
     if not there and resume is True:
-        raise ConfigError(
-            f"no run in {folder}, which has no {path.relative_to(folder)}; --resume-or-start would start one"
-        )
+        raise ConfigError(f"no run in {folder}, which has no {LAST_CHECKPOINT}; --resume-or-start would start one")
     return load_checkpoint(path) if there else None
 
 

@@ -21,8 +21,9 @@ from dclr.data import Batch, to_device
 from dclr.distributed import broadcast_from_first, is_first, largest_over_ranks, mean_over_ranks, note_step, rank, world
 from dclr.errors import RunError
 from dclr.methods import Method, Output
+from dclr.models.weights import LAST_CHECKPOINT
 from dclr.phases import phase
-from dclr.training.checkpoint import LAST, CheckpointError, load_state, save_checkpoint
+from dclr.training.checkpoint import CheckpointError, load_state, save_checkpoint
 from dclr.training.failures import Failures
 from dclr.training.faults import explained
 from dclr.training.health import Watch, effective_rank, spread
@@ -80,7 +81,7 @@ class Trainer:
         train = config.train
         self.config, self.device, self.loader, self.dataset = config, device, loader, dataset
         self.folder = Path(config.output).expanduser()
-        self.checkpoints = self.folder / "checkpoints"
+        self.checkpoint = self.folder / LAST_CHECKPOINT
         self.epoch = self.step_in_epoch = 0  # completed: epochs, and steps of the next one
         self.steps_per_epoch = len(loader) // train.accumulate
         if not self.steps_per_epoch:
@@ -239,8 +240,11 @@ class Trainer:
         """Stop at the first loss that was no number, before a checkpoint can take it in."""
         step = -largest_over_ranks(-int(self.bad_step))
         if step < NEVER:
-            path = self.checkpoints / LAST
-            last = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
+            last = (
+                f"the last good checkpoint is {self.checkpoint}"
+                if self.checkpoint.exists()
+                else "there is no checkpoint yet"
+            )
             raise NonFiniteLoss(f"the loss is NaN or infinite at step {step}; {last}")
 
     def _check_failures(self) -> None:
@@ -255,7 +259,7 @@ class Trainer:
         if signal and self.epoch < self.config.train.epochs:
             self._check_finite()
             self.save()
-            where = f"{self.bar.total} and saved in {self.checkpoints / LAST}; --resume goes on"
+            where = f"{self.bar.total} and saved in {self.checkpoint}; --resume goes on"
             raise Stopped(f"stopped at step {self.global_step} of {where}", signal)
 
     def _log(self, step: Step, last: bool) -> None:
@@ -294,9 +298,9 @@ class Trainer:
             "meter": self.meter.state_dict(),
             "environment": environment(self.device),
         }
-        save_checkpoint(self.checkpoints / LAST, state)
+        save_checkpoint(self.checkpoint, state)
         if keep:
-            save_checkpoint(self.checkpoints / f"epoch_{self.epoch:04d}.pt", state)
+            save_checkpoint(self.checkpoint.with_name(f"epoch_{self.epoch:04d}.pt"), state)
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint, whose settings are the run's (`check_resume`). Every process loads the same.
@@ -304,8 +308,8 @@ class Trainer:
         Raises:
             CheckpointError: of another architecture, or altered.
         """
-        path, position = self.checkpoints / LAST, state["position"]
-        load_state(path, self.method, state["method"])
+        position = state["position"]
+        load_state(self.checkpoint, self.method, state["method"])
         try:
             self.optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.step_in_epoch = position["epoch"], position["step"]
@@ -315,7 +319,7 @@ class Trainer:
             self.meter.load_state_dict(state["meter"])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{path}: altered, or of another version ({type(error).__name__}: {error})"
+                f"{self.checkpoint}: altered, or of another version ({type(error).__name__}: {error})"
             ) from error
 
     def _report(self) -> None:
