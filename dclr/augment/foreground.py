@@ -28,7 +28,7 @@ from dclr.kernels import motion_map
 # Shares of the pixels, those that move most and least, whose colours are counted as foreground and as background.
 FOREGROUND_SHARE, BACKGROUND_SHARE = 0.5, 0.1
 BINS = 10  # in each of the three coordinates of a colour
-GRID = 4  # cells along each side
+CELLS = 4  # cells along each side
 
 
 @dataclass
@@ -139,10 +139,10 @@ def top_share(score_bhw: Tensor, beta: float) -> Tensor:
 def grid_mask(score_bhw: Tensor, beta: float) -> Tensor:
     """1 on the round(16 beta) cells of a 4 x 4 grid with the largest sum of scores, at least one."""
     height, width = score_bhw.shape[1:]
-    row, column = (torch.arange(size, device=score_bhw.device) * GRID // size for size in (height, width))
-    cell = (row[:, None] * GRID + column).flatten().expand(len(score_bhw), -1)
-    sums = score_bhw.new_zeros(len(score_bhw), GRID**2).scatter_add_(1, cell, score_bhw.flatten(1))
-    kept = sums.argsort(dim=1, descending=True, stable=True)[:, : max(1, round(beta * GRID**2))]
+    row, column = (torch.arange(size, device=score_bhw.device) * CELLS // size for size in (height, width))
+    cell = (row[:, None] * CELLS + column).flatten().expand(len(score_bhw), -1)
+    sums = score_bhw.new_zeros(len(score_bhw), CELLS**2).scatter_add_(1, cell, score_bhw.flatten(1))
+    kept = sums.argsort(dim=1, descending=True, stable=True)[:, : max(1, round(beta * CELLS**2))]
     return torch.zeros_like(sums).scatter_(1, kept, 1).gather(1, cell).view_as(score_bhw)
 
 

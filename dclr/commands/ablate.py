@@ -38,7 +38,7 @@ from dclr.suggest import did_you_mean
 from dclr.training import load_method
 from dclr.training.metrics import environment
 
-SETTINGS, RESULT = "ablation.json", "result.json"
+SETTINGS_FILE, RESULT_FILE = "ablation.json", "result.json"
 
 
 @dataclass
@@ -185,7 +185,7 @@ def ablate(config: AblateConfig | None = None) -> dict[str, Any]:
     device = choose_device(SIZES[config.size].run.train.device)
     planned = [(row, seed) for seed in config.seeds for row in config.rows]
     for row, seed in planned:
-        claim(_run_folder(folder, row, seed) / SETTINGS, ablation_run(row, config), config.synth)
+        claim(_run_folder(folder, row, seed) / SETTINGS_FILE, ablation_run(row, config), config.synth)
     runs: list[dict[str, Any]] = []
     for number, (row, seed) in enumerate(planned, 1):
         print(f"[{number}/{len(planned)}] {row}, seed {seed}: {_describe(row)[0]}", flush=True)
@@ -205,7 +205,7 @@ def ablate_row(row: str, seed: int, config: AblateConfig) -> dict[str, Any]:
     """Figures of a row and seed: read where the run is finished, else pretrained, from where it was, and evaluated."""
     folder = Path(config.output).expanduser()
     output = _run_folder(folder, row, seed)
-    finished = output / RESULT
+    finished = output / RESULT_FILE
     if finished.exists():
         return json.loads(finished.read_text(encoding="utf-8"))
     synth = dataclasses.replace(config.synth, seed=seed)

@@ -13,13 +13,14 @@ from dclr.config import ConfigError
 from dclr.distributed import choose_device
 from dclr.evaluation import LinearConfig, knn_classification, linear_probe, retrieval
 from dclr.evaluation.checkpoint import Evaluated, EvaluationConfig, features_of
-from dclr.evaluation.recipes import RECIPES
+from dclr.evaluation.knn import VOTERS
+from dclr.evaluation.recipes import FROZEN_RECIPES
 from dclr.evaluation.records import add_record, add_summary
 from dclr.evaluation.targets import published
 from dclr.suggest import did_you_mean
 from dclr.visualize.confusion import write_confusion
 
-KS, VOTERS = (1, 5, 10, 20, 50), 20
+KS = (1, 5, 10, 20, 50)
 
 
 @dataclass
@@ -120,7 +121,7 @@ _CONFIGS = {
 
 
 def recipe_config(verb: str, recipe: str | None, checkpoint: Any) -> Any:
-    """The configuration of a verb, by one of `dclr.evaluation.recipes.RECIPES`.
+    """The configuration of a verb, by one of `dclr.evaluation.recipes.FROZEN_RECIPES`.
 
     Raises:
         ConfigError: there is no such recipe, or its source has no such evaluation.
@@ -128,11 +129,11 @@ def recipe_config(verb: str, recipe: str | None, checkpoint: Any) -> Any:
     config = _CONFIGS[verb](checkpoint)
     if recipe is None:
         return config
-    if recipe not in RECIPES:
-        raise ConfigError(f"recipe: got {recipe!r}{did_you_mean(recipe, RECIPES)}")
-    found = RECIPES[recipe]
+    if recipe not in FROZEN_RECIPES:
+        raise ConfigError(f"recipe: got {recipe!r}{did_you_mean(recipe, FROZEN_RECIPES)}")
+    found = FROZEN_RECIPES[recipe]
     if verb in ("linear", "retrieve") and getattr(found, verb) is None:
-        having = ", ".join(name for name, other in RECIPES.items() if getattr(other, verb) is not None)
+        having = ", ".join(name for name, other in FROZEN_RECIPES.items() if getattr(other, verb) is not None)
         raise ConfigError(f"recipe: got {recipe}, whose source has no such evaluation; expected one of {having}")
     config.data = replace(config.data, **found.data)
     if verb in ("evaluate", "linear") and found.linear is not None:

@@ -22,7 +22,7 @@ from dclr.visualize.card import model_card
 
 SUFFIXES = {"safetensors": ".safetensors", "torch_export": ".pt2", "onnx": ".onnx"}
 # Of the features of the file's encoder and of the checkpoint's; another program may sum in another order.
-TOLERANCE = 1e-4
+FEATURE_TOLERANCE = 1e-4
 
 
 @dataclass
@@ -126,7 +126,7 @@ def _require_same(encoder: nn.Module, again: Callable[[Tensor], Tensor], clips: 
         for some in (clips[:1], torch.cat([clips, clips[:1]])):
             expected, found = encoder(some), again(some)
             scale = expected.abs().max().clamp(min=1)
-            if found.shape != expected.shape or (found - expected).abs().max() > TOLERANCE * scale:
+            if found.shape != expected.shape or (found - expected).abs().max() > FEATURE_TOLERANCE * scale:
                 raise RuntimeError(f"the exported encoder's features of {len(some)} clips are not the checkpoint's")
 
 

@@ -26,8 +26,7 @@ from dclr.models.weights import absolute
 from dclr.training import find_checkpoint, load_method, ready_trainer
 from dclr.training.schedule import base_rate
 from dclr.visualize.confusion import write_confusion
-
-SETTINGS = "finetune.yaml"
+from dclr.visualize.run import FINETUNE
 
 
 @dataclass
@@ -199,7 +198,7 @@ def _finetune_once(config: FinetuneConfig) -> dict[str, Any]:
         first = is_first()
         if first:
             trainer.folder.mkdir(parents=True, exist_ok=True)
-            save(config, trainer.folder / SETTINGS)
+            save(config, trainer.folder / FINETUNE)
         trainer.run()
     pretrained_on = "nothing" if config.scratch else pretrained.pretrained_on
     return _test(config, trainer.folder, device, (train, test), pretrained_on) if first else {}
@@ -212,7 +211,7 @@ def saved_settings(config: FinetuneConfig) -> FinetuneConfig | None:
 
 
 def _settings_in(folder: Path) -> FinetuneConfig | None:
-    path = folder / SETTINGS
+    path = folder / FINETUNE
     return load(path, FinetuneConfig("")) if path.exists() else None
 
 

@@ -14,11 +14,11 @@ from dclr.data import VideoDataset, build_evaluation_loader
 from dclr.distributed import gather_objects, is_first, rank, world
 from dclr.evaluation.dataset import EvaluationDataConfig, evaluation_clips, load_subsets
 from dclr.evaluation.features import Encoded, Encoding, Features, own_rows
-from dclr.evaluation.knn import knn_classification
+from dclr.evaluation.knn import VOTERS, knn_classification
 from dclr.evaluation.retrieval import retrieval
 
 # Few, as they are decoded anew each time.
-CLIPS, VOTERS = 2, 20
+FEW_CLIPS = 2
 
 
 class EpochEvaluation:
@@ -36,7 +36,7 @@ class EpochEvaluation:
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        data = replace(EvaluationDataConfig(clips=CLIPS), train_where=config.data.where).completed(config.data)
+        data = replace(EvaluationDataConfig(clips=FEW_CLIPS), train_where=config.data.where).completed(config.data)
         if config.data.holdout is not None:
             data = replace(data, holdout=config.data.holdout, holdout_seed=config.data.holdout_seed)
         self.data = replace(data, workers=config.data.workers, allow_missing=config.data.allow_missing)

@@ -11,13 +11,16 @@ from dclr.evaluation.classification import Classified, classified
 from dclr.evaluation.features import Features, check_features
 from dclr.evaluation.retrieval import CENTERINGS, Center, nearest, overlap_in_words
 
+# Neighbours that vote, where it is not said.
+VOTERS = 20
+
 
 def knn_classification(
     train: Features,
     test: Features,
     *,
     classes: int,
-    k: int = 20,
+    k: int = VOTERS,
     temperature: float = 0.07,
     clip_l2: bool = True,
     center: Center = "none",

@@ -28,7 +28,7 @@ class Recipe:
 #: fame: crops of native size; one random clip of each video in an epoch. Its l2-normalisation is a remark in the code.
 #: dualvar: stride 4 in retrieval, clips not normalised before their mean; no linear probe.
 #: videomoco: all 10 clips, features as they are; no retrieval.
-RECIPES: dict[str, Recipe] = {
+FROZEN_RECIPES: dict[str, Recipe] = {
     "dclr": Recipe({}, LinearConfig(), {"clip_l2": True, "center": "per_split"}),
     "literal": Recipe({}, None, {"clip_l2": True, "center": "none"}),
     "fame": Recipe(

@@ -240,12 +240,9 @@ class Trainer:
         """Stop at the first loss that was no number, before a checkpoint can take it in."""
         step = -largest_over_ranks(-int(self.bad_step))
         if step < NEVER:
-            last = (
-                f"the last good checkpoint is {self.checkpoint}"
-                if self.checkpoint.exists()
-                else "there is no checkpoint yet"
-            )
-            raise NonFiniteLoss(f"the loss is NaN or infinite at step {step}; {last}")
+            good = f"the last good checkpoint is {self.checkpoint}"
+            saved = good if self.checkpoint.exists() else "there is no checkpoint yet"
+            raise NonFiniteLoss(f"the loss is NaN or infinite at step {step}; {saved}")
 
     def _check_failures(self) -> None:
         known = len(self.failures.reasons)

@@ -22,7 +22,7 @@ from dclr.kernels.activation import min_max_reference
 from dclr.visualize.drawing import WIDTH, bare, short
 
 STREAMS = ("rgb", "static", "difference")
-COLUMNS = 3
+TIMES = 3
 CLEAR = 0.55  # of an overlay: the picture below stays visible
 
 
@@ -67,7 +67,7 @@ def draw_activation(clip: Tensor, maps: Tensor, title: str) -> Figure:
     frames_thwc = clip.numpy()
     shape = len(clip) - 1, *clip.shape[1:3]
     maps_sthw = interpolate(maps[:, None], shape, mode="trilinear", align_corners=False)[:, 0].numpy()
-    times = np.linspace(0, shape[0] - 1, min(COLUMNS, shape[0])).round().astype(int)
+    times = np.linspace(0, shape[0] - 1, min(TIMES, shape[0])).round().astype(int)
     figure = Figure(figsize=(WIDTH, 1.15 * (1 + len(STREAMS)) + 0.8), layout="constrained")
     grid = figure.subplots(1 + len(STREAMS), len(times), squeeze=False)
     for axes, time in zip(grid[0], times):

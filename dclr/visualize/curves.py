@@ -19,8 +19,8 @@ LEFT_OUT = ("step", "epoch", "data_wait_share", "memory_mib")
 LAST = ("learning_rate", "clips_per_second")
 TITLES = {"loss": "loss, weighted sum", "learning_rate": "learning rate", "clips_per_second": "clips/s"}
 ENDINGS = ("_positive", "_negative")
-CHANCE = "chance/"
-FEW = 30
+CHANCE_PREFIX = "chance/"
+FEW_POINTS = 30
 # Share of a curve's points that are averaged into one of the smooth line.
 WINDOW = 0.05
 
@@ -65,7 +65,9 @@ def curves_of(records: Sequence[dict[str, Any]]) -> list[Curve]:
         name
         for record in records
         for name, value in record.items()
-        if name not in LEFT_OUT and not name.startswith(CHANCE) and (value is None or isinstance(value, (int, float)))
+        if name not in LEFT_OUT
+        and not name.startswith(CHANCE_PREFIX)
+        and (value is None or isinstance(value, (int, float)))
     )
     together: dict[str, list[str]] = {}
     for name in sorted(names, key=lambda name: (name in LAST, not name.startswith("loss"), name != "loss")):
@@ -116,7 +118,7 @@ def _points(name: str, records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, n
 def _draw_line(axes: Axes, steps: np.ndarray, heights: np.ndarray, color: str, line: str, label: str) -> list[float]:
     """Draw one quantity; returns its finite values."""
     # Few points would be a line of no length, or a corner that could be anywhere.
-    marker = "o" if len(steps) < FEW else ""
+    marker = "o" if len(steps) < FEW_POINTS else ""
     window = max(1, round(WINDOW * len(steps)))
     if window > 1:
         axes.plot(steps, heights, color=color, linewidth=0.8, alpha=0.3)
@@ -141,7 +143,7 @@ def smoothed(heights: np.ndarray, window: int) -> np.ndarray:
 def _draw_chance(axes: Axes, name: str, records: Sequence[dict[str, Any]]) -> None:
     if not name.startswith("loss/"):
         return
-    steps, heights = _points(CHANCE + name.removeprefix("loss/"), records)
+    steps, heights = _points(CHANCE_PREFIX + name.removeprefix("loss/"), records)
     # Of as many candidates throughout, a level; also where a single step was logged.
     if len(steps) and (heights == heights[0]).all():
         axes.axhline(heights[0], linestyle=":", color=GREY, linewidth=1.6, label="chance")
