@@ -30,7 +30,6 @@ class Verb(NamedTuple):
         module: file of `dclr.commands`.
         summary: one line of help.
         config: name of its configuration in that file.
-        required: fields of the configuration that have no default.
         help: what `--help` shows, where that is not the list of all flags, which is then `--help-all`.
         call: what is done with the arguments, where it is more than parsing a configuration and calling the verb.
     """
@@ -38,7 +37,6 @@ class Verb(NamedTuple):
     module: str
     summary: str
     config: str = ""
-    required: tuple[str, ...] = ()
     help: Callable[[], str] | None = None
     call: Callable[[list[str]], None] | None = None
 
@@ -149,11 +147,14 @@ def _call_of(name: str) -> Callable[[list[str]], None]:
     """Parse the verb's configuration, and call its function with it."""
 
     def call(argv: list[str]) -> None:
+        import dataclasses
+
         import tyro
 
-        command, verb = _command(name), VERBS[name]
-        default = getattr(command, verb.config)(**dict.fromkeys(verb.required, tyro.MISSING))
-        getattr(command, name)(_parse(name, argv, default))
+        command = _command(name)
+        kind, none = getattr(command, VERBS[name].config), (dataclasses.MISSING, dataclasses.MISSING)
+        required = [each.name for each in dataclasses.fields(kind) if (each.default, each.default_factory) == none]
+        getattr(command, name)(_parse(name, argv, kind(**dict.fromkeys(required, tyro.MISSING))))
 
     return call
 
@@ -280,14 +281,11 @@ def _ablate(argv: list[str]) -> None:
     command.ablate(_parse("ablate", argv, command.AblateConfig(size=size if size in command.SIZES else "cpu")))
 
 
-_ON_CHECKPOINT = ("checkpoint",)
-
 VERBS: dict[str, Verb] = {
     "prepare": Verb(
         "prepare",
         "Transcode a dataset once, to a copy that is several times faster to sample; resumes.",
         "PrepareConfig",
-        ("dataset", "root", "out"),
     ),
     "check": Verb(
         "check",
@@ -334,23 +332,18 @@ VERBS: dict[str, Verb] = {
         "extract",
         "Write the features of a dataset's videos to train.npz and test.npz.",
         "ExtractConfig",
-        _ON_CHECKPOINT,
     ),
     "visualize": Verb(
         "visualize",
         "Draw curves, activation maps and retrieved videos of a run, into one page; --curves-only needs no videos.",
         "VisualizeConfig",
-        _ON_CHECKPOINT,
     ),
     "export": Verb(
         "export",
         "Write the encoder of a checkpoint as weights, a program or an ONNX graph.",
         "ExportConfig",
-        _ON_CHECKPOINT,
     ),
-    "synth": Verb(
-        "synth", "Write a labelled set of videos in which motion and scene are independent.", "SynthCommand", ("root",)
-    ),
+    "synth": Verb("synth", "Write a labelled set of videos in which motion and scene are independent.", "SynthCommand"),
     "demo": Verb(
         "demo", "Generate videos, pretrain vanilla and DCLR on them, and compare what they learned.", "DemoConfig"
     ),

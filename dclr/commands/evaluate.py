@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from dclr.evaluation.checkpoint import Evaluated, EvaluationConfig, features_of
 from dclr.evaluation.knn import VOTERS
 from dclr.evaluation.recipes import FROZEN_RECIPES
 from dclr.evaluation.records import add_record, add_summary
+from dclr.evaluation.retrieval import Center
 from dclr.evaluation.targets import published
 from dclr.suggest import did_you_mean
 from dclr.visualize.confusion import write_confusion
@@ -41,7 +42,7 @@ class RetrieveOptions:
     """Numbers of neighbours; by default those of 1, 5, 10, 20, 50 that the gallery has."""
     clip_l2: bool = True
     """Normalise each clip's feature before the mean over clips."""
-    center: Literal["per_split", "train", "none"] = "per_split"
+    center: Center = "per_split"
     """What is subtracted before the cosine; the figures without it, or with it, stand beside."""
 
     def __post_init__(self) -> None:
@@ -59,7 +60,7 @@ class KnnOptions:
     """A neighbour's vote weighs exp(cosine / temperature)."""
     clip_l2: bool = True
     """Normalise each clip's feature before the mean over clips."""
-    center: Literal["per_split", "train", "none"] = "none"
+    center: Center = "none"
     """What is subtracted before the cosine."""
 
     def __post_init__(self) -> None:

@@ -135,7 +135,7 @@ class DatasetQuery:
     ) -> VideoDataset:
         """Finds every video below `root` under one of its possible names, the first of which stands in messages.
 
-        Raises `DatasetError` where videos are missing, or a video is named twice with different labels.
+        Raises `DatasetError` where no video is wanted, videos are missing, or one is named twice with two labels.
         """
         index = FolderIndex()
         numbers: dict[str, int] = {}
@@ -155,6 +155,8 @@ class DatasetQuery:
             else:
                 both = " and ".join(repr(classes[n]) if n >= 0 else "none" for n in (kept[number], label))
                 raise DatasetError(f"{self.name}: {path} is named twice, with the labels {both}; expected one a video")
+        if not labels:
+            raise DatasetError(f"{self.name}: {split}: its list names no video")
         self._check_missing(missing, len(labels), root)
         notes = [
             f"{self.name}: {verb} {len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"

@@ -90,9 +90,6 @@ def load_subsets(data: EvaluationDataConfig) -> tuple[VideoDataset, VideoDataset
             f"{data.dataset}: the training and the test videos do not have the same classes: {len(train.classes)} and "
             f"{len(test.classes)}{f', {alone[0]!r} in one of them alone' if alone else ', in another order'}"
         )
-    for role, videos in (("training", train), ("test", test)):
-        if not len(videos):
-            raise ValueError(f"{data.dataset}: there are no {role} videos; expected at least one")
     return train, test
 
 

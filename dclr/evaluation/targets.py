@@ -73,10 +73,10 @@ TARGETS: tuple[Target, ...] = (
 def published(evaluation: str, dataset: str, pretrained: str) -> dict[str, list[str]]:
     """For a record of an evaluation after pretraining on another dataset: published rows of its setting, if any."""
     wanted = evaluation, dataset, pretrained
-    lines = [_in_words(target) for target in TARGETS if target[:3] == wanted]
+    lines = [_row_in_words(target) for target in TARGETS if target[:3] == wanted]
     return {"published": lines} if lines else {}
 
 
-def _in_words(target: Target) -> str:
+def _row_in_words(target: Target) -> str:
     figures = "  ".join(f"{name} {value:.1f}%" for name, value in target.figures.items())
     return f"published: {figures}  {target.method}, {target.setting}, pretrained on {target.pretrained}"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dclr.commands.check import CheckConfig, check
+from dclr.commands.prepare import PrepareConfig, prepare
 from dclr.config import DataConfig
 from dclr.data import DATASETS, DatasetError, VideoDataset, load_dataset
 from dclr.data.labels import encode_labels
@@ -52,6 +53,18 @@ def test_the_digest_goes_by_videos_and_labels_not_by_their_place():
         videos("/data"),
     ]
     assert len({digest, *(other.digest for other in others)}) == 1 + len(others)
+
+
+def test_a_list_without_a_video(ucf, tmp_path):
+    """As a download that was cut off leaves it."""
+    (ucf / "ucfTrainTestlist" / "trainlist01.txt").write_text("")
+    with pytest.raises(DatasetError, match=r"^ucf101: split 1 train: its list names no video$"):
+        load_dataset("ucf101", ucf)
+    for split in (1, 2, 3):
+        for subset in ("train", "test"):
+            (ucf / "ucfTrainTestlist" / f"{subset}list0{split}.txt").write_text("")
+    with pytest.raises(DatasetError, match="its list names no video"):
+        prepare(PrepareConfig("ucf101", str(ucf), str(tmp_path.parent / "copy"), workers=0), progress=False)
 
 
 @pytest.mark.parametrize("root", ["", "UCF-101"])
