@@ -96,7 +96,8 @@ def test_a_killed_process_comes_back_from_the_last_checkpoint(tmp_path, whole_ru
 
 def slurm_command(folder, port, *arguments):
     """What each node of a job of two runs, by scripts/pretrain.slurm with programs of SLURM that only answer."""
-    programs = {"scontrol": "echo 127.0.0.1; echo 127.0.0.2", "srun": "printf '%s\\n' \"$@\""}
+    # Whoever reads the first name alone would be gone when the second is written.
+    programs = {"scontrol": "echo 127.0.0.1; sleep 0.1; echo 127.0.0.2", "srun": "printf '%s\\n' \"$@\""}
     for name, text in programs.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
