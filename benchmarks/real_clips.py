@@ -30,7 +30,7 @@ from torch import nn
 from dclr.commands.pretrain import pretrain
 from dclr.config import PretrainConfig
 from dclr.data import EvaluationClips, load_dataset
-from dclr.evaluation import Features, extract_features, knn_classification, linear_probe
+from dclr.evaluation import Encoding, Features, extract_features, knn_classification, linear_probe
 from dclr.evaluation.classification import Classified, class_accuracy, confusion
 from dclr.methods.base import MethodConfig
 from dclr.methods.dualvar import DualVarConfig
@@ -134,9 +134,8 @@ def _clip_features(encoder: nn.Module, root: Path, subset: str, column: str) -> 
     data, augment = run.data, run.augment
     videos = load_dataset("folder", root, subset=subset)
     clips = EvaluationClips(videos, frames=data.frames, stride=data.stride, size=data.size, clips=CLIPS)
-    features = extract_features(
-        encoder, clips, device="cpu", mean=augment.mean, std=augment.std, batch_videos=8, progress=False
-    )
+    encoding = Encoding(encoder, "cpu", augment.mean, augment.std)
+    features = extract_features(encoding, clips, batch_videos=8, progress=False)
     folds = _table_column(root, column)
     return features, [folds[os.path.abspath(path)] for path in features.paths]
 

@@ -14,7 +14,7 @@ from dclr.config import ConfigError, OptimConfig, PretrainConfig, TrainConfig, l
 from dclr.data import VideoDataset
 from dclr.data.crops import SQUEEZED_RATIO, SQUEEZED_SCALE
 from dclr.distributed import choose_device, is_first, process_group
-from dclr.evaluation import Features, extract_features
+from dclr.evaluation import Encoding, Features, extract_features
 from dclr.evaluation.checkpoint import load_subject, output_folder
 from dclr.evaluation.classification import classified
 from dclr.evaluation.dataset import EvaluationDataConfig, clip_protocol, evaluation_clips, load_subsets, require_labels
@@ -249,11 +249,8 @@ def _test(
     """Figures of the finetuned model on evenly spaced clips; the record of them."""
     method, run, position = load_method(folder)
     features = extract_features(
-        method.encoder,
+        Encoding(method.encoder, device, run.augment.mean, run.augment.std),
         evaluation_clips(videos[1], config.data),
-        device=device,
-        mean=run.augment.mean,
-        std=run.augment.std,
         batch_videos=config.data.batch_videos,
         workers=config.data.workers,
         max_failures=config.data.max_failed_share,

@@ -12,7 +12,7 @@ from dclr.config import ConfigError, PretrainConfig, to_dict
 from dclr.data import EvaluationClips, load_dataset
 from dclr.data.synth import SynthConfig, synthesize
 from dclr.distributed import choose_device
-from dclr.evaluation import Features, extract_features, linear_probe, retrieval
+from dclr.evaluation import Encoding, Features, extract_features, linear_probe, retrieval
 
 # What `motion_and_scene` gives, in percent.
 FIGURES = ("motion R@1", "motion linear", "scene R@1", "scene linear")
@@ -74,15 +74,8 @@ def _features(encoder: Any, run: PretrainConfig, root: Path, subset: str) -> Fea
     dataset = load_dataset("folder", root, label="motion", subset=subset)
     data = run.data
     clips = EvaluationClips(dataset, frames=data.frames, stride=data.stride, size=data.size, clips=CLIPS)
-    return extract_features(
-        encoder,
-        clips,
-        device=choose_device(run.train.device),
-        mean=run.augment.mean,
-        std=run.augment.std,
-        batch_videos=32,
-        progress=False,
-    )
+    encoding = Encoding(encoder, choose_device(run.train.device), run.augment.mean, run.augment.std)
+    return extract_features(encoding, clips, batch_videos=32, progress=False)
 
 
 def _labelled(features: Features, root: Path, label: str, subset: str) -> Features:

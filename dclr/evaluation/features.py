@@ -122,39 +122,34 @@ def check_features(train: Features, test: Features, classes: int | None = None) 
 
 
 def extract_features(
-    encoder: nn.Module,
-    dataset: EvaluationClips,
+    encoding: Encoding,
+    clips: EvaluationClips,
     *,
-    device: torch.device | str,
-    mean: Sequence[float],
-    std: Sequence[float],
-    precision: str = "fp32",
     batch_videos: int = 4,
     workers: int = 0,
     progress: bool = True,
     max_failures: float = 0.01,
 ) -> Features:
-    """Features of every clip of `dataset`, as of `Encoding`.
+    """Features of n clips a video, uint8 (n, T, H, W, 3) each.
 
     Args:
-        dataset: n clips a video, uint8 (n, T, H, W, 3).
         batch_videos: videos in one forward, so n times as many clips.
         workers: processes that decode; 0 decodes in this one.
         max_failures: share of the videos that may be unreadable; they are left out.
 
     Raises:
-        ValueError: the dataset is empty, more videos are unreadable than `max_failures` or all of them, or a
+        ValueError: there are no videos, more videos are unreadable than `max_failures` or all of them, or a
             video's features are not finite.
     """
-    if len(dataset) == 0:
+    if len(clips) == 0:
         raise ValueError("dataset has no videos: there is nothing to extract features of")
-    loader = build_evaluation_loader(dataset, batch_videos, workers=workers)
+    loader = build_evaluation_loader(clips, batch_videos, workers=workers)
     found: list[Encoded] = []
-    Encoding(encoder, device, mean, std, precision).run(loader, found.append, progress)
+    encoding.run(loader, found.append, progress)
     failures = [failure for batch in found for failure in batch.failures]
-    require_few(failures, len(dataset), max_failures)
-    clips, video_id, _ = zip(*(batch for batch in found if len(batch.clips)))
-    return Features.of(dataset.dataset, torch.cat(video_id).tolist(), torch.cat(clips), failures)
+    require_few(failures, len(clips), max_failures)
+    pooled, video_id, _ = zip(*(batch for batch in found if len(batch.clips)))
+    return Features.of(clips.dataset, torch.cat(video_id).tolist(), torch.cat(pooled), failures)
 
 
 def own_rows(train: Features, test: Features) -> Tensor:

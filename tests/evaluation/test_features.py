@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from dclr.data import VideoDataset, VideoError
 from dclr.data.clips import Sample
-from dclr.evaluation import extract_features, linear_probe
+from dclr.evaluation import Encoding, extract_features, linear_probe
 from dclr.models import build_encoder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -41,7 +41,7 @@ def encoder():
 def extract(encoder, dataset=None, **options):
     dataset = Clips() if dataset is None else dataset
     options = {"progress": False, **options}
-    return extract_features(encoder, dataset, device="cpu", mean=MEAN, std=STD, **options)
+    return extract_features(Encoding(encoder, "cpu", MEAN, STD), dataset, **options)
 
 
 def test_equals_one_clip_at_a_time(encoder):
