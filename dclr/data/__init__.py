@@ -4,7 +4,7 @@ from dclr.data.clips import Batch, EvaluationClips, PretrainClips
 from dclr.data.container import VideoError
 from dclr.data.datasets import DATASETS, DatasetError, VideoDataset, load_dataset
 from dclr.data.loader import EpochSampler, build_evaluation_loader, build_pretrain_loader, to_device
-from dclr.data.video import count_frames, read_clips, read_video
+from dclr.data.video import count_frames, read_clips
 
 __all__ = [
     "DATASETS",
@@ -20,6 +20,5 @@ __all__ = [
     "count_frames",
     "load_dataset",
     "read_clips",
-    "read_video",
     "to_device",
 ]

@@ -6,7 +6,7 @@ Shapes: V views or clips of a video, B batch, T frames, H height, W width, 3 RGB
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import av
 import numpy as np
@@ -23,7 +23,7 @@ from dclr.data.planes import Box, PackedCrops, PlanarCrops, join
 from dclr.data.prepared import small_frames, small_size
 from dclr.data.video import make_clips, read_clips
 
-TEST_CROPS = ("square_resize", "native", "short128")
+TestCrop = Literal["square_resize", "native", "short128"]
 REPLACEMENTS = 10
 
 
@@ -126,7 +126,7 @@ def crop_resize(clip_thwc: Tensor, box: Box, size: int) -> Tensor:
     return resize(clip_thwc[:, top : top + height, left : left + width], size, size)
 
 
-def centre_crop(clip_thwc: Tensor, size: int, test_crop: str) -> Tensor:
+def centre_crop(clip_thwc: Tensor, size: int, test_crop: TestCrop) -> Tensor:
     """The centre of a clip for evaluation: uint8 (T, size, size, 3).
 
     "square_resize": the largest square, resized; "native": `size` pixels of the frame as it is, or the largest
@@ -170,7 +170,7 @@ class RGBCrops:
 class CentreCrops:
     """The `centre_crop` of a video's clips, made as the frames come: uint8 (S, F, size, size, 3)."""
 
-    def __init__(self, first: av.VideoFrame, clips: int, frames: int, *, size: int, test_crop: str):
+    def __init__(self, first: av.VideoFrame, clips: int, frames: int, *, size: int, test_crop: TestCrop):
         self.convert, self.size, self.test_crop = ToRGB(first), size, test_crop
         self.crops = torch.empty((clips, frames, size, size, 3), dtype=torch.uint8)
 
@@ -340,10 +340,10 @@ class EvaluationClips(Dataset):
         stride: int = 2,
         size: int = 112,
         clips: int = 10,
-        test_crop: str = "square_resize",
+        test_crop: TestCrop = "square_resize",
     ):
-        if test_crop not in TEST_CROPS:
-            raise ValueError(f"test_crop must be one of {', '.join(TEST_CROPS)}, got {test_crop!r}")
+        if test_crop not in get_args(TestCrop):
+            raise ValueError(f"test_crop must be one of {', '.join(get_args(TestCrop))}, got {test_crop!r}")
         self.dataset = dataset
         self.frames, self.stride, self.size, self.clips = frames, stride, size, clips
         self.test_crop = test_crop

@@ -83,11 +83,6 @@ def make_clips(
     return make_clips(path, numbers_sf, source, into, seen)
 
 
-def read_video(path: str | os.PathLike) -> np.ndarray:
-    """Every frame of a video: uint8 RGB (F, H, W, 3). Raises `VideoError`."""
-    return read_clips(path, [0], count_frames(path))[0]
-
-
 def count_frames(path: str | os.PathLike) -> int:
     """How many frames of a video decode (at least 1). Raises `VideoError`."""
     return sum(1 for _ in decoded_frames(path))

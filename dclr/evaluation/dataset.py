@@ -9,6 +9,7 @@ from typing import Literal
 
 from dclr.config import ConfigError, DataConfig, at_least, default_workers
 from dclr.data import EvaluationClips, VideoDataset
+from dclr.data.clips import TestCrop
 from dclr.distributed import is_first
 from dclr.training.setup import configured_videos
 
@@ -51,7 +52,7 @@ class EvaluationDataConfig:
     """Height and width of a clip, pixels."""
     clips: int = 10
     """Evenly spaced clips of each video."""
-    test_crop: Literal["square_resize", "native", "short128"] = "square_resize"
+    test_crop: TestCrop = "square_resize"
     """Of each frame the largest centred square, resized; its centre as it is; or that of a short side of 128."""
     workers: int = field(default_factory=default_workers)
     """Loader processes on each rank; by default as many as it has cores, at most 4."""

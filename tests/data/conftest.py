@@ -9,6 +9,8 @@ import av
 import numpy as np
 import pytest
 
+from dclr.data import count_frames, read_clips
+
 HEIGHT, WIDTH, BITS = 48, 64, 8
 
 
@@ -19,6 +21,11 @@ def numbered(number: int) -> np.ndarray:
     picture = np.repeat(picture, HEIGHT, 0)
     picture[2 * HEIGHT // 3 :] //= 4
     return picture.astype(np.uint8)
+
+
+def read_all(path) -> np.ndarray:
+    """Every frame of a video, (F, H, W, 3)."""
+    return read_clips(path, [0], count_frames(path))[0]
 
 
 def number_of(picture: np.ndarray) -> int:

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from dclr.data import VideoError, count_frames, read_clips, read_video
+from dclr.data import VideoError, count_frames, read_clips
 from dclr.data import prepared as prepared_module
 from dclr.data.prepared import is_prepared, small_size, write_prepared
 from dclr.data.seeking import learn
@@ -55,7 +55,7 @@ def test_every_frame_once_and_in_order(files, tmp_path, kind):
     path = tmp_path / files[kind].name
     known = write_prepared(files[kind], path)
     assert known == learn(path) and is_prepared(known) and known.count == count_frames(path) == 30
-    assert make.numbers_of(read_video(path)[None]) == [list(range(30))]
+    assert make.numbers_of(make.read_all(path)[None]) == [list(range(30))]
     assert make.numbers_of(read_prepared(path, [13, 0, 28], 4, 3)) == [[13, 16, 19, 22], [0, 3, 6, 9], [28, 1, 4, 7]]
     assert os.listdir(tmp_path) == [path.name]
 
@@ -93,7 +93,8 @@ def test_only_the_groups_of_the_wanted_frames_are_decoded(copy, tmp_path):
 def test_damaged_videos_keep_the_frames_that_decode(files, tmp_path, kind):
     count = write_prepared(files[kind], tmp_path / "copy.avi").count
     assert count == count_frames(files[kind]) == count_frames(tmp_path / "copy.avi")
-    assert make.numbers_of(read_video(tmp_path / "copy.avi")[None]) == make.numbers_of(read_video(files[kind])[None])
+    copied, original = (make.numbers_of(make.read_all(path)[None]) for path in (tmp_path / "copy.avi", files[kind]))
+    assert copied == original
 
 
 @pytest.mark.parametrize("turn", TURNS)
@@ -210,7 +211,7 @@ def test_a_full_disk_is_not_the_videos_fault(tmp_path):
 
 def encoded_again(copy, path):
     """Mirrored, with a key frame every 100 frames."""
-    pictures = [np.ascontiguousarray(picture[:, ::-1]) for picture in read_video(copy)]
+    pictures = [np.ascontiguousarray(picture[:, ::-1]) for picture in make.read_all(copy)]
     return make.write(path, pictures, "mpeg4", options={"g": "100"}, metadata={"comment": "dclr prepare"})
 
 
@@ -230,7 +231,7 @@ def cut(copy, path):
 @pytest.mark.parametrize("made, count", [(encoded_again, 30), (cut, 18)])
 def test_a_file_made_from_a_copy_is_a_file_of_its_own(copy, tmp_path, made, count):
     path = made(copy, tmp_path / "made.mp4")
-    whole = read_video(path)
+    whole = make.read_all(path)
     assert len(whole) == count and not is_prepared(learn(path))
     for start in range(0, count - 4, 3):
         np.testing.assert_array_equal(read_prepared(path, [start], 4)[0], whole[start : start + 4])

@@ -5,7 +5,7 @@ import av
 import numpy as np
 import pytest
 
-from dclr.data import VideoError, count_frames, read_clips, read_video, seeking
+from dclr.data import VideoError, count_frames, read_clips, seeking
 from dclr.data.seeking import learn
 
 from . import conftest as make
@@ -27,7 +27,7 @@ def test_frames_are_exact(files, kind, seek):
     clips = read_clips(files[kind], [13, 0, 4], 5, 4, known=learn(files[kind]) if seek else None)
     assert clips.shape == (3, 5, make.HEIGHT, make.WIDTH, 3) and clips.dtype == np.uint8
     assert make.numbers_of(clips) == [[13, 17, 21, 25, 29], [0, 4, 8, 12, 16], [4, 8, 12, 16, 20]]
-    assert make.numbers_of(read_video(files[kind])[None]) == [list(range(30))]
+    assert make.numbers_of(make.read_all(files[kind])[None]) == [list(range(30))]
 
 
 @pytest.mark.parametrize("seek", [False, True])
@@ -121,7 +121,7 @@ def test_colour_equals_the_scale_filter(tmp_path, pix_fmt):
 @pytest.mark.parametrize("kind", ["truncated", "damaged"])
 def test_truncated_files_give_what_decodes(files, kind):
     count = count_frames(files[kind])
-    [shown] = make.numbers_of(read_video(files[kind])[None])
+    [shown] = make.numbers_of(make.read_all(files[kind])[None])
     assert 10 < count == len(shown) < 20
     assert shown[:10] == list(range(10)) and shown == sorted(shown)
     assert make.numbers_of(read_clips(files[kind], [count - 2], 4)) == [[*shown[-2:], 0, 1]]
@@ -172,7 +172,7 @@ def test_frames_of_another_size_are_scaled_to_the_first(tmp_path):
         ("nowhere", "No such file"),
     ],
 )
-@pytest.mark.parametrize("reader", [count_frames, read_video, learn, lambda path: read_clips(path, [0], 2)])
+@pytest.mark.parametrize("reader", [count_frames, make.read_all, learn, lambda path: read_clips(path, [0], 2)])
 def test_what_cannot_be_read_is_named(files, kind, reason, reader):
     with pytest.raises(VideoError, match=reason) as caught:
         reader(files[kind])
