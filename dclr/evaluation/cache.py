@@ -1,9 +1,9 @@
 """Features that were computed once: a folder of parts, which every evaluation of an encoder reads and adds to.
 
 A video's entry is found by its path, size and time of change, so splits, subsets and labels share it, and a file that
-was replaced is encoded anew; its old entry, some kilobytes, stays as long as the folder. A folder is of one encoder's
-weights and one kind of clips, whose digest is its name. Whoever adds to one drops the others whose weights no file has
-any more.
+was replaced is encoded anew. A folder is of one encoder's weights and one kind of clips, whose digest is its name.
+Whoever adds to one drops from it the parts whose videos have all been replaced, and beside it the folders whose weights
+no file has any more.
 """
 
 from __future__ import annotations
@@ -89,15 +89,14 @@ class FeatureCache:
         present = self._places() if is_first() else {}
         lacking = gather_objects([number for key, number in first_of.items() if key not in present])[0]
         if lacking:
-            writer = _Writer(self.folder, {str(clips.dataset.paths[number]): keys[number] for number in lacking}, keys)
+            paths = clips.dataset.paths
+            writer = _Writer(self.folder, paths, {paths[number]: keys[number] for number in lacking})
             loader = build_evaluation_loader(
                 Subset(clips, lacking), batch_videos, workers=workers, rank=rank(), world=world()
             )
             if is_first():
                 self._note_weights()
-                for other in self.folder.parent.iterdir():
-                    if other != self.folder and _is_left_over(other):
-                        shutil.rmtree(other, ignore_errors=True)
+                self._drop_useless()
             try:
                 encoding.run(loader, writer.take, is_first())
             finally:
@@ -110,6 +109,15 @@ class FeatureCache:
         files = {**_weights_files(self.folder), self.weights: _file_state(self.weights)}
         about = {"settings": json.loads(self.settings), "weights": files}
         write_or_explain(self.folder / ABOUT, json.dumps(about).encode())
+
+    def _drop_useless(self) -> None:
+        """Remove what will never be read again."""
+        for other in self.folder.parent.iterdir():
+            if other != self.folder and _is_left_over(other):
+                shutil.rmtree(other, ignore_errors=True)
+        for part in self.folder.glob("*.npz"):
+            if _is_replaced(part):
+                part.unlink()
 
     def _places(self) -> dict[str, _Place]:
         """Where each entry is, by its video's key."""
@@ -150,38 +158,41 @@ def _cached_rows(places: Sequence[_Place]) -> Tensor:
 
 
 class _Writer:
-    """Collects what is encoded, and writes a part of it every now and then.
+    """Collects what is encoded, and writes a part of it every now and then: "videos" (keys), "paths", "reasons" why
+    a video has no features, and the "clips" (V, n, D) of the others.
 
     Args:
-        of_path: key of each video that is to be encoded, by path: what could not be read is named so.
-        keys: key of each video of the dataset, by number.
+        of_number: path of each video of the dataset.
+        keys: path of each video that is to be encoded -> its key.
     """
 
-    def __init__(self, folder: Path, of_path: Mapping[str, str], keys: Sequence[str]) -> None:
-        self.folder, self.of_path, self.keys = folder, of_path, keys
+    def __init__(self, folder: Path, of_number: Sequence[str], keys: Mapping[str, str]) -> None:
+        self.folder, self.of_number, self.keys = folder, of_number, keys
         self._restart()
 
     def _restart(self) -> None:
-        self.videos, self.reasons, self.clips, self.since = [], [], [], time.monotonic()
+        self.paths, self.reasons, self.clips, self.since = [], [], [], time.monotonic()
 
     def take(self, batch: Encoded) -> None:
-        self.videos += [self.keys[number] for number in batch.video_id.tolist()]
+        self.paths += [self.of_number[number] for number in batch.video_id.tolist()]
         self.reasons += [""] * len(batch.video_id)
         self.clips += [batch.clips.numpy()] if len(batch.clips) else []
         for failure in batch.failures:
-            self.videos.append(self.of_path[str(failure.path)])
+            self.paths.append(failure.path)
             self.reasons.append(failure.reason or "unreadable")
-        if len(self.videos) >= PART_VIDEOS or time.monotonic() - self.since > PART_SECONDS:
+        if len(self.paths) >= PART_VIDEOS or time.monotonic() - self.since > PART_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Write a part, named by what is in it."""
-        if not self.videos:
+        if not self.paths:
             return
+        videos = [self.keys[path] for path in self.paths]
         clips = np.concatenate(self.clips) if self.clips else np.empty((0, 0, 0), np.float32)
         buffer = io.BytesIO()
-        np.savez(buffer, videos=np.array(self.videos), reasons=np.array(self.reasons, np.str_), clips=clips)
-        name = hashlib.sha256("".join(self.videos).encode()).hexdigest()[:16]
+        texts = {"videos": videos, "paths": list(map(os.path.abspath, self.paths)), "reasons": self.reasons}
+        np.savez(buffer, **{name: np.array(text, np.str_) for name, text in texts.items()}, clips=clips)
+        name = hashlib.sha256("".join(videos).encode()).hexdigest()[:16]
         write_or_explain(self.folder / f"{name}.npz", buffer.getbuffer())
         self._restart()
 
@@ -211,6 +222,15 @@ def _is_left_over(folder: Path) -> bool:
     files = _weights_files(folder)
     gone = bool(files) and all(_file_state(path) != state for path, state in files.items())
     return gone and time.time() - folder.stat().st_mtime > LEFT_OVER_SECONDS
+
+
+def _is_replaced(part: Path) -> bool:
+    """Whether other files are now where all the videos of a part were."""
+    with np.load(part, allow_pickle=False) as archive:
+        if "paths" not in archive:  # parts once did not say where their videos were
+            return False
+        entries = zip(archive["videos"].tolist(), archive["paths"].tolist())
+    return all(os.path.exists(path) and _key(path) != key for key, path in entries)
 
 
 def _key(path: str) -> str:

@@ -103,6 +103,26 @@ def test_a_video_that_was_replaced_is_encoded_again(run, data, encoded, videos, 
     found = features(run, data)
     assert sum(encoded) == ALL + CLIPS
     torch.testing.assert_close(found.train.clips[0], found.train.clips[1], rtol=1e-4, atol=1e-6)
+    before = set(parts(run))
+    for path in (root / "videos").iterdir():
+        os.utime(path, (1, 1))
+    again = features(run, data)
+    assert torch.equal(again.train.clips, found.train.clips)
+    assert not before & set(parts(run)), "nobody reads what all of its videos have left"
+
+
+def test_features_of_videos_that_are_away_for_a_while_are_kept(run, data, encoded, videos, tmp_path):
+    root, others = tmp_path / "copy", tmp_path / "others"
+    shutil.copytree(videos, root)
+    shutil.copytree(videos, others)
+    data = replace(data, dataset="folder", label="motion")
+    features(run, replace(data, root=str(root)))
+    root.rename(tmp_path / "away")
+    features(run, replace(data, root=str(others)))
+    (tmp_path / "away").rename(root)
+    encoded.clear()
+    features(run, replace(data, root=str(root)))
+    assert not encoded
 
 
 def test_an_interrupted_extraction_goes_on(run, data, encoded, monkeypatch):
