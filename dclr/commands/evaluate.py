@@ -212,15 +212,15 @@ def _linear_protocol(options: LinearOptions, device: str) -> Protocol:
     other = replace(options.linear, l2=not options.linear.l2)
     beside = "l2-normalised" if other.l2 else "not normalised"
 
-    def probe(features: Evaluated) -> Iterator[Result]:
-        where, classes = choose_device(device), len(features.classes)
+    def probe(evaluated: Evaluated) -> Iterator[Result]:
+        where, classes = choose_device(device), len(evaluated.classes)
         for seed in options.seeds:
             settings = {"classes": classes, "seed": seed, "device": where}
             found, second = (
-                linear_probe(features.train, features.test, each, **settings) for each in (options.linear, other)
+                linear_probe(evaluated.train, evaluated.test, each, **settings) for each in (options.linear, other)
             )
-            trained_on = int((features.own >= 0).sum())
-            overlap = f"; {trained_on} of the {len(features.own)} test videos were trained on" if trained_on else ""
+            trained_on = int((evaluated.own >= 0).sum())
+            overlap = f"; {trained_on} of the {len(evaluated.own)} test videos were trained on" if trained_on else ""
             record = _with(found.figures, second.figures, ("top1",), beside)
             yield Result({"seed": seed, **record, "protocol": record["protocol"] + overlap}, found.guesses)
 
@@ -232,9 +232,9 @@ def _retrieve_protocol(options: RetrieveOptions) -> Protocol:
     other = "none" if options.center != "none" else "per_split"
     beside = "not centred" if other == "none" else "centred"
 
-    def search(features: Evaluated) -> Iterator[Result]:
-        train, test, own = features.train, features.test, features.own
-        others = _gallery_size(features)
+    def search(evaluated: Evaluated) -> Iterator[Result]:
+        train, test, own = evaluated.train, evaluated.test, evaluated.own
+        others = _gallery_size(evaluated)
         ks = options.ks or tuple(k for k in KS if k <= others)
         _require_at_most(others, "ks", max(ks))
         arguments = train.clips, train.labels, test.clips, test.labels, ks, options.clip_l2
@@ -245,30 +245,30 @@ def _retrieve_protocol(options: RetrieveOptions) -> Protocol:
 
 
 def _knn_protocol(options: KnnOptions) -> Protocol:
-    def vote(features: Evaluated) -> Iterator[Result]:
-        others = _gallery_size(features)
+    def vote(evaluated: Evaluated) -> Iterator[Result]:
+        others = _gallery_size(evaluated)
         k = options.k or min(VOTERS, others)
         _require_at_most(others, "k", k)
         found = knn_classification(
-            features.train,
-            features.test,
-            classes=len(features.classes),
+            evaluated.train,
+            evaluated.test,
+            classes=len(evaluated.classes),
             k=k,
             temperature=options.temperature,
             clip_l2=options.clip_l2,
             center=options.center,
-            own=features.own,
+            own=evaluated.own,
         )
         yield Result(found.figures, found.guesses)
 
     return vote
 
 
-def _gallery_size(features: Evaluated) -> int:
+def _gallery_size(evaluated: Evaluated) -> int:
     """Training videos that every test video can be compared with."""
-    others = len(features.train.clips) - bool((features.own >= 0).any())
+    others = len(evaluated.train.clips) - bool((evaluated.own >= 0).any())
     if others < 1:
-        raise ConfigError(f"data: {features.data.dataset} has no training video but the test video itself")
+        raise ConfigError(f"data: {evaluated.data.dataset} has no training video but the test video itself")
     return others
 
 
@@ -291,19 +291,19 @@ def _evaluate(config: SplitsConfig, protocols: dict[str, Protocol]) -> dict[str,
     folders: dict[str, Path] = {}
     for split in config.splits or (config.data.split,):
         of_split = replace(config, data=replace(config.data, split=split))
-        for name, features in _features_of_splits(of_split, list(protocols)):
-            for result in protocols[name](features):
-                record = _split_record(name, features, result, split if config.splits else None)
+        for name, evaluated in _evaluated_for(of_split, list(protocols)):
+            for result in protocols[name](evaluated):
+                record = _split_record(name, evaluated, result, split if config.splits else None)
                 found.setdefault(name, []).append(record)
             if result.guesses is not None:
                 stem = f"{name}_split{split}" if config.splits else name
-                folder, labels = features.folder(name), features.test.labels
-                write_confusion(folder, stem, result.guesses, labels, features.classes)
-            folders[name] = features.folder(name)
+                folder, labels = evaluated.folder(name), evaluated.test.labels
+                write_confusion(folder, stem, result.guesses, labels, evaluated.classes)
+            folders[name] = evaluated.folder(name)
     return {name: add_summary(folders[name], records) for name, records in found.items()}
 
 
-def _features_of_splits(config: SplitsConfig, names: list[str]) -> Iterator[tuple[str, Evaluated]]:
+def _evaluated_for(config: SplitsConfig, names: list[str]) -> Iterator[tuple[str, Evaluated]]:
     """Of each protocol the features that it takes; on the first process."""
     alone = getattr(config, "leave_one_out", False)
     needs = {name: alone and name != "linear" for name in names}
@@ -313,9 +313,9 @@ def _features_of_splits(config: SplitsConfig, names: list[str]) -> Iterator[tupl
             yield name, made[needs[name]]
 
 
-def _split_record(name: str, features: Evaluated, result: Result, split: int | None) -> dict[str, Any]:
+def _split_record(name: str, evaluated: Evaluated, result: Result, split: int | None) -> dict[str, Any]:
     """One result as a record of the folder's metrics.jsonl, with the published figures of its setting."""
     place = {} if split is None else {"split": split}
-    beside = published(name, features.data.dataset, features.subject.pretrained_on)
-    record = {**place, **result.record, **features.subject.record, **beside}
-    return add_record(features.folder(name), name, features.protocol, record, features.train, features.test)
+    beside = published(name, evaluated.data.dataset, evaluated.subject.pretrained_on)
+    record = {**place, **result.record, **evaluated.subject.record, **beside}
+    return add_record(evaluated.folder(name), name, evaluated.protocol, record, evaluated.train, evaluated.test)

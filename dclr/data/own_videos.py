@@ -164,10 +164,11 @@ def _in_folders(query: DatasetQuery) -> VideoDataset:
     classes = tuple(sorted({folder.name for base in bases for folder in class_folders(base, found[base])}))
     taken = mine or bases
     labelled = [item for base in taken for item in sorted(found[base])]
+    skipped = sum((passed[base] for base in taken), Counter())
     if not labelled:
         raise DatasetError(
             f"{query.name}: no video ({VIDEO_FORMATS}) under {', '.join(map(str, taken))}"
-            f"{_in_words(sum((passed[base] for base in taken), Counter()), '; there are ')}"
+            f"{_in_words(skipped, '; there are ')}"
         )
     numbers = {name: number for number, name in enumerate(classes)}
     videos = VideoDataset(
@@ -177,7 +178,7 @@ def _in_folders(query: DatasetQuery) -> VideoDataset:
         classes,
         split=f"folder {', '.join(folder.name for folder in taken)}" if split else "all videos of the folder",
     )
-    notes = [*_notes(videos, sum((passed[base] for base in taken), Counter())), *_left_beside(query.root, split)]
+    notes = [*_notes(videos, skipped), *_left_beside(query.root, split)]
     videos = replace(videos, notes=tuple(f"{query.name}: {note}" for note in notes))
     return videos if split else _held_out(query, videos)
 
@@ -197,9 +198,10 @@ def class_folders(base: Path, videos: list[tuple[str, str]] | None = None) -> li
 
     A folder that holds other things, such as the output of a run, is none. videos: (class, path) where known.
     """
+    children = _folders_in(base)
     known = None if videos is None else {name for name, _ in videos}
-    holding = [child for child in _folders_in(base) if (_holds_video(child) if known is None else child.name in known)]
-    empty = [child for child in _folders_in(base) if not os.listdir(child)]
+    holding = [child for child in children if (_holds_video(child) if known is None else child.name in known)]
+    empty = [child for child in children if not os.listdir(child)]
     return sorted([*holding, *empty]) if holding else []
 
 

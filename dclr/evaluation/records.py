@@ -12,13 +12,13 @@ from dclr.evaluation.features import Features
 from dclr.training import append_metrics
 
 
-def add_record(folder: Path, name: str, clips: str, record: dict[str, Any], *parts: Features) -> dict[str, Any]:
+def add_record(folder: Path, name: str, clip_protocol: str, record: dict[str, Any], *parts: Features) -> dict[str, Any]:
     """Print the record of an evaluation, and append it to the folder's metrics.jsonl; returns it, completed.
 
-    Its protocol gets that of the clips in front (`clip_protocol`), and the unreadable videos of `parts` are named.
+    Its protocol gets that of the clips in front, and the unreadable videos of `parts` are named.
     """
     unreadable = list(dict.fromkeys(str(failure) for part in parts for failure in part.failures))
-    protocol = f"{clips}; {record['protocol']}"
+    protocol = f"{clip_protocol}; {record['protocol']}"
     record = {"evaluation": name, **record, "protocol": protocol, "unreadable_videos": unreadable}
     if is_first():
         append_metrics(folder, record)
