@@ -96,7 +96,7 @@ def seed(motion_bhw: Tensor) -> Tensor:
     return min_max(smooth(motion_bhw))
 
 
-def refined_by_color(mean_bchw: Tensor, seed_bhw: Tensor, hue: str = "correct") -> Tensor:
+def refined_by_color(mean_bchw: Tensor, seed_bhw: Tensor, hue: str) -> Tensor:
     """How much more often each pixel's colour is foreground than background, smoothed, (b, h, w) in [0, 1]."""
     bins = color_bins(mean_bchw, hue).flatten(1)
     score = seed_bhw.flatten(1)
@@ -111,7 +111,7 @@ def refined_by_color(mean_bchw: Tensor, seed_bhw: Tensor, hue: str = "correct") 
     return min_max(smooth(share.gather(1, bins).view_as(seed_bhw)))
 
 
-def color_bins(mean_bchw: Tensor, hue: str = "correct") -> Tensor:
+def color_bins(mean_bchw: Tensor, hue: str) -> Tensor:
     """Bin of each pixel's colour, (b, h, w) int64 in [0, 1000).
 
     Of the colour in HSV, the hue is an angle and the saturation a radius. The bin is that point's x and y, and the

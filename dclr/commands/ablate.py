@@ -69,7 +69,7 @@ class AblateConfig:
             raise ConfigError(f"size: got {self.size!r}, expected one of {', '.join(SIZES)}")
         if self.synth is None:
             self.synth = SIZES[self.size].synth
-        check_runs(self.rows, self.seeds, self.epochs, self.synth)
+        check_runs(self)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _require(package: str) -> None:
 # Plot
 
 
-def plot_results(files: Sequence[str], output: str | None = None) -> Path:
+def plot_results(files: Sequence[str], output: str | None) -> Path:
     """Draw medians from p20 to p80, a panel for each kernel, a line of it for each size; returns the picture's path."""
     panels = read_panels(files)
     variants = sorted({row["variant"] for rows in panels.values() for row in rows})
@@ -176,7 +176,7 @@ def _draw(axes: Any, kernel: str, rows: list[dict], colors: dict[str, str]) -> N
 # Tune
 
 
-def tune(op: str, only: str = "", seconds: float = 2.0) -> None:
+def tune(op: str, only: str, seconds: float) -> None:
     """Search the grid around the table entries of one op on this GPU and print the best as lines for the table.
 
     What counts is the geometric mean of the medians over the benchmark's sizes, in its dtype (bfloat16).

@@ -51,7 +51,7 @@ class DemoConfig:
         unknown = [row for row in self.rows if row not in DEMO_ROWS]
         if unknown:
             raise ConfigError(f"rows: got {unknown[0]}, expected some of {', '.join(DEMO_ROWS)}")
-        check_runs(self.rows, self.seeds, self.epochs, self.synth)
+        check_runs(self)
 
 
 def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def demo(config: DemoConfig | None = None) -> list[dict[str, Any]]:
     return results
 
 
-def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None = None) -> dict[str, Any]:
+def run_row(row: str, seed: int, root: Path, output: Path, epochs: int | None) -> dict[str, Any]:
     """Pretrain one objective, and evaluate its encoder.
 
     A finished or interrupted run goes on where it stopped.

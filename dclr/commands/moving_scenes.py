@@ -20,9 +20,10 @@ CHANCE = 100 / 8
 CLIPS = 10  # of each video, as in the paper's protocol
 
 
-def check_runs(rows: Sequence[str], seeds: Sequence[int], epochs: int | None, synth: SynthConfig) -> None:
-    """Raise ConfigError where no rows can be compared over these seeds, epochs and videos."""
-    if not rows:
+def check_runs(config: Any) -> None:
+    """Raise ConfigError where no `rows` can be compared over the `seeds`, `epochs` and videos of a configuration."""
+    seeds, epochs, synth = config.seeds, config.epochs, config.synth
+    if not config.rows:
         raise ConfigError("rows: got none, expected at least one")
     if not seeds or min(seeds) < 0:
         raise ConfigError(f"seeds: got {seeds or 'none'}, expected at least one, not negative")

@@ -34,7 +34,7 @@ class Mixed(nn.Module):
         widths: Sequence[int],
         unit: UnitBuilder,
         pool: PoolBuilder,
-        gate: Callable[[int], nn.Module] | None = None,
+        gate: Callable[[int], nn.Module] | None,
     ):
         super().__init__()
         point, reduce1, conv1, reduce2, conv2, pooled = widths

@@ -13,9 +13,9 @@ Triple = tuple[int, int, int]
 
 
 class ResidualBlock(nn.Module):
-    """relu(norm(second(relu(norm(first(x))))) + norm(skip(x))); without `skip` the input itself is added."""
+    """relu(norm(second(relu(norm(first(x))))) + norm(skip(x))); where `skip` is None the input itself is added."""
 
-    def __init__(self, first: nn.Module, second: nn.Module, width: int, skip: nn.Module | None = None):
+    def __init__(self, first: nn.Module, second: nn.Module, width: int, skip: nn.Module | None):
         super().__init__()
         self.conv1 = nn.Sequential(first, nn.BatchNorm3d(width), nn.ReLU(inplace=True))
         self.conv2 = nn.Sequential(second, nn.BatchNorm3d(width))

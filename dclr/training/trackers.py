@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -19,15 +19,7 @@ from dclr.files import append_or_explain
 
 
 class Tracker(ABC):
-    """One run, as it is followed.
-
-    Args:
-        folder: of the run, whose name it gets.
-        settings: the run's configuration, nested plain values.
-    """
-
-    @abstractmethod
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None: ...
+    """One run, as it is followed."""
 
     @abstractmethod
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -46,7 +38,7 @@ class TensorBoardEvents(Tracker):
         step: that the run goes on from; TensorBoard forgets later ones, of a run that was cut off.
     """
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
         # TensorBoard's own writer works in a thread, whose errors are tracebacks beside the run's.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
@@ -102,7 +94,8 @@ class MlflowTracker(Tracker):
         self.mlflow.end_run()
 
 
-TRACKERS: dict[str, type[Tracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
+# Made of the run's folder, whose name it gets there, and of its configuration as nested plain values.
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
 
 
 def _installed(name: str) -> ModuleType:

@@ -76,7 +76,7 @@ class Trainer:
     """
 
     def __init__(
-        self, config: PretrainConfig, method: Method, loader: DataLoader, device: torch.device, dataset: str = ""
+        self, config: PretrainConfig, method: Method, loader: DataLoader, device: torch.device, dataset: str
     ) -> None:
         train = config.train
         self.config, self.device, self.loader, self.dataset = config, device, loader, dataset
