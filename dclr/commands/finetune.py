@@ -25,6 +25,7 @@ from dclr.methods import ClassifierConfig
 from dclr.models.weights import absolute
 from dclr.training import find_checkpoint, load_method, ready_trainer
 from dclr.training.schedule import base_rate
+from dclr.training.setup import Resume
 from dclr.visualize.confusion import write_confusion
 from dclr.visualize.run import FINETUNE
 
@@ -42,7 +43,8 @@ class FinetuneConfig:
     seeds: tuple[int, ...] = ()
     """Seeds to train with, each in a folder of its own; by default `train.seed` alone."""
     resume: bool = False
-    """Go on from the last checkpoint of the output folder, whose settings are those that are not given."""
+    """Go on from the last checkpoint of the output folder, whose settings are those that are not given; of several
+    splits or seeds, those that were not reached are started."""
     scratch: bool = False
     """Start from random weights instead of the checkpoint's: what pretraining is measured against."""
     data: EvaluationDataConfig = field(default_factory=EvaluationDataConfig)
@@ -143,12 +145,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """
     runs = _planned_runs(config)
     if len(runs) == 1:
-        return _finetune_once(runs[0])
+        return _finetune_once(runs[0], config.resume)
     with process_group(choose_device(config.train.device)):
         records = [
             {"split": run.data.split, "seed": run.train.seed, **record}
             for run in runs
-            if (record := _finetune_once(run))
+            if (record := _finetune_once(run, config.resume and "or_start"))  # those that were not reached yet
         ]
     return add_summary(Path(runs[0].output).parent, records) if records else {}
 
@@ -178,7 +180,7 @@ def _planned_runs(config: FinetuneConfig) -> list[FinetuneConfig]:
     ]
 
 
-def _finetune_once(config: FinetuneConfig) -> dict[str, Any]:
+def _finetune_once(config: FinetuneConfig, resume: Resume) -> dict[str, Any]:
     """One split and one seed, as `finetune`."""
     pretrained = load_subject(config.checkpoint)
     data = config.data.completed(pretrained.pretraining.data)
@@ -187,14 +189,14 @@ def _finetune_once(config: FinetuneConfig) -> dict[str, Any]:
     for subset in (train, test):
         require_labels(subset, "finetune")
     run = _training_run(config, data, pretrained.pretraining, train)
-    start, saved = _starting_weights(config), _settings_in(Path(run.output)) if config.resume else None
+    start, saved = _starting_weights(config), _settings_in(Path(run.output)) if resume else None
     if saved and _starting_weights(saved) != start:
         raise ConfigError(
             f"{run.output}: its run starts from {_starting_weights(saved)}, this one from {start}: cannot resume"
         )
     device = choose_device(run.train.device)
     with process_group(device, run.train.timeout):
-        trainer = ready_trainer(run, device, config.resume, None if config.scratch else pretrained.encoder)
+        trainer = ready_trainer(run, device, resume, None if config.scratch else pretrained.encoder)
         first = is_first()
         if first:
             trainer.folder.mkdir(parents=True, exist_ok=True)
@@ -205,9 +207,11 @@ def _finetune_once(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def saved_settings(config: FinetuneConfig) -> FinetuneConfig | None:
-    """What the run in the output folder of `config` was last asked for; None where there is none."""
+    """What the run in the output folder of `config`, or the first of several, was asked for; None where none is."""
+    first = _planned_runs(config)[0]
     data = config.data.completed(load_subject(config.checkpoint).pretraining.data)
-    return _settings_in(output_folder("finetune", config.checkpoint, config.output, data))
+    saved = _settings_in(output_folder("finetune", first.checkpoint, first.output, data))
+    return saved and replace(saved, output=config.output)
 
 
 def _settings_in(folder: Path) -> FinetuneConfig | None:

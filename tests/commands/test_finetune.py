@@ -1,12 +1,13 @@
 """Finetuning on generated videos: what is trained, from where, and that the figures are those of the model."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
 
 from dclr.augment import AugmentConfig
-from dclr.commands.finetune import RECIPES, FinetuneConfig, finetune
+from dclr.commands.finetune import RECIPES, FinetuneConfig, finetune, saved_settings
 from dclr.commands.pretrain import pretrain
 from dclr.config import ConfigError, DataConfig, OptimConfig, PretrainConfig, TrainConfig
 from dclr.data import load_dataset, read_clips
@@ -158,6 +159,17 @@ def test_splits_and_seeds_give_mean_and_spread(run, tmp_path):
     assert read_metrics(tmp_path)[-1] == record
     assert (tmp_path / "split1_seed1" / "finetune_confusion.png").exists()
     assert record["chance"] == {"top1": 12.5, "top5": 62.5} and "top5" in record
+
+
+def test_several_seeds_go_on_where_they_were_and_as_they_were_asked_for(run, tmp_path):
+    config = config_of(run, output=str(tmp_path), train=dataclasses.replace(TRAIN, epochs=1), seeds=(0, 1))
+    whole = finetune(config)
+    shutil.rmtree(tmp_path / "split1_seed1")  # the second was not reached
+    saved = saved_settings(FinetuneConfig(str(run), output=str(tmp_path), seeds=(0, 1), resume=True))
+    assert (saved.output, saved.seeds, saved.train, saved.dropout) == (
+        str(tmp_path), (0, 1), config.train, config.dropout
+    )  # fmt: skip
+    assert finetune(dataclasses.replace(saved, resume=True))["top1"] == whole["top1"]
 
 
 def test_weights_of_others_and_a_hold_out_of_class_folders(run, videos, tmp_path):
