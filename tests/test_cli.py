@@ -73,6 +73,7 @@ def failing(capsys, *argv):
          "dclr: unknown argument '--kss'; did you mean --ks?"),
         (["retrieve", "--checkpoint", "none.pt", "--ks", "5", "0"], 2,
          "dclr: ks: got (5, 0), expected numbers of at least 1"),
+        (["linear", "--checkpoint", "none.pt", "--seeds"], 2, "dclr: seeds: got none, expected at least one"),
         (["linear", "--checkpoint", "none.pt", "--linear.epochs", "0"], 2,
          "dclr: linear.epochs: got 0, expected at least 1"),
         *((["knn", "--checkpoint", "none.pt", f"--data.{name}", "0"], 2,

@@ -33,6 +33,10 @@ class LinearOptions:
     seeds: tuple[int, ...] = (0,)
     """Of the layer's initial weights and the order of clips; several give mean and spread."""
 
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise ConfigError("seeds: got none, expected at least one")
+
 
 @dataclass
 class RetrieveOptions:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dclr.config import ConfigError, to_dict
 from dclr.distributed import choose_device
@@ -91,12 +92,11 @@ def _report_of_encoder(config: VisualizeConfig, run: Run) -> Report | None:
     if evaluated is None:
         return None
     look = _look_at(config, evaluated)
-    beside = {run_folder(other).resolve().name: load_subject(other).encoder for other in config.beside}
     shown, left_out = _curves(run)
     shown["activation"] = list(pictures.activations(look))
     shown["retrieval"] = list(pictures.neighbours(look, config.neighbours))
     shown["search"] = list(pictures.searches(look))
-    shown["kernels"] = pictures.kernels(look.encoder, look.pretraining, beside)
+    shown["kernels"] = pictures.kernels(look.encoder, look.pretraining, _encoders(config.beside))
     shown["masks"] = list(pictures.masks(look))
     result, unlabelled = _retrieval_figures(evaluated)
     for name, features, videos in zip(("training", "test"), (evaluated.train, evaluated.test), evaluated.videos):
@@ -104,6 +104,15 @@ def _report_of_encoder(config: VisualizeConfig, run: Run) -> Report | None:
         left_out += [f"Missing {name} video: {path}" for path in videos.missing]
     configuration = run.configuration or to_dict(look.pretraining)
     return Report(run, configuration, subject.words, shown, result, [*left_out, *unlabelled, *_of_records(run)])
+
+
+def _encoders(checkpoints: Sequence[str]) -> dict[str, nn.Module]:
+    """The encoders of further runs, by the names of their folders, or as they were given where two have one name."""
+    encoders: dict[str, nn.Module] = {}
+    for checkpoint in checkpoints:
+        name = run_folder(checkpoint).resolve().name
+        encoders[checkpoint if name in encoders else name] = load_subject(checkpoint).encoder
+    return encoders
 
 
 def _look_at(config: VisualizeConfig, evaluated: Evaluated) -> Look:

@@ -195,6 +195,15 @@ def test_a_checkpoint_named_from_within_its_folder_is_of_its_run(run, monkeypatc
         visualize(config("typo", curves_only=True))
 
 
+def test_runs_beside_this_one_whose_folders_have_one_name(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("a", "b"):
+        shutil.copytree(run, tmp_path / place / "twin")
+    visualize(config(run, beside=("a/twin", "b/twin")))
+    labels = re.findall("<text[^>]*>([^<]*twin)</text>", (run / "report" / "kernels.svg").read_text())
+    assert labels == ["twin", "b/twin"]
+
+
 def test_a_run_without_log(run):
     (run / "metrics.jsonl").unlink()
     (run / "config.yaml").unlink()
