@@ -64,6 +64,12 @@ class FinetuneConfig:
     average: Literal["logits", "prob"] = "logits"
     """What is averaged over the clips of a test video: logits or softmax probabilities."""
 
+    def __post_init__(self) -> None:
+        if self.train.eval_every:
+            raise ConfigError(
+                f"train.eval_every: got {self.train.eval_every}, expected 0: a finetuning is tested at its end"
+            )
+
 
 def dclr_recipe() -> FinetuneConfig:
     """DCLR's released script: 10 epochs of 10 clips a video, here 100 of one; rate 0.1, x0.1 at 60 and 80."""

@@ -142,6 +142,10 @@ def test_recipes_are_the_published_ones(name, rate, batch, epochs, drops, decay)
     [
         ({"augment": AugmentConfig(mean=(0.1, 0.1, 0.1))}, r"augment.mean: got \(0.1, 0.1, 0.1\), expected the pretr"),
         ({"data": EvaluationDataConfig(label="colour", workers=0)}, "colour"),
+        (
+            {"train": dataclasses.replace(TRAIN, eval_every=2)},
+            "train.eval_every: got 2, expected 0: a finetuning is te",
+        ),
     ],
 )
 def test_bad_settings(run, tmp_path, options, message):
