@@ -152,11 +152,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     runs = _planned_runs(config)
     if len(runs) == 1:
         return _finetune_once(runs[0], config.resume)
+    resume = "or_start" if config.resume else False  # of several, some may not have been reached
     with process_group(choose_device(config.train.device)):
         records = [
             {"split": run.data.split, "seed": run.train.seed, **record}
             for run in runs
-            if (record := _finetune_once(run, config.resume and "or_start"))  # those that were not reached yet
+            if (record := _finetune_once(run, resume))
         ]
     return add_summary(Path(runs[0].output).parent, records) if records else {}
 
