@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from dclr.config import PretrainConfig
+from dclr.config import ConfigError, PretrainConfig
 from dclr.distributed import choose_device, process_group
 from dclr.evaluation.epoch import EpochEvaluation
 from dclr.training.checkpoint import own_name
@@ -41,6 +41,11 @@ def pretrain(
         Stopped: Ctrl-C, SIGTERM or SIGHUP; the run is saved as it was after the step.
     """
     if encoder is not None:
+        if config.encoder_weights:
+            given = config.encoder_weights
+            raise ConfigError(
+                f"encoder_weights: got {given}, expected none with an encoder of your own: load them first"
+            )
         config = replace(config, encoder=own_name(encoder))
     device = choose_device(config.train.device)
     with process_group(device, config.train.timeout):

@@ -164,7 +164,7 @@ def test_half_precision_and_old_files_without_counts_load(tmp_path):
 
 def test_pretraining_starts_from_them(tmp_path):
     from dclr.commands.pretrain import pretrain
-    from dclr.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig
+    from dclr.config import ConfigError, DataConfig, OptimConfig, PretrainConfig, TrainConfig
     from dclr.data.synth import SynthConfig, synthesize
     from dclr.methods import SimCLRConfig
     from dclr.training import load_method
@@ -192,3 +192,5 @@ def test_pretraining_starts_from_them(tmp_path):
     with pytest.raises(WeightsError, match=r"w.pt: none of its 144 tensors is one of r3d_18"):
         torch.save(state, tmp_path / "w.pt")
         pretrain(replace(config, encoder="r3d_18", output=str(tmp_path / "other")))
+    with pytest.raises(ConfigError, match=r"encoder_weights: got .*w.pt, expected none with an encoder of your own"):
+        pretrain(replace(config, output=str(tmp_path / "own")), encoder=build_encoder("r2plus1d_tiny"))
