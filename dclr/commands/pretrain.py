@@ -42,9 +42,8 @@ def pretrain(
     """
     if encoder is not None:
         if config.encoder_weights:
-            given = config.encoder_weights
             raise ConfigError(
-                f"encoder_weights: got {given}, expected none with an encoder of your own: load them first"
+                f"encoder_weights: got {config.encoder_weights}, expected none with an encoder of your own"
             )
         config = replace(config, encoder=own_name(encoder))
     device = choose_device(config.train.device)
