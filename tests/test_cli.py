@@ -240,6 +240,7 @@ def test_ctrl_c_in_the_midst_of_an_import():
     """Python may lose it there, or show where it was."""
     script = (
         "import os, signal, time; from dclr import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which tests in the background do not have
         "def slow(name): os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
         "cli._command = slow; cli.main(['pretrain'])"
     )
