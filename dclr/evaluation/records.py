@@ -11,11 +11,15 @@ from dclr.distributed import is_first
 from dclr.evaluation.features import Features
 from dclr.training import append_metrics
 
+# With fewer, a figure moves by more than a percent where one video does.
+FEW_TEST_VIDEOS = 100
+
 
 def add_record(folder: Path, name: str, clips: str, record: dict[str, Any], *parts: Features) -> dict[str, Any]:
     """Print the record of an evaluation, and append it to the folder's metrics.jsonl; returns it, completed.
 
-    Its protocol gets that of the clips in front (`clip_protocol`), and the unreadable videos of `parts` are named.
+    Its protocol gets that of the clips in front (`clip_protocol`), and the unreadable videos of `parts`, of which the
+    last are for testing, are named.
     """
     unreadable = list(dict.fromkeys(str(failure) for part in parts for failure in part.failures))
     protocol = f"{clips}; {record['protocol']}"
@@ -23,6 +27,9 @@ def add_record(folder: Path, name: str, clips: str, record: dict[str, Any], *par
     if is_first():
         append_metrics(folder, record)
         print_record(record)
+        tested = len(parts[-1].labels)
+        if tested < FEW_TEST_VIDEOS:
+            print(f"few test videos: each of the {tested} is {100 / tested:.1f}% of a figure")
     return record
 
 
