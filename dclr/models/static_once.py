@@ -159,9 +159,11 @@ def _normalize_apart(norm: nn.Module, x: MixedClips, state: Mapping[str, Tensor]
         mean_c = gather_rows(mean_c[None]).mean(0) if over_ranks else mean_c
         return mean_c[:, None, None, None]
 
-    centered = frames - mean_c11(frames)
-    scale = weight[:, None, None, None] * (mean_c11(centered.square()) + norm.eps).rsqrt()
-    normalized = torch.addcmul(bias[:, None, None, None], centered, scale).to(x.static.frames.dtype)
+    mean = mean_c11(frames)
+    # The variance has no slope in the mean. Said here, the gradient needs no tensor of this size in between.
+    var = mean_c11((frames - mean.detach()).square())
+    scale = weight[:, None, None, None] * (var + norm.eps).rsqrt()
+    normalized = torch.addcmul(bias[:, None, None, None], frames - mean, scale).to(x.static.frames.dtype)
     return MixedClips(moving, x.static._replace(frames=normalized))
 
 

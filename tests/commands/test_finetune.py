@@ -104,7 +104,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, monkeypatch
 
 
 def test_it_learns_the_labels_of_its_training_videos(run, tmp_path):
-    train = dataclasses.replace(TRAIN, epochs=25)
+    train = dataclasses.replace(TRAIN, epochs=40)
     data = EvaluationDataConfig(clips=3, workers=0, test_where="split=train")
     record = finetune(config_of(run, output=str(tmp_path), train=train, data=data, dropout=0.0))
     assert record["top1"] >= 50, "chance is 12.5"
