@@ -29,7 +29,7 @@ def add_record(folder: Path, name: str, clips: str, record: dict[str, Any], *par
         print_record(record)
         tested = len(parts[-1].labels)
         if tested < FEW_TEST_VIDEOS:
-            print(f"few test videos: each of the {tested} is {100 / tested:.1f}% of a figure")
+            print(f"only {tested} test videos: each counts for {100 / tested:.1f}%")
     return record
 
 

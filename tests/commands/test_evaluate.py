@@ -231,7 +231,7 @@ def test_commands(run, capsys):  # noqa: F811
     common = ["--checkpoint", str(run), "--data.clips", "1", "--data.workers", "0", "--device", "cpu"]
     main(["evaluate", *common, "--protocols", "knn,retrieve"])
     shown = capsys.readouterr().out
-    assert shown.count("protocol: ") == 2 and "few test videos: each of the 11 is 9.1% of a figure" in shown
+    assert shown.count("protocol: ") == 2 and "only 11 test videos: each counts for 9.1%" in shown
     main(["linear", *common, "--seeds", "0", "1"])
     assert "±" in capsys.readouterr().out
     main(["retrieve", *common, "--leave-one-out"])
