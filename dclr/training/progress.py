@@ -60,7 +60,7 @@ def few_steps(config: PretrainConfig, steps_per_epoch: int) -> str:
     if total >= FEW_STEPS:
         return ""
     return (
-        f"{total} steps are few: small sets of videos took about {ENOUGH_STEPS}, which is "
+        f"few steps: {total} in all; small sets of videos took about {ENOUGH_STEPS}, which is "
         f"--train.epochs {math.ceil(ENOUGH_STEPS / steps_per_epoch)} here"
     )
 

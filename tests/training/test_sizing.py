@@ -56,5 +56,7 @@ def test_too_few_for_the_parts():
 def test_a_short_run_is_warned_of():
     """Two steps an epoch: 100 epochs are few, 150 are enough."""
     config = PretrainConfig(train=TrainConfig(epochs=100))
-    assert few_steps(config, 2).startswith("200 steps are few: ") and "--train.epochs 500 here" in few_steps(config, 2)
+    assert few_steps(config, 2).startswith("few steps: 200 in all; ") and "--train.epochs 500 here" in few_steps(
+        config, 2
+    )
     assert few_steps(PretrainConfig(train=TrainConfig(epochs=150)), 2) == ""
