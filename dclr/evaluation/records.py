@@ -18,8 +18,7 @@ FEW_TEST_VIDEOS = 100
 def add_record(folder: Path, name: str, clips: str, record: dict[str, Any], *parts: Features) -> dict[str, Any]:
     """Print the record of an evaluation, and append it to the folder's metrics.jsonl; returns it, completed.
 
-    Its protocol gets that of the clips in front (`clip_protocol`), and the unreadable videos of `parts`, of which the
-    last are for testing, are named.
+    Its protocol gets that of the clips in front (`clip_protocol`), and the unreadable videos of `parts` are named.
     """
     unreadable = list(dict.fromkeys(str(failure) for part in parts for failure in part.failures))
     protocol = f"{clips}; {record['protocol']}"
@@ -27,7 +26,7 @@ def add_record(folder: Path, name: str, clips: str, record: dict[str, Any], *par
     if is_first():
         append_metrics(folder, record)
         print_record(record)
-        tested = len(parts[-1].labels)
+        tested = len(parts[-1].labels)  # parts are training and test videos, or those alone
         if tested < FEW_TEST_VIDEOS:
             print(f"only {tested} test videos: each counts for {100 / tested:.1f}%")
     return record
