@@ -33,9 +33,11 @@ from dclr.data import EvaluationClips, load_dataset
 from dclr.evaluation import Features, classify_by_layer, classify_by_neighbours, extract_features
 from dclr.evaluation.classification import Classified, class_accuracy, confusion
 from dclr.methods.base import MethodConfig
+from dclr.methods.dclr import DCLRConfig, RefineConfig
 from dclr.methods.dualvar import DualVarConfig
 from dclr.methods.fame import FAMEConfig
 from dclr.methods.moco import MoCoConfig
+from dclr.methods.search import SearchConfig
 from dclr.models import build_encoder
 from dclr.presets.demo import SHORT
 from dclr.presets.small import small, small_simclr
@@ -50,13 +52,24 @@ FIGURES = SPLIT_FIGURES + FOLD_FIGURES
 
 # A queue of a quarter to a half of such a set; 0.999 would leave the initial weights to the end of so short a run.
 QUEUE = {"queue": 128, "momentum": 0.99}
-METHODS: dict[str, Callable[[], MethodConfig | None]] = {
-    "untrained": lambda: None,
-    "simclr": lambda: small_simclr().method,
-    "moco": lambda: MoCoConfig(**SHORT, **QUEUE),
-    "fame": lambda: FAMEConfig(**SHORT, **QUEUE),
-    "dualvar": lambda: DualVarConfig(**SHORT),
-    "dclr": lambda: small().method,
+
+
+def whole_dclr(epochs: int) -> DCLRConfig:
+    """DCLR with all its terms, where `small` has L_VS and L_VD; search and refinement begin after a quarter."""
+    quarter = max(1, epochs // 4)
+    search = SearchConfig(queue=64, start=quarter, refresh=quarter)
+    return DCLRConfig(search=search, refine=RefineConfig(start=quarter), **SHORT)
+
+
+# Epochs -> method.
+METHODS: dict[str, Callable[[int], MethodConfig | None]] = {
+    "untrained": lambda _: None,
+    "simclr": lambda _: small_simclr().method,
+    "moco": lambda _: MoCoConfig(**SHORT, **QUEUE),
+    "fame": lambda _: FAMEConfig(**SHORT, **QUEUE),
+    "dualvar": lambda _: DualVarConfig(**SHORT),
+    "dclr": lambda _: small().method,
+    "dclr_whole": whole_dclr,
 }
 
 
@@ -74,7 +87,7 @@ def run_of(method: MethodConfig, root: Path, epochs: int, seed: int, output: Pat
 
 def encoder_of(name: str, root: Path, epochs: int, seed: int, output: Path) -> nn.Module:
     """The encoder that a method trains, or the one that it would start from."""
-    method = METHODS[name]()
+    method = METHODS[name](epochs)
     if method is None:
         torch.manual_seed(seed)
         return build_encoder(small().encoder)

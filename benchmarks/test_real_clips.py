@@ -32,7 +32,7 @@ def test_each_method_trains_and_is_evaluated_once(method, videos, tmp_path, monk
 
 
 def test_all_methods_share_what_is_not_theirs(videos, tmp_path):
-    configs = [real_clips.METHODS[name]() for name in real_clips.METHODS if name != "untrained"]
+    configs = [real_clips.METHODS[name](2) for name in real_clips.METHODS if name != "untrained"]
     runs = [real_clips.run_of(method, videos, 2, 1, tmp_path) for method in configs]
     for run, method in zip(runs, configs):
         assert run.method is method
