@@ -175,7 +175,12 @@ def _pretrain(argv: list[str]) -> None:
     if os.environ.get("RANK", "0") == "0":  # of processes started together, the first
         _draw_curves(str(folder))
         run = shlex.quote(str(folder))
-        print(f"Next, what it learned:\n  dclr visualize --checkpoint {run}\n  dclr knn --checkpoint {run}")
+        print(
+            "Next, what it learned:\n"
+            f"  dclr visualize --checkpoint {run}  # adds pictures of the encoder to that page\n"
+            f"  dclr extract --checkpoint {run}  # writes the features of the videos\n"
+            f"  dclr knn --checkpoint {run}  # classifies videos by their neighbours, where they have classes"
+        )
 
 
 def _draw_curves(run: str) -> None:

@@ -83,5 +83,7 @@ def _first_sentence(box: str) -> str:
     lines = [line.strip(" │╭╮╰╯") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     message = " ".join(line for line in lines[1:] if line.strip("─-"))
     message = re.split(r"Argument helptext|For full helptext", message)[0].strip()
+    message = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"got \1, expected a whole number", message)
+    message = re.sub(r"could not convert string to float: (.*)", r"got \1, expected a number", message)
     message = re.sub(r"^Missing from [^:]*: (--[\w.-]+).*", r"\1 is required", message)
     return re.sub(r"^Error parsing ([\w.-]+: (?=[\w.]+: got))?", "", message)

@@ -181,8 +181,9 @@ def motion_map(clip: Tensor, *, flip: Tensor | None = None) -> MotionMap:
         flip: (B,) bool, the clips to mirror.
 
     Returns:
-        MotionMap, contiguous; float64 for a float64 clip. Of uint8 clips the sums are exact and rounded once, when they
-        are divided, so that pixels tie in `motion` where they move by the same. Nothing here has a gradient.
+        MotionMap(motion, mean), (B, H, W) and (B, 3, H, W) float32, contiguous; float64 for a float64 clip. Of uint8
+        clips the sums are exact and rounded once, when they are divided, so that pixels tie in `motion` where they
+        move by the same. Nothing here has a gradient.
 
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype or device, named.

@@ -57,7 +57,8 @@ def failing(capsys, *argv):
         (["pretrain", "--method.alignment.lamda=3"], 2,
          "dclr: unknown argument '--method.alignment.lamda'; did you mean --method.alignment.lambda?"),
         (["pretrain", "--train.epochs", "x"], 2,
-         "dclr: --train.epochs: invalid literal for int() with base 10: 'x'"),
+         "dclr: --train.epochs: got 'x', expected a whole number"),
+        (["pretrain", "--optim.lr", "fast"], 2, "dclr: --optim.lr: got 'fast', expected a number"),
         (["pretrain", "--train.epochs", "0"], 2, "dclr: train.epochs: got 0, expected at least 1"),
         (["pretrain", "--method.temperature", "0"], 2,
          "dclr: method.temperature: got 0.0, expected a temperature above 0"),
@@ -67,7 +68,7 @@ def failing(capsys, *argv):
         (["pretrain", "--augment.brightness", "-1"], 2,
          "dclr: augment.brightness: got -1.0, expected a strength of at least 0"),
         (["pretrain", "stray"], 2, "dclr: unknown argument 'stray'"),
-        (["pretrain"], 1, "dclr: data.root: expected the folder of the dataset ucf101"),
+        (["pretrain"], 1, "dclr: data.root: got none, expected the folder of the videos (data.dataset is ucf101)"),
         (["linear"], 2, "dclr: --checkpoint is required"),
         (["retrieve", "--checkpoint", "none.pt", "--kss", "1"], 2,
          "dclr: unknown argument '--kss'; did you mean --ks?"),
@@ -266,7 +267,8 @@ def test_names_with_blanks_and_bytes_that_are_no_text(tmp_path, videos):
     out, err = done.stdout.decode(), done.stderr.decode()
     assert done.returncode == 0, err
     assert "broken\\udcff.mp4" in out
-    assert out.endswith(f"  dclr visualize --checkpoint '{run}'\n  dclr knn --checkpoint '{run}'\n")
+    for verb, line in zip(("visualize", "extract", "knn"), out.splitlines()[-3:]):
+        assert line.startswith(f"  dclr {verb} --checkpoint '{run}'  # ")
     assert "videos      5 in 2 classes" in err
     assert "Traceback" not in err
 

@@ -108,7 +108,9 @@ def run_benchmarks(config: BenchConfig) -> None:
 
 def _require_checkout() -> None:
     if not (ROOT / "benchmarks" / "conftest.py").is_file():
-        raise BenchError(f"no benchmarks/ in {ROOT}: expected dclr to be installed from a source checkout (pip -e)")
+        raise BenchError(
+            f"no benchmarks/ in {ROOT}: expected an install from a source checkout: pip install -e .[bench]"
+        )
 
 
 def _require(package: str) -> None:
@@ -145,6 +147,8 @@ def read_panels(files: Sequence[str]) -> dict[str, list[dict]]:
         try:
             rows = json.loads(Path(file).read_text(encoding="utf-8"))["rows"]
             timed = [row for row in rows if row["p50_us"]]
+        except OSError as error:
+            raise BenchError(f"{file}: cannot be read ({error.strerror or error})") from error
         except (ValueError, KeyError, TypeError) as error:
             raise BenchError(f"{file}: expected results of `dclr bench` ({type(error).__name__}: {error})") from error
         for row in timed:

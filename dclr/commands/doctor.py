@@ -120,7 +120,8 @@ def _kernels() -> Finding:
             command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300
         )
         if run.returncode:
-            return (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1], False
+            reason = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
+            return f"in Triton's interpreter, which training on a CPU does without: {reason}", False
         worst, where = float(run.stdout), "by Triton's interpreter; a CPU uses the references"
     return f"{where}: differ from the references by {worst:.1e}, at most {TOLERANCE:g} expected", worst <= TOLERANCE
 

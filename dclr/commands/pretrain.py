@@ -8,9 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from dclr.config import ConfigError, PretrainConfig
-from dclr.distributed import choose_device, process_group
+from dclr.distributed import choose_device, is_first, process_group
 from dclr.evaluation.epoch import EpochEvaluation
 from dclr.training.checkpoint import own_name
+from dclr.training.progress import few_steps, say
 from dclr.training.setup import Resume, ready_trainer
 
 
@@ -51,5 +52,7 @@ def pretrain(
         evaluate = EpochEvaluation(config, device) if config.train.eval_every else None
         trainer = ready_trainer(config, device, resume, encoder, allow_changes)
         trainer.evaluate = evaluate
+        if is_first() and (warning := few_steps(config, trainer.steps_per_epoch)):
+            say(warning)
         trainer.run()
     return trainer.folder

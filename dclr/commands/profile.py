@@ -40,7 +40,8 @@ def profile(config: PretrainConfig, steps: int = 5, trace: Path | None = Path("t
         trainer = build_trainer(config, device)
         if trainer.steps_per_epoch < WARMUP + steps:
             raise ConfigError(
-                f"steps: got {steps}, expected at most {trainer.steps_per_epoch - WARMUP}: one epoch's less 3"
+                f"steps: got {steps}, which with {WARMUP} to warm up are more than the {trainer.steps_per_epoch} of an "
+                "epoch; expected fewer, or a smaller train.batch"
             )
         if trace:  # torch says nothing of a file that it cannot write
             write_whole(trace, b"")

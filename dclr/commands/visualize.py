@@ -79,7 +79,7 @@ def _report_of_folder(config: VisualizeConfig, run: Run) -> Report:
             f"checkpoint: got {config.checkpoint}, expected a run: {run.folder} has no config.yaml or metrics.jsonl"
         )
     last = run.steps[-1] if run.steps else {}
-    position = f"the log, up to step {last['step']} (epoch {last.get('epoch', '?')})" if last else "the folder"
+    position = f"the log, up to step {last['step']}" if last else "the folder"
     curves, left_out = _curves(run)
     left_out.append(f"Pictures of the encoder: `dclr visualize --checkpoint {shlex.quote(str(run.folder))}` adds them.")
     return Report(run, run.configuration, position, curves, left_out=left_out + _of_records(run))
@@ -135,8 +135,8 @@ def _method(checkpoint: str, device: torch.device) -> Method | None:
 def _require_root(data: EvaluationDataConfig) -> None:
     if not data.root or not Path(data.root).expanduser().is_dir():
         raise ConfigError(
-            f"data.root: got {data.root or 'none'}, expected the folder of the dataset {data.dataset}; "
-            f"--curves-only goes without it"
+            f"data.root: got {data.root or 'none'}, expected the folder of the videos (data.dataset is "
+            f"{data.dataset}); --curves-only goes without them"
         )
 
 

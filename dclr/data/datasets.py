@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dclr.data import lists
+from dclr.data.folders import near_name
 from dclr.data.labels import encode_labels
 from dclr.data.lists import DatasetError, Table
 from dclr.data.own_videos import SUBSET_WORDS, own_videos
@@ -62,7 +63,11 @@ def load_dataset(
         raise DatasetError(f"{name}: holdout must be a share between 0 and 1, got {holdout}")
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise DatasetError(f"{name}: there is no folder {root}")
+        near = near_name(str(root.parent), root.name)
+        if near == root.name:
+            raise DatasetError(f"{name}: {root} is a file, expected the folder of the videos")
+        hint = f"; did you mean {root.parent / near}?" if near else ""
+        raise DatasetError(f"{name}: there is no folder {root}{hint}")
     annotations = None if annotations is None else Path(annotations).expanduser()
     return spec.load(
         DatasetQuery(name, spec, root, split, subset, allow_missing, annotations, label, where, holdout, seed)

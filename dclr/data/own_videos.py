@@ -155,8 +155,9 @@ def _in_folders(query: DatasetQuery) -> VideoDataset:
     if mine is None and (split or query.subset == "val" or (query.subset == "test" and not query.holdout)):
         words = [word for part in _with_stand_in(query.subset) for word in SUBSET_WORDS[part]]
         raise DatasetError(
-            f"{query.name}: {query.root} has no {query.subset} videos; looked for a folder {', '.join(words)}, or a "
-            "list with a column 'split' (annotations)" + ("" if split else "; or holdout takes a share of each class")
+            f"{query.name}: {query.root} has no {query.subset} videos: no folder {', '.join(words)}, no list with a "
+            "column 'split' (annotations)"
+            + ("" if split else "; evaluations then test a share of each class (holdout)")
         )
     bases = [folder for folders in split.values() for folder in folders] or [query.root]
     passed: dict[Path, Counter[str]] = {base: Counter() for base in bases}

@@ -82,9 +82,11 @@ class EvaluationDataConfig:
 
 
 def load_subsets(data: EvaluationDataConfig) -> tuple[VideoDataset, VideoDataset]:
-    """The training and the test videos, of the same classes."""
-    train = load_videos(data, data.train_subset, data.train_where)
-    test = load_videos(data, data.test_subset, data.test_where)
+    """The training and the test videos, of the same classes; says on stderr what was left out."""
+    train = configured_videos(data.of_subset(data.train_subset, data.train_where))
+    test = configured_videos(data.of_subset(data.test_subset, data.test_where))
+    for note in dict.fromkeys((*train.notes, *test.notes)) if is_first() else ():
+        print(note, file=sys.stderr)
     if train.classes != test.classes:
         alone = [name for name in (*train.classes, *test.classes) if (name in train.classes) != (name in test.classes)]
         raise ValueError(
@@ -94,21 +96,18 @@ def load_subsets(data: EvaluationDataConfig) -> tuple[VideoDataset, VideoDataset
     return train, test
 
 
-def load_videos(data: EvaluationDataConfig, subset: str, where: str | None) -> VideoDataset:
-    """The videos of a subset; says on stderr what was left out."""
-    videos = configured_videos(data.of_subset(subset, where))
-    for note in videos.notes if is_first() else ():
-        print(note, file=sys.stderr)
-    return videos
-
-
 def require_labels(videos: VideoDataset, purpose: str) -> None:
-    """Raises ConfigError where a video has no label, which `purpose` ("knn") needs."""
+    """Raises ConfigError where a video has no label or there is one class: `purpose` ("knn") tells classes apart."""
     unlabelled = [path for path, label in zip(videos.paths, videos.labels) if label < 0]
     if unlabelled:
         raise ConfigError(
             f"{videos.name}: {purpose} needs a class for each video, but {len(unlabelled)} of {len(videos)} have none, "
             f"such as {unlabelled[0]}; expected a folder a class, or a list with a column of classes (data.label)"
+        )
+    if len(videos.classes) < 2:
+        raise ConfigError(
+            f"{videos.name}: {purpose} tells classes apart, but all videos are of one, {videos.classes[0]}; expected "
+            "two or more"
         )
 
 

@@ -11,6 +11,9 @@ from dclr.distributed import is_first
 from dclr.evaluation.features import Features
 from dclr.training import append_metrics
 
+# With fewer, a figure moves by more than a percent where one video does.
+FEW_TEST_VIDEOS = 100
+
 
 def add_record(folder: Path, name: str, clip_protocol: str, record: dict[str, Any], *parts: Features) -> dict[str, Any]:
     """Print the record of an evaluation, and append it to the folder's metrics.jsonl; returns it, completed.
@@ -23,6 +26,9 @@ def add_record(folder: Path, name: str, clip_protocol: str, record: dict[str, An
     if is_first():
         append_metrics(folder, record)
         print_record(record)
+        tested = len(parts[-1].labels)  # parts are training and test videos, or those alone
+        if tested < FEW_TEST_VIDEOS:
+            print(f"only {tested} test videos: each counts for {100 / tested:.1f}%")
     return record
 
 

@@ -135,7 +135,7 @@ def configured_videos(data: DataConfig) -> VideoDataset:
         DatasetError: as `load_dataset`.
     """
     if not data.root:
-        raise ConfigError(f"data.root: expected the folder of the dataset {data.dataset}")
+        raise ConfigError(f"data.root: got none, expected the folder of the videos (data.dataset is {data.dataset})")
     return load_dataset(
         data.dataset,
         data.root,

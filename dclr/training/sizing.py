@@ -16,8 +16,10 @@ def fitted(config: PretrainConfig, videos: int) -> tuple[PretrainConfig, list[st
         config: left as it is.
 
     Raises:
-        ConfigError: the set is too small for any batch.
+        ConfigError: the set is one video, or too small for any batch.
     """
+    if videos < 2:
+        raise ConfigError(f"data: got {videos} video, expected two or more: a clip is told from those of other videos")
     changes = []
     train = config.train
     if train.batch > videos:

@@ -31,7 +31,7 @@ SECTIONS = {
     "retrieval": (
         "Nearest neighbours",
         "Middle frames of a video and of those nearest to it, with their cosine. ✓ and solid green: of the same class; "
-        "✗ and dashed red: of another.",
+        "✗ and dashed orange: of another.",
     ),
     "search": (
         "Search by scene and by motion",

@@ -45,7 +45,7 @@ def choose(labels: Tensor, count: int) -> list[int]:
 def draw_retrieval(query: Shown, neighbours: Sequence[Shown], classes: tuple[str, ...]) -> Figure:
     """The query, then its k neighbours, most similar first, three in a row.
 
-    A neighbour of the same class has a solid green frame and a check mark, another a dashed red frame and a cross.
+    A neighbour of the same class has a solid green frame and a check mark, another a dashed orange frame and a cross.
     """
     rows = -(-(1 + len(neighbours)) // COLUMNS)
     figure = Figure(figsize=(WIDTH, 1.75 * rows), layout="constrained")

@@ -76,8 +76,9 @@ def augment_clip(
         dtype: of the results.
 
     Returns:
-        Augmented in channels_last_3d; the static frame once, not T times. Nothing here has a gradient. The blur works
-        in float16, to within 1 / 255; float64 clips or results, and blurs of more than 63 taps, run the reference.
+        Augmented(rgb, static, difference) in channels_last_3d; the static frame once, not T times. Nothing here has a
+        gradient. The blur works in float16, to within 1 / 255; float64 clips or results, and blurs of more than 63
+        taps, run the reference.
 
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype or device, named.

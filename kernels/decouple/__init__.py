@@ -68,7 +68,8 @@ def decouple(
     """Split a clip into itself, a static clip and its frame difference (DCLR Eq. 3-4).
 
     Args:
-        clip: (B, C, T+1, H, W) uint8 (scaled to [0, 1]) or floating, any strides.
+        clip: (B, C, T+1, H, W) uint8 (scaled to [0, 1]) or floating, any strides: of a decoder's frames
+            (B, T+1, H, W, C) the view `frames.permute(0, 4, 1, 2, 3)`.
         static_index: (B,) int64 or int32 in [0, T): the frame that stands still. Others are an error where the tensor
             is on the CPU; on a GPU they give a static clip of zeros.
         flip: (B,) bool, the clips to mirror.
@@ -77,7 +78,7 @@ def decouple(
         memory_format: of the results, `torch.contiguous_format` or `torch.channels_last_3d`.
 
     Returns:
-        Decoupled of (B, C, T, H, W); gradients reach a floating clip.
+        Decoupled(rgb, static, difference), (B, C, T, H, W) each; gradients reach a floating clip.
 
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype or device, named.

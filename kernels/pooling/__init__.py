@@ -136,7 +136,7 @@ def decoupled_pool(rgb: Tensor, static: Tensor, difference: Tensor) -> Decoupled
         rgb, static, difference: (B, C, T, H, W) float, one shape and dtype, any strides.
 
     Returns:
-        `DecoupledPool`, float32 (float64 for float64).
+        DecoupledPool: the five pools (B, C) and the alignment (B,), float32 (float64 for float64).
 
     Raises:
         ValueError, TypeError: wrong rank, dtype, device, or shapes that differ.

@@ -51,7 +51,8 @@ def topk_similarity(
         query_id, queue_id: (M,) and (L,) int64; entries with the query's id are never returned.
 
     Returns:
-        TopK, descending, ties to the lower index, NaN after every number; not differentiable.
+        TopK(values, indices), (M, k) float32 and int64: descending, ties to the lower index, NaN after every number,
+        -inf and -1 where there are fewer than k. Not differentiable.
 
     Raises:
         TypeError, ValueError: a wrong rank, size, dtype or device, named.

@@ -96,10 +96,13 @@ def test_wrong_command_lines(tmp_path, capsys, monkeypatch):
     both = failing(capsys, "--tune", "info_nce", "--plot", "x.json")
     assert both == (1, "dclr: --plot and --tune: got both, expected one of them")
     assert failing(capsys, "--plot") == (1, "dclr: --plot: got no file, expected results to draw")
-    assert "no_file.json" in failing(capsys, "--plot", "no_file.json")[1]
+    missing = "dclr: no_file.json: cannot be read (No such file or directory)"
+    assert failing(capsys, "--plot", "no_file.json") == (1, missing)
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     status, line = failing(capsys)
-    assert status == 1 and line.startswith(f"dclr: no benchmarks/ in {tmp_path}: expected dclr to be installed")
+    assert status == 1 and line.startswith(
+        f"dclr: no benchmarks/ in {tmp_path}: expected an install from a source checkout: pip install -e .[bench]"
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert "source checkout" in failing(capsys, "--tune", "info_nce")[1]
 

@@ -1,5 +1,7 @@
 """`dclr doctor`: what it prints, and that a wrong kernel, frame or folder is found."""
 
+import subprocess
+
 import pytest
 import torch
 
@@ -32,6 +34,16 @@ def test_kernels_by_the_interpreter(monkeypatch):
     assert good and "interpreter" in said
     monkeypatch.setattr(doctor, "TOLERANCE", -1)
     assert not doctor._kernels()[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels are compiled")
+def test_a_failure_of_the_interpreter_is_told_from_one_of_training(monkeypatch):
+    pytest.importorskip("triton")
+    ended = subprocess.CompletedProcess((), 1, "", "Traceback\nInterpreterError: unsupported\n")
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *args, **options: ended)
+    said, good = doctor._kernels()
+    assert not good
+    assert said == "in Triton's interpreter, which training on a CPU does without: InterpreterError: unsupported"
 
 
 def test_a_kernel_that_differs_is_measured(monkeypatch):

@@ -27,6 +27,7 @@ from dclr.commands.evaluate import (
     retrieve,
 )
 from dclr.evaluation.checkpoint import EvaluationConfig, features_of
+from dclr.evaluation.dataset import EvaluationDataConfig, load_subsets
 from dclr.evaluation.retrieval import recall_by_chance
 from dclr.training import read_metrics
 from tests.evaluation.conftest import data, encoded, run, save_run, ucf, videos  # noqa: F401
@@ -210,13 +211,27 @@ def test_videos_without_labels(run, data, videos, encoded, tmp_path):  # noqa: F
     for verb, kind in ((linear, LinearProbeConfig), (knn, KnnConfig), (retrieve, RetrieveConfig)):
         with pytest.raises(ValueError, match="needs a class for each video, but 3 of 3 have none"):
             verb(kind(str(run), device="cpu", data=bare))
+    listing.write_text(listing.read_text().replace(",,", ",wave,"))
+    for verb, kind in ((linear, LinearProbeConfig), (knn, KnnConfig), (retrieve, RetrieveConfig)):
+        with pytest.raises(ValueError, match="tells classes apart, but all videos are of one, wave"):
+            verb(kind(str(run), device="cpu", data=bare))
     assert not encoded, "before anything is decoded"
+
+
+def test_what_both_subsets_say_is_said_once(tmp_path, capsys):
+    for number in range(4):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[number % 2] / f"{number}.mp4").touch()
+    (tmp_path / "notes.txt").touch()
+    load_subsets(EvaluationDataConfig("folder", str(tmp_path), frames=4, stride=1, size=16))
+    assert capsys.readouterr().err == "folder: passed over 1 files without a video's suffix\n"
 
 
 def test_commands(run, capsys):  # noqa: F811
     common = ["--checkpoint", str(run), "--data.clips", "1", "--data.workers", "0", "--device", "cpu"]
     main(["evaluate", *common, "--protocols", "knn,retrieve"])
-    assert capsys.readouterr().out.count("protocol: ") == 2
+    shown = capsys.readouterr().out
+    assert shown.count("protocol: ") == 2 and "only 11 test videos: each counts for 9.1%" in shown
     main(["linear", *common, "--seeds", "0", "1"])
     assert "±" in capsys.readouterr().out
     main(["retrieve", *common, "--leave-one-out"])

@@ -41,7 +41,10 @@ def test_more_steps_than_an_epoch_has(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--steps", "99"])
     assert stop.value.code == 1
-    assert "steps: got 99, expected at most" in capsys.readouterr().err
+    assert (
+        "steps: got 99, which with 3 to warm up are more than the 10 of an epoch; expected fewer"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_trace_that_cannot_be_written(arguments, tmp_path, capsys):

@@ -297,6 +297,12 @@ def test_errors(tmp_path, ucf):
         load_dataset("ucf10", tmp_path)
     with pytest.raises(DatasetError, match=r"there is no folder .*/nowhere"):
         load_dataset("hmdb51", tmp_path / "nowhere")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "list.txt").touch()
+    with pytest.raises(DatasetError, match=r"no folder .*/vidoes; did you mean .*/videos\?"):
+        load_dataset("folder", tmp_path / "vidoes")
+    with pytest.raises(DatasetError, match=r"list.txt is a file, expected the folder of the videos"):
+        load_dataset("folder", tmp_path / "list.txt")
     with pytest.raises(DatasetError, match="there is no split 4"):
         load_dataset("ucf101", ucf, split=4)
     with pytest.raises(DatasetError, match="apply to the dataset 'folder' only"):

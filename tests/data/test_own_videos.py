@@ -262,7 +262,7 @@ def test_wrong_hold_outs(tmp_path):
         load_dataset("folder", tmp_path, holdout=1.5)
     with pytest.raises(DatasetError, match="a hold-out needs two videos of some class, got 2 videos"):
         load_dataset("folder", tmp_path, subset="test", holdout=0.5)
-    with pytest.raises(DatasetError, match=r"has no test videos; .*; or holdout takes a share of each class"):
+    with pytest.raises(DatasetError, match=r"has no test videos: .*; evaluations then test a share of each class"):
         load_dataset("folder", tmp_path, subset="test")
 
 

@@ -235,7 +235,8 @@ def test_a_run_says_what_it_is_about_to_do(tmp_path, videos, capsys):
     lines = capsys.readouterr().err.splitlines()
     trainer.lock.release()
     begins = [
-        "videos      9 in ", "unreadable  none known yet; others stand in for up to 4", "steps       1 an epoch of 9 ",
+        "videos      9 in ", "unreadable  none known yet; up to 4 are replaced by others, more stop the run",
+        "steps       1 an epoch of 9 ",
         "device      1 x CPU", "parameters  ", f"output      {tmp_path}/run", "train.batch 64 -> 9, of 9 videos",
         "method.search.queue 2048 -> 18, as an epoch brings 9 entries",
     ]  # fmt: skip

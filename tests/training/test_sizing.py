@@ -5,6 +5,7 @@ import pytest
 from dclr.config import ConfigError, PretrainConfig, TrainConfig
 from dclr.methods import DCLRConfig, SimCLRConfig
 from dclr.methods.search import SearchConfig
+from dclr.training.progress import few_steps
 from dclr.training.sizing import fitted
 
 
@@ -14,7 +15,7 @@ def config_of(batch=64, accumulate=1, **search):
     )
 
 
-@pytest.mark.parametrize("videos", [1, 2, 3, 5, 9, 63, 64, 65, 120, 300, 2047, 9537])
+@pytest.mark.parametrize("videos", [2, 3, 5, 9, 63, 64, 65, 120, 300, 2047, 9537])
 @pytest.mark.parametrize("refresh", [1, 10])
 def test_any_set_can_be_trained_on(videos, refresh):
     """The search's own check passes, and the queue is full before it is flushed."""
@@ -46,5 +47,16 @@ def test_a_small_set_by_numbers():
 
 
 def test_too_few_for_the_parts():
+    with pytest.raises(ConfigError, match="data: got 1 video, expected two or more"):
+        fitted(config_of(), 1)
     with pytest.raises(ConfigError, match=r"train\.batch: expected at least 4 videos.*there are 3"):
         fitted(config_of(accumulate=4), 3)
+
+
+def test_a_short_run_is_warned_of():
+    """Two steps an epoch: 100 epochs are few, 150 are enough."""
+    config = PretrainConfig(train=TrainConfig(epochs=100))
+    assert few_steps(config, 2).startswith("few steps: 200 in all; ") and "--train.epochs 500 here" in few_steps(
+        config, 2
+    )
+    assert few_steps(PretrainConfig(train=TrainConfig(epochs=150)), 2) == ""

@@ -250,9 +250,7 @@ def test_command_line(run, capsys):
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     with pytest.raises(SystemExit):
         main(["visualize", "--checkpoint", str(run), "--data.root", str(run / "gone"), "--device", "cpu"])
-    assert capsys.readouterr().err.startswith(
-        f"dclr: data.root: got {run / 'gone'}, expected the folder of the dataset"
-    )
+    assert capsys.readouterr().err.startswith(f"dclr: data.root: got {run / 'gone'}, expected the folder of the videos")
 
 
 @pytest.mark.parametrize(
