@@ -218,7 +218,7 @@ if triton is not None:
             best = tl.max(tl.max(tiles, 1), 0)
             tiles = tl.where(tiles == best, LOWEST_KEY, tiles)
             l = _index(best).to(tl.int32) * BLOCK_L + tl.arange(0, BLOCK_L)
-            found = l < tl.where(best != LOWEST_KEY, limit, 0)
+            found = tl.where(best != LOWEST_KEY, l < limit, False)
             if query_id_ptr is not None:
                 query_id = tl.load(query_id_ptr + m.to(tl.int64) * query_id_stride)
                 queue_id = tl.load(queue_id_ptr + l.to(tl.int64) * queue_id_stride, mask=found, other=0)
