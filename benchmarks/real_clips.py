@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dclr.commands.moving_scenes import markdown_table
 from dclr.commands.pretrain import pretrain
 from dclr.config import PretrainConfig
 from dclr.data import EvaluationClips, load_dataset
@@ -181,14 +182,17 @@ def _program_versions() -> dict[str, Any]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a line for each method, mean and sample standard deviation over its seeds."""
-    lines = [["method", "seeds", *FIGURES], ["---"] * (2 + len(FIGURES))]
+    """Markdown: a line for each method, and under it what the figures are."""
+    return f"{means_table(results, FIGURES)}\n\nPercent; chance is {results[0]['chance']:.1f}. {results[0]['protocol']}"
+
+
+def means_table(results: Sequence[dict[str, Any]], figures: Sequence[str]) -> str:
+    """Markdown: mean and sample standard deviation of these figures over the seeds of each method."""
+    rows = []
     for name in dict.fromkeys(result["method"] for result in results):
         mine = [result for result in results if result["method"] == name]
-        cells = [_cell([result[figure] for result in mine]) for figure in FIGURES]
-        lines.append([name, str(len(mine)), *cells])
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{text}\n\nPercent; chance is {results[0]['chance']:.1f}. {results[0]['protocol']}"
+        rows.append([name, str(len(mine)), *(_cell([result[figure] for result in mine]) for figure in figures)])
+    return markdown_table(["method", "seeds", *figures], rows)
 
 
 def _cell(values: list[float]) -> str:

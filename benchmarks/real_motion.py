@@ -14,13 +14,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.real_clips import CLIPS, encoder_of
+from benchmarks.real_clips import CLIPS, encoder_of, means_table
 from dclr.data import EvaluationClips, load_dataset
 from dclr.evaluation import Encoding, Features, extract_features, linear_probe
 from dclr.presets.small import small
@@ -79,16 +78,9 @@ def motion_of(folder: Path, root: Path) -> dict[str, Any]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a line for each method, mean and sample standard deviation over its seeds."""
-    lines = [["method", "seeds", *FIGURES], ["---"] * (2 + len(FIGURES))]
-    for name in dict.fromkeys(result["method"] for result in results):
-        mine = [result for result in results if result["method"] == name]
-        spread = [[result[figure] for result in mine] for figure in FIGURES]
-        cells = [f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "") for values in spread]
-        lines.append([name, str(len(mine)), *cells])
+    """Markdown: a line for each method, and under it what the figures are."""
     chance = ", ".join(f"{value:.0f} for {name}" for name, value in FIGURES.items())
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{text}\n\nPercent; chance is {chance}. {results[0]['speed protocol']}"
+    return f"{means_table(results, tuple(FIGURES))}\n\nPercent; chance is {chance}. {results[0]['speed protocol']}"
 
 
 def main() -> None:
